@@ -1,0 +1,156 @@
+CREATE TABLE distill.models (
+    id               uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    name             text NOT NULL CHECK (name <> '' AND octet_length(name) <= 63 AND name !~ '[:[:cntrl:]]'),
+    version          text NOT NULL CHECK (version <> '' AND octet_length(version) <= 63 AND version !~ '[:[:cntrl:]]'),
+    active           boolean NOT NULL,
+    task             text NOT NULL CHECK (task IN ('binary', 'multiclass', 'regression')),
+    kind             text NOT NULL CHECK (kind IN ('onnx', 'sql', 'logged')),
+    artifact         bytea,
+    expression       text,
+    sha256           text NOT NULL,
+    size_bytes       bigint NOT NULL,
+    input_schema     jsonb NOT NULL,
+    output_schema    jsonb NOT NULL,
+    sample           text,
+    label            text,
+    metric           text,
+    accuracy         float8,
+    accuracy_low     float8,
+    accuracy_high    float8,
+    avg_latency_ms   float8,
+    latency_low_ms   float8,
+    latency_high_ms  float8,
+    p50_latency_ms   float8,
+    p95_latency_ms   float8,
+    p99_latency_ms   float8,
+    latency_declared boolean NOT NULL DEFAULT false,
+    measured_on      jsonb,
+    measured_at      timestamptz,
+    teacher_id       uuid,
+    created_at       timestamptz NOT NULL DEFAULT now(),
+    updated_at       timestamptz NOT NULL DEFAULT now(),
+    owner            text NOT NULL DEFAULT current_user,
+    form             text NOT NULL DEFAULT 'predict' CHECK (form IN ('predict', 'sql', 'cascade')),
+    threshold        float8,
+    UNIQUE (name, version),
+    CHECK ((kind = 'onnx') = (artifact IS NOT NULL)),
+    CHECK (kind <> 'sql' OR expression IS NOT NULL),
+    CHECK ((form = 'cascade') = (threshold IS NOT NULL))
+);
+SELECT pg_catalog.pg_extension_config_dump('distill.models', '');
+-- An artifact does not compress: TOAST would only lose time over it.
+ALTER TABLE distill.models ALTER COLUMN artifact SET STORAGE EXTERNAL;
+CREATE UNIQUE INDEX models_active_idx ON distill.models (name) WHERE active;
+CREATE INDEX models_teacher_id_idx ON distill.models (teacher_id);
+
+COMMENT ON TABLE distill.models IS 'registry: one row a version of a model, teachers and students alike';
+COMMENT ON COLUMN distill.models.id IS 'the version''s key';
+COMMENT ON COLUMN distill.models.name IS 'model name, shared by its versions';
+COMMENT ON COLUMN distill.models.version IS 'version within the name';
+COMMENT ON COLUMN distill.models.active IS 'the version that the bare name means; one a name';
+COMMENT ON COLUMN distill.models.task IS 'binary, multiclass or regression';
+COMMENT ON COLUMN distill.models.kind IS 'onnx: an artifact; sql: an expression; logged: columns that hold its predictions';
+COMMENT ON COLUMN distill.models.artifact IS 'the ONNX file, as registered';
+COMMENT ON COLUMN distill.models.expression IS 'kind sql: the expression; kind onnx: the same student as one SQL expression where it has one; kind logged: its columns as a JSON array';
+COMMENT ON COLUMN distill.models.sha256 IS 'digest of the artifact, or of the expression';
+COMMENT ON COLUMN distill.models.size_bytes IS 'size of the artifact or expression in bytes';
+COMMENT ON COLUMN distill.models.input_schema IS 'features in order, with kinds and how NULL is encoded, and the graph''s inputs';
+COMMENT ON COLUMN distill.models.output_schema IS 'the graph''s output and its form, and the classes';
+COMMENT ON COLUMN distill.models.sample IS 'relation or query where its rows come from';
+COMMENT ON COLUMN distill.models.label IS 'column of the sample that holds the truth';
+COMMENT ON COLUMN distill.models.metric IS 'what accuracy is measured in';
+COMMENT ON COLUMN distill.models.accuracy IS 'the metric on held-out rows, higher is better';
+COMMENT ON COLUMN distill.models.accuracy_low IS 'lower end of its 95 % bootstrap interval';
+COMMENT ON COLUMN distill.models.accuracy_high IS 'upper end of its 95 % bootstrap interval';
+COMMENT ON COLUMN distill.models.avg_latency_ms IS 'mean call latency: one row''s predict inside a running query, in milliseconds';
+COMMENT ON COLUMN distill.models.latency_low_ms IS 'lower end of its 95 % interval over blocks';
+COMMENT ON COLUMN distill.models.latency_high_ms IS 'upper end of its 95 % interval over blocks';
+COMMENT ON COLUMN distill.models.p50_latency_ms IS 'median call latency; NULL where single calls are too short for the clock';
+COMMENT ON COLUMN distill.models.p95_latency_ms IS '95th percentile of call latency';
+COMMENT ON COLUMN distill.models.p99_latency_ms IS '99th percentile of call latency';
+COMMENT ON COLUMN distill.models.latency_declared IS 'true where the latency was declared by the caller, not measured';
+COMMENT ON COLUMN distill.models.measured_on IS 'rows, predict path, machine and server of the figures';
+COMMENT ON COLUMN distill.models.measured_at IS 'when the figures were measured';
+COMMENT ON COLUMN distill.models.teacher_id IS 'the teacher that this student was distilled from; no foreign key, as pg_dump warns of a table that references itself';
+COMMENT ON COLUMN distill.models.created_at IS 'when it was registered';
+COMMENT ON COLUMN distill.models.updated_at IS 'when its active flag or figures last changed';
+COMMENT ON COLUMN distill.models.owner IS 'the role that registered it, for which its stored SQL may run';
+COMMENT ON COLUMN distill.models.form IS 'how it answers, which is what its latency is of: predict, its SQL expression in a query, or predict with its teacher behind it';
+COMMENT ON COLUMN distill.models.threshold IS 'form cascade: the confidence of the student, its largest probability, from which its teacher is not asked';
+
+-- What a model is never changes under its name and version; only its active flag and its figures do.
+CREATE FUNCTION distill._protect_model() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF (OLD.id, OLD.name, OLD.version, OLD.task, OLD.kind, OLD.artifact, OLD.expression, OLD.sha256, OLD.input_schema,
+        OLD.output_schema, OLD.sample, OLD.label, OLD.teacher_id, OLD.created_at, OLD.form, OLD.threshold)
+       IS DISTINCT FROM
+       (NEW.id, NEW.name, NEW.version, NEW.task, NEW.kind, NEW.artifact, NEW.expression, NEW.sha256, NEW.input_schema,
+        NEW.output_schema, NEW.sample, NEW.label, NEW.teacher_id, NEW.created_at, NEW.form, NEW.threshold)
+    THEN
+        RAISE EXCEPTION 'version "%" of model "%" cannot be edited', OLD.version, OLD.name
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Register another version.';
+    END IF;
+    IF NEW IS DISTINCT FROM OLD THEN -- a family is locked by writing its teacher's row as it is
+        NEW.updated_at := now();
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION distill._protect_model() IS 'internal: trigger that keeps what a model is as it was registered';
+CREATE TRIGGER protect_model BEFORE UPDATE ON distill.models FOR EACH ROW EXECUTE FUNCTION distill._protect_model();
+COMMENT ON TRIGGER protect_model ON distill.models IS 'artifact, signature and lineage are never edited';
+
+CREATE FUNCTION distill.register_model(
+    name text, artifact bytea, features text[] DEFAULT NULL, sample text DEFAULT NULL, label text DEFAULT NULL,
+    version text DEFAULT NULL, task text DEFAULT NULL, classes text[] DEFAULT NULL
+) RETURNS uuid LANGUAGE plpython3u AS $$
+from pg_distill import sqlapi
+return sqlapi.register_model(plpy, name, artifact, features, sample, label, version, task, classes)
+$$;
+COMMENT ON FUNCTION distill.register_model(text, bytea, text[], text, text, text, text, text[]) IS
+    'check an ONNX model, run it on rows of the sample, measure it and make it the active version of its name';
+
+CREATE FUNCTION distill.register_model_file(
+    name text, path text, features text[] DEFAULT NULL, sample text DEFAULT NULL, label text DEFAULT NULL,
+    version text DEFAULT NULL, task text DEFAULT NULL, classes text[] DEFAULT NULL
+) RETURNS uuid LANGUAGE plpython3u AS $$
+from pg_distill import sqlapi
+return sqlapi.register_model_file(plpy, name, path, features, sample, label, version, task, classes)
+$$;
+COMMENT ON FUNCTION distill.register_model_file(text, text, text[], text, text, text, text, text[]) IS
+    'register_model for a file of the server, read by pg_read_binary_file under the caller''s rights';
+
+CREATE FUNCTION distill.register_sql_model(
+    name text, expression text, features text[], sample text, label text DEFAULT NULL,
+    version text DEFAULT NULL, task text DEFAULT NULL, classes text[] DEFAULT NULL
+) RETURNS uuid LANGUAGE plpython3u AS $$
+from pg_distill import sqlapi
+return sqlapi.register_sql_model(plpy, name, expression, features, sample, label, version, task, classes)
+$$;
+COMMENT ON FUNCTION distill.register_sql_model(text, text, text[], text, text, text, text, text[]) IS
+    'register a SQL expression over the features as a model: a probability, an array of them, or a value';
+
+CREATE FUNCTION distill.register_logged_model(
+    name text, outputs text[], features text[], sample text, label text DEFAULT NULL,
+    version text DEFAULT NULL, task text DEFAULT NULL, classes text[] DEFAULT NULL, latency_ms float8 DEFAULT NULL
+) RETURNS uuid LANGUAGE plpython3u AS $$
+from pg_distill import sqlapi
+return sqlapi.register_logged_model(plpy, name, outputs, features, sample, label, version, task, classes, latency_ms)
+$$;
+COMMENT ON FUNCTION distill.register_logged_model(text, text[], text[], text, text, text, text, text[], float8) IS
+    'register a teacher that runs elsewhere by the columns that hold its predictions; its latency is declared';
+
+CREATE FUNCTION distill.activate_model(name text, version text) RETURNS uuid
+LANGUAGE plpython3u AS $$
+from pg_distill import sqlapi
+return sqlapi.activate_model(plpy, name, version)
+$$;
+COMMENT ON FUNCTION distill.activate_model(text, text) IS 'make another version the active one of its name';
+
+CREATE FUNCTION distill.drop_model(model text) RETURNS void
+LANGUAGE plpython3u AS $$
+from pg_distill import sqlapi
+return sqlapi.drop_model(plpy, model)
+$$;
+COMMENT ON FUNCTION distill.drop_model(text) IS 'remove name:version, or every version of a name; refused while students depend on it';
