@@ -1,0 +1,146 @@
+"""A table of rows as numpy columns: what a sample becomes, and what every pure room takes in.
+
+Numbers, integers, booleans and timestamps (seconds since 1970 UTC) are float64 arrays in which NaN stands for
+NULL: float64 holds every integer up to 2**53 and microseconds until 2112. Strings are dictionary-encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Feature", "FloatArray", "Frame", "Kind", "ModelForm", "Strings", "Task"]
+
+Kind = Literal["number", "integer", "boolean", "timestamp", "string"]
+ModelForm = Literal["predict", "sql", "cascade"]
+"""How a model answers: by predict, as an expression that the statement holds, or by predict with its teacher behind it."""
+Task = Literal["binary", "multiclass", "regression"]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A named column and its kind."""
+
+    name: str
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Strings:
+    """A dictionary-encoded string column: ``codes`` (n,) int32 into ``categories``, -1 for NULL."""
+
+    codes: npt.NDArray[np.int32]
+    categories: tuple[str, ...]
+
+    @classmethod
+    def from_values(cls, values: Sequence[str | None]) -> Strings:
+        """Encode ``values``; categories are sorted, so that equal columns have equal codes."""
+        categories = tuple(sorted({v for v in values if v is not None}))
+        index = {value: code for code, value in enumerate(categories)}
+        codes = np.fromiter((-1 if v is None else index[v] for v in values), np.int32, len(values))
+        return cls(codes, categories)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def take(self, rows: npt.NDArray[Any]) -> Strings:
+        """Return the rows chosen by an index or boolean array."""
+        return Strings(self.codes[rows], self.categories)
+
+    def to_objects(self, null: str | None = None) -> npt.NDArray[np.object_]:
+        """Return the values as an object array, ``null`` in the place of NULL."""
+        table = np.array([*self.categories, null], dtype=object)
+        return table[self.codes]
+
+
+Column = FloatArray | Strings
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Rows as columns, in the order of ``features``; every column has the same length."""
+
+    features: tuple[Feature, ...]
+    columns: Mapping[str, Column]
+
+    def __len__(self) -> int:
+        return len(self.columns[self.features[0].name]) if self.features else 0
+
+    def number(self, name: str) -> FloatArray:
+        """Return a column that is not of strings."""
+        column = self.columns[name]
+        assert not isinstance(column, Strings), name
+        return column
+
+    def strings(self, name: str) -> Strings:
+        """Return a column of strings."""
+        column = self.columns[name]
+        assert isinstance(column, Strings), name
+        return column
+
+    @property
+    def number_names(self) -> tuple[str, ...]:
+        """Names of the columns that are not of strings, in order."""
+        return tuple(f.name for f in self.features if f.kind != "string")
+
+    @property
+    def string_names(self) -> tuple[str, ...]:
+        """Names of the columns of strings, in order."""
+        return tuple(f.name for f in self.features if f.kind == "string")
+
+    def numbers(self) -> FloatArray:
+        """Return the columns that are not of strings as one (n, d) float64 array."""
+        names = self.number_names
+        out = np.empty((len(self), len(names)), np.float64)
+        for position, name in enumerate(names):
+            out[:, position] = self.number(name)
+        return out
+
+    def select(self, names: Sequence[str]) -> Frame:
+        """Return some of the columns, in the order of ``names``."""
+        kinds = {f.name: f for f in self.features}
+        return Frame(tuple(kinds[name] for name in names), {name: self.columns[name] for name in names})
+
+    def take(self, rows: npt.NDArray[Any]) -> Frame:
+        """Return the rows chosen by an index or boolean array."""
+        return Frame(
+            self.features,
+            {
+                name: column.take(rows) if isinstance(column, Strings) else column[rows]
+                for name, column in self.columns.items()
+            },
+        )
+
+    def show_row(self, position: int) -> str:
+        """Write a row for an error's detail."""
+        parts = []
+        for feature in self.features:
+            column = self.columns[feature.name]
+            value = column.to_objects()[position] if isinstance(column, Strings) else float(column[position])
+            parts.append(f"{feature.name} = {value!r}")
+        return ", ".join(parts)
+
+    @staticmethod
+    def concat(frames: Sequence[Frame]) -> Frame:
+        """Stack frames of the same features; string categories are merged."""
+        first = frames[0]
+        columns: dict[str, Column] = {}
+        for feature in first.features:
+            if feature.kind != "string":
+                columns[feature.name] = np.concatenate([f.number(feature.name) for f in frames])
+                continue
+            parts = [f.strings(feature.name) for f in frames]
+            if all(p.categories == parts[0].categories for p in parts):
+                codes = np.concatenate([p.codes for p in parts])
+                columns[feature.name] = Strings(codes, parts[0].categories)
+                continue
+            categories = tuple(sorted(set().union(*(p.categories for p in parts))))
+            index = {value: code for code, value in enumerate(categories)}
+            recoded = [np.array([*(index[c] for c in p.categories), -1], np.int32)[p.codes] for p in parts]
+            columns[feature.name] = Strings(np.concatenate(recoded), categories)
+        return Frame(first.features, columns)

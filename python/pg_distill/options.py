@@ -1,0 +1,94 @@
+"""The arguments of ``distill_model``, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pg_distill.errors import InvalidParameter, NullNotAllowed
+from pg_distill.registry import check_name
+from pg_distill.students import FAMILIES
+
+__all__ = ["Options"]
+
+FORMS = ("sql", "cascade")  # stand among the families: how a student answers, not what it is
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of ``distill_model``, checked.
+
+    Raises
+    ------
+    NullNotAllowed, InvalidParameter
+        A value is missing, out of range or unknown.
+    """
+
+    teacher: str
+    target_latency_ms: float = 5.0
+    min_accuracy: float = 0.80
+    temperature: float = 4.0
+    epochs: int = 10
+    seed: int = 42
+    metric: str | None = None
+    sample: str | None = None
+    label: str | None = None
+    max_rows: int = 100_000
+    time_budget_s: float = 120.0
+    student_name: str | None = None
+    families: Sequence[str] | None = None
+    group_column: str | None = None
+    time_column: str | None = None
+    weight_column: str | None = None
+    trained_on: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("teacher", "target_latency_ms", "min_accuracy", "temperature", "epochs", "seed", "max_rows",
+                     "time_budget_s"):  # fmt: skip
+            if getattr(self, name) is None:
+                raise NullNotAllowed(f"{name} must not be NULL")
+        _require(self.target_latency_ms > 0 and np.isfinite(self.target_latency_ms), "target_latency_ms",
+                 self.target_latency_ms, "above 0")  # fmt: skip
+        _require(0 <= self.min_accuracy <= 1, "min_accuracy", self.min_accuracy, "from 0 to 1")
+        _require(0 < self.temperature <= 100, "temperature", self.temperature, "above 0 and at most 100")
+        _require(1 <= self.epochs <= 10_000, "epochs", self.epochs, "from 1 to 10000")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(1 <= self.max_rows <= 1_000_000, "max_rows", self.max_rows, "from 1 to 1000000")
+        _require(
+            0 < self.time_budget_s <= 86_400, "time_budget_s", self.time_budget_s, "above 0 and at most 86400"
+        )
+        if self.student_name is not None:
+            check_name(self.student_name, "student name")
+        if self.families is not None:
+            if not self.families:
+                raise InvalidParameter("families must name at least one family")
+            for family in self.families:
+                if family not in (*FAMILIES, *FORMS):
+                    raise InvalidParameter(
+                        f'student family "{family}" does not exist',
+                        hint=f"Families are {', '.join(FAMILIES)}, sql (students of any in SQL form), cascade.",
+                    )
+        if self.group_column is not None and self.time_column is not None:
+            raise InvalidParameter("rows cannot be split by group_column and time_column at once")
+
+    @property
+    def student_families(self) -> list[str]:
+        """The families to train: all, where only forms are named."""
+        return [f for f in self.families or () if f in FAMILIES] or list(FAMILIES)
+
+    @property
+    def cascade_wanted(self) -> bool:
+        """Whether students that ask the teacher where they are not confident are candidates too."""
+        return self.families is None or "cascade" in self.families
+
+    @property
+    def sql_wanted(self) -> bool:
+        """Whether the caller takes the SQL form of a student as the answer although predict would do as well."""
+        return "sql" in (self.families or ())
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise InvalidParameter(f"{name} must be {rule}, not {value}")

@@ -1,0 +1,83 @@
+"""How far a distillation is: what the pipeline and its child say, as one small value, by the time that stages may take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+__all__ = ["LATENCY_SECONDS", "STAGES", "Progress", "Standing", "Watch"]
+
+LATENCY_SECONDS = 20.0  # to time teacher, family and candidates together
+OTHER_SECONDS = 5.0  # what else comes after the search
+SEARCH = {"screen": (0.0, 0.25), "sizes": (0.25, 0.5), "finish": (0.5, 0.7), "refit": (0.7, 1.0)}
+"""What part of its time budget each stage of the search may take at most: see ``search.STAGE_END``."""
+STAGES = {
+    "sample": "sampling",
+    "label": "labelling",
+    "search": "preparing",
+    **dict.fromkeys(SEARCH, "training"),
+    "latency": "timing",
+    "evaluate": "evaluating",
+    "register": "registering",
+}
+"""What a stage does, in a word."""
+MOST = 0.99  # not 1 before the run is recorded
+
+Watch = Callable[[str, float, str | None], None]
+"""Is told the stage, how much of it is done (0..1), and the candidate that is being trained."""
+
+
+class Standing(NamedTuple):
+    """How far a run is: ``progress`` (0..1) is the part of the expected time that is over, and never falls."""
+
+    stage: str
+    progress: float
+    candidate: str | None
+    seconds_left: float
+
+
+class Progress:
+    """Makes a ``Standing`` of what the pipeline says; ``watch`` is its callback.
+
+    Parameters
+    ----------
+    time_budget_s
+        Seconds that labelling and search may take.
+    clock
+        Gives seconds.
+    """
+
+    def __init__(self, time_budget_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._budget = time_budget_s
+        self._clock = clock
+        self._started = self._since = clock()
+        self._stage = "start"
+        self._tail = LATENCY_SECONDS + OTHER_SECONDS
+        self._left = time_budget_s + self._tail
+        self._candidate: str | None = None
+        self._most = 0.0
+
+    def watch(self, stage: str, done: float, candidate: str | None) -> None:
+        """Take in what the pipeline says."""
+        now = self._clock()
+        if stage in SEARCH:
+            first, last = SEARCH[stage]
+            left = (1.0 - first - done * (last - first)) * self._budget + self._tail
+        elif stage in ("sample", "label", "search"):
+            left = max(self._budget - (now - self._started), 0.0) + self._tail
+        else:
+            left = {
+                "latency": LATENCY_SECONDS * (1.0 - done) + OTHER_SECONDS,
+                "evaluate": 3.0,
+                "register": 1.0,
+            }.get(stage, 0.0)
+        self._stage, self._left, self._candidate, self._since = stage, left, candidate, now
+
+    def now(self) -> Standing:
+        """Return where it stands, the time since the last word included."""
+        now = self._clock()
+        left = max(self._left - (now - self._since), 0.0)
+        elapsed = now - self._started
+        self._most = max(self._most, min(elapsed / max(elapsed + left, 1e-9), MOST))
+        return Standing(self._stage, self._most, self._candidate, left)

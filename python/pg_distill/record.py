@@ -1,0 +1,439 @@
+"""What a run leaves in the registry: the student, fresh figures of the family, the run and its candidates."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pg_distill import measure, pareto, registry, verdict
+from pg_distill.database import Database
+from pg_distill.errors import InvalidState
+from pg_distill.frame import ModelForm
+from pg_distill.latency import SQL_PATH, Timing, predict_path
+from pg_distill.material import Material
+from pg_distill.onnx_model import Signature
+from pg_distill.options import Options
+from pg_distill.registration import default_metric, latency_figures
+from pg_distill.registry import Model
+from pg_distill.sample import FIT, SELECT, TEST, UNLABELLED
+from pg_distill.trainer import Trial
+from pg_distill.verdict import Verdict, is_offered, offer_name, predict_name, stands_in
+
+__all__ = ["Run", "promote", "record_run", "register_student", "update_family"]
+
+_NO_COLUMNS = ("on_frontier", "reason", "select_classes", "tie_break_select", "jackknife_select")
+"""Fields of a trial that are not columns of ``distill.candidates`` as they stand."""
+
+_CANDIDATE_FIGURES = (
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "avg_latency_ms",
+    "latency_low_ms",
+    "latency_high_ms",
+    "p50_latency_ms",
+    "p95_latency_ms",
+    "p99_latency_ms",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's identity."""
+
+    id: str
+    options: Options
+    started_at: datetime
+    machine: Mapping[str, Any]
+
+
+def _figures(
+    run: Run,
+    material: Material,
+    scores: Mapping[str, Any],
+    timing: Timing | None,
+    by_predict: Timing | None = None,
+) -> dict[str, Any]:
+    """Return columns of ``distill.models``; ``by_predict`` for a student whose own latency is that of its SQL form."""
+    return {
+        "metric": material.metric,
+        "accuracy": scores["score"],
+        "accuracy_low": scores["score_low"],
+        "accuracy_high": scores["score_high"],
+        **(latency_figures(timing) if timing is not None else {}),
+        "measured_on": {
+            "run_id": run.id,
+            "rows": material.sample.count(TEST),
+            "path": timing.path if timing else None,
+            "calls": timing.latency.n_calls if timing else 0,
+            "blocks": timing.latency.n_blocks if timing else 0,
+            "cold_ms": timing.cold_ms if timing else None,
+            "machine": dict(run.machine),
+            **(
+                {
+                    "predict_latency_ms": by_predict.latency.mean_ms,
+                    "predict_latency_high_ms": by_predict.latency.high_ms,
+                }
+                if by_predict is not None
+                else {}
+            ),
+        },
+        "measured_at": datetime.now(UTC).isoformat(),
+    }
+
+
+def register_student(
+    db: Database,
+    run: Run,
+    teacher: Model,
+    name: str,
+    chosen: Trial,
+    material: Material,
+    timings: Mapping[str, Timing],
+    figures: Mapping[str, Any],
+) -> Model:
+    """Register the chosen candidate as the next version of ``name``, and make it the active one."""
+    assert chosen.artifact is not None and chosen.signature is not None
+    scores = figures["candidates"][str(chosen.scored_as)]
+    by_predict = timings[offer_name(chosen.scored_as)] if chosen.form == "sql" else None
+    return registry.insert_model(
+        db,
+        name=name,
+        version=None,
+        task=teacher.task,
+        kind="onnx",
+        artifact=chosen.artifact,
+        expression=chosen.fields.get("expression"),
+        signature=chosen.signature,
+        sample=material.source.query,
+        label=material.label,
+        teacher_id=teacher.id,
+        types=_column_types(material, chosen.signature),
+        form=chosen.form,
+        threshold=chosen.fields.get("threshold"),
+        figures=_figures(run, material, scores, timings[offer_name(chosen.number)], by_predict),
+    )
+
+
+def update_family(
+    db: Database,
+    run: Run,
+    teacher: Model,
+    members: Mapping[str, Model],
+    material: Material,
+    timings: Mapping[str, Timing],
+    figures: Mapping[str, Any],
+) -> None:
+    """Store the figures that the run measured of the teacher and its family: same rows, same server, same hour."""
+    registry.update_figures(
+        db, teacher.id, _figures(run, material, figures["teacher"], timings.get(teacher.id))
+    )
+    for key, member in members.items():
+        by_predict = timings.get(predict_name(member))
+        registry.update_figures(
+            db, key, _figures(run, material, figures["members"][key], timings.get(key), by_predict)
+        )
+
+
+def _latency_columns(prefix: str, timing: Timing | None) -> dict[str, Any]:
+    return {
+        f"{prefix}_latency_ms": timing.latency.mean_ms if timing else None,
+        f"{prefix}_latency_low_ms": timing.latency.low_ms if timing else None,
+        f"{prefix}_latency_high_ms": timing.latency.high_ms if timing else None,
+    }
+
+
+def _accuracy_columns(prefix: str, scores: Mapping[str, Any] | None) -> dict[str, Any]:
+    scores = scores or {}
+    return {
+        f"{prefix}_accuracy": scores.get("score"),
+        f"{prefix}_accuracy_low": scores.get("score_low"),
+        f"{prefix}_accuracy_high": scores.get("score_high"),
+        f"{prefix}_log_loss": scores.get("log_loss"),
+    }
+
+
+def _column_types(material: Material, signature: Signature) -> dict[str, str]:
+    """Return the types of the sample's columns, which the caller named, and not those that the teacher's owner stored."""
+    return {name: material.source.types[name] for name in signature.names}
+
+
+def _candidate(
+    trial: Trial,
+    material: Material,
+    timing: Timing | None,
+    scores: Mapping[str, Any] | None,
+    *,
+    on_frontier: bool,
+    kept: bool,
+    chosen: bool,
+    reason: str,
+) -> dict[str, Any]:
+    """Return columns of ``distill.candidates``."""
+    columns = {key: value for key, value in trial.fields.items() if key not in _NO_COLUMNS}
+    if timing is not None:
+        columns.update({k: v for k, v in latency_figures(timing).items() if k != "latency_declared"})
+    if scores is not None:
+        columns.update(
+            accuracy=scores["score"],
+            accuracy_low=scores["score_low"],
+            accuracy_high=scores["score_high"],
+            fidelity=scores["fidelity"],
+            log_loss=scores["log_loss"],
+        )
+    if trial.artifact is not None:
+        columns["sha256"] = hashlib.sha256(trial.artifact).hexdigest()
+    columns.update(
+        on_frontier=on_frontier,
+        chosen=chosen,
+        reason=reason,
+        artifact=trial.artifact if kept else None,
+        expression=trial.fields.get("expression") if kept else None,
+    )
+    if trial.signature is not None:
+        columns["input_schema"], columns["output_schema"] = trial.signature.to_json()
+        columns["input_schema"]["types"] = _column_types(material, trial.signature)
+    return columns
+
+
+def promote(db: Database, run_id: str, number: int) -> str:
+    """Register a candidate that its run kept as the next version of the run's student name; return its id.
+
+    Raises
+    ------
+    UndefinedObject
+        There is no such run.
+    InvalidParameter
+        It has no such candidate.
+    InsufficientPrivilege
+        Another role ran it, which is no superuser: SQL of it would be stored as the caller's.
+    InvalidState
+        Its file was not kept, because it was on no frontier; or its teacher has been dropped.
+    """
+    run = registry.find_run(db, run_id)
+    # Its sample, its student's expression and types would count as the caller's own from here on.
+    registry.require_owner(
+        db, run["owner"], f'the SQL of run "{run_id}"', hint="Have that role promote it, or SET ROLE to it."
+    )
+    found = registry.find_candidate(db, run_id, number)
+    if found["artifact"] is None:
+        raise InvalidState(
+            f"candidate {number} of run {run_id} was not kept",
+            detail="Its file has been pruned."
+            if found["on_frontier"]
+            else f"It was on no frontier, or has been pruned: {found['reason']}.",
+        )
+    if run["teacher_id"] is None:
+        raise InvalidState(f'the teacher of run "{run_id}" has been dropped')
+    teacher = registry.find_model(db, f"{run['teacher_name']}:{run['teacher_version']}")
+    registry.lock_family(db, teacher, run["student_name"])
+    resolved = json.loads(run["resolved"])
+    measured = {key: found[key] for key in _CANDIDATE_FIGURES}
+    form: ModelForm = found["form"]
+    by_predict = registry.predict_latency(db, run_id, found["sha256"]) if form == "sql" else {}
+    input_schema = json.loads(found["input_schema"])
+    signature = Signature.from_json(input_schema, json.loads(found["output_schema"]))
+    student = registry.insert_model(
+        db,
+        name=run["student_name"],
+        version=None,
+        task=teacher.task,
+        kind="onnx",
+        artifact=found["artifact"],
+        expression=found["expression"],
+        form=form,
+        threshold=found["threshold"],
+        signature=signature,
+        sample=resolved["sample"],
+        label=resolved["label"],
+        teacher_id=teacher.id,
+        types=input_schema.get("types"),
+        inspected=False,
+        figures={
+            **measured,
+            "metric": run["metric"],
+            "measured_on": {
+                "run_id": run_id,
+                "rows": run["rows_test"],
+                "path": SQL_PATH if form == "sql" else predict_path(signature.is_numeric, signature.task),
+                "machine": json.loads(run["machine"]),
+                **by_predict,
+            },
+            "measured_at": run["created_at"],
+        },
+    )
+    return student.id
+
+
+def record_run(
+    db: Database,
+    run: Run,
+    *,
+    teacher: Model,
+    student_name: str,
+    student: Model | None,
+    material: Material,
+    loaded: Mapping[str, Any],
+    configuration: Mapping[str, Any],
+    trials: Sequence[Trial],
+    finalists: Sequence[Trial],
+    control: Trial | None,
+    timings: Mapping[str, Timing],
+    figures: Mapping[str, Any],
+    compared: Mapping[str, Any],
+    decision: Verdict,
+    summary: str,
+    seconds: Mapping[str, float],
+) -> None:
+    """Record the run and every candidate, accepted or not, with the reason."""
+    sample, options = material.sample, run.options
+    scores, chosen = figures["candidates"], decision.chosen
+    ours = scores[str(chosen.scored_as)] if chosen is not None else None
+    timing = timings[offer_name(chosen.number)] if chosen is not None else None
+    teacher_columns = _latency_columns("teacher", timings.get(teacher.id))
+    if teacher.kind == "logged":
+        teacher_columns["teacher_latency_ms"] = teacher.avg_latency_ms
+    resolved = {
+        **asdict(options),
+        "teacher": teacher.qualified_name,
+        "sample": material.source.query,
+        "label": material.label,
+        "metric": material.metric,
+        "trained_on": material.trained_on.query if material.trained_on is not None else None,
+        "student_name": student_name,
+        "families": list(configuration["families"]),
+    }
+    registry.insert_run(
+        db,
+        {
+            "run_id": run.id,
+            "teacher_id": teacher.id,
+            "student_id": student.id if student is not None else None,
+            "teacher_name": teacher.name,
+            "teacher_version": teacher.version,
+            "student_name": student_name,
+            "student_version": student.version if student is not None else None,
+            "accepted": decision.accepted,
+            "summary": summary,
+            "requested": {k: v for k, v in asdict(options).items() if v is not None},
+            "resolved": resolved,
+            "seed": options.seed,
+            "metric": material.metric,
+            **teacher_columns,
+            **_latency_columns("student", timing),
+            **_accuracy_columns("teacher", figures["teacher"]),
+            **_accuracy_columns("student", ours),
+            "latency_declared": teacher.latency_declared,
+            "pareto_score": decision.pareto_score,
+            "fidelity": ours["fidelity"] if ours is not None else None,
+            "lift": ours["lift"] if ours is not None else None,
+            "majority_accuracy": figures["majority"],
+            "figures": {
+                **_compared(material.metric, teacher, figures["teacher"], ours, control, scores, compared),
+                "asked": len(decision.refused) + decision.accepted,
+                "labelling": dict(loaded),
+                "search": dict(configuration),
+                "chosen": chosen.number if chosen is not None else None,
+                "teacher_latency": asdict(timings[teacher.id].latency) if teacher.id in timings else None,
+                "student_latency": asdict(timing.latency) if timing is not None else None,
+                "student_cold_ms": timing.cold_ms if timing is not None else None,
+                "teacher_path": timings[teacher.id].path if teacher.id in timings else None,
+            },
+            "predict_path": timing.path if timing is not None else None,
+            "rows_total": sample.rows_total,
+            "rows_fit": sample.count(FIT),
+            "rows_select": sample.count(SELECT),
+            "rows_test": sample.count(TEST),
+            "rows_unlabelled": sample.count(UNLABELLED),
+            "sample_digest": sample.digest,
+            "machine": dict(run.machine),
+            "timings": dict(seconds),
+            "started_at": run.started_at.isoformat(),
+        },
+    )
+    undefined = float("-inf")  # a metric that is not defined on the test rows is dominated by any that is
+    points = {}
+    form_of = {trial.number: trial.form for trial in finalists}
+    for trial in finalists:
+        score = scores[str(trial.scored_as)]["score"]
+        points[trial.number] = (
+            timings[offer_name(trial.number)].latency.mean_ms,
+            undefined if score is None else score,
+        )
+    kept_by_search = {trial.number for trial in verdict.kept_by_search(trials)}
+    rows = []
+    for trial in trials:
+        is_finalist = trial.number in points
+        beaten = is_finalist and any(
+            pareto.dominates(other, points[trial.number])
+            for n, other in points.items()
+            if stands_in(form_of[n], trial.form)
+        )
+        rows.append(
+            _candidate(
+                trial,
+                material,
+                timings.get(offer_name(trial.number)),
+                scores.get(str(trial.scored_as)),
+                on_frontier=is_finalist and not beaten,
+                # Also what the test rows dominate: the choice on the select rows was an honest one.
+                kept=(is_finalist and not beaten) or trial.number in kept_by_search or trial is chosen,
+                chosen=trial is chosen,
+                reason=_reason(trial, decision, options.target_latency_ms, timed=is_finalist, beaten=beaten),
+            )
+        )
+    registry.insert_candidates(db, run.id, rows)
+
+
+def _compared(
+    metric: str,
+    teacher: Model,
+    theirs: Mapping[str, Any],
+    ours: Mapping[str, Any] | None,
+    control: Trial | None,
+    scores: Mapping[str, Any],
+    compared: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return figures of teacher, student and control, each metric with its interval, and their paired differences."""
+    its = scores[str(control.scored_as)] if control is not None else None
+    own = metric if metric != measure.AGREEMENT else default_metric(teacher.task, True)
+    found: dict[str, Any] = {}
+    intervals, versus = compared.get("intervals", {}), compared.get("versus", {})
+    for name, figures in (("teacher", theirs), ("student", ours), ("control", its)):
+        found[name] = {**figures, "intervals": intervals.get(name)} if figures is not None else None
+    if control is not None:
+        found["control"]["candidate"] = control.number
+    for other in ("teacher", "control"):
+        differences = versus.get(f"student-{other}")
+        found[f"versus_{other}"] = (
+            {**differences[own], "metrics": differences} if differences is not None else None
+        )
+    return found
+
+
+def _reason(trial: Trial, decision: Verdict, target_ms: float, *, timed: bool, beaten: bool) -> str:
+    """Return why a candidate was chosen, or why not."""
+    reason: str = trial.fields["reason"]
+    if trial is decision.chosen:
+        return decision.reason
+    if trial.number in decision.refused and decision.accepted:
+        return f"refused: {decision.refused[trial.number]}"
+    if beaten:
+        return "dominated by another candidate on the test rows, in the backend"
+    if not timed:
+        return (
+            f"{reason}, which is too long to be timed as a whole" if trial.fields["on_frontier"] else reason
+        )
+    if not is_offered(trial, target_ms):
+        return (
+            f"{reason}, on the frontier, but a statement for one row takes {trial.fields['statement_latency_ms']:.3g} ms,"
+            " planning included, over the target"
+        )
+    if trial.form != "predict":
+        return f"{reason}, on the frontier"
+    # What the select rows dominate may be on the frontier of the test rows.
+    return reason if trial.fields["on_frontier"] else "on the frontier on the test rows, in the backend"

@@ -1,0 +1,166 @@
+"""score: predictions for every row that a query gives, in constant memory.
+
+What a row costs is its way in and out of Python, so rows go through in chunks: numbers come as the bytes of an array, of
+which numpy reads a chunk at once (a list of 20 floats takes 0.8 us, these bytes 0.1 us), an integer key among
+them, and predictions leave as the
+bits of doubles in one text of integers, keys as one text with a separator, which PostgreSQL takes apart again (0.3 us a
+row; as a row of PL/Python's 2 us, as elements of its arrays 1 us).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pg_distill.database import Database, quote_identifier
+from pg_distill.errors import DatatypeMismatch
+from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
+from pg_distill.sample import canonical_column, check_columns, resolve_source
+from pg_distill.serving import Predictor, array_cells
+
+__all__ = ["score"]
+
+CHUNK_ROWS = 4096
+"""Rows a fetch: onnxruntime is as fast as it gets from some 1,000 on, and LIMIT wastes at most so many."""
+
+Chunk = tuple[str, str, str | None, str]
+"""Keys, their separator and what stands for NULL among them; predictions as an array of integers, their bits."""
+
+
+def score(db: Database, predictor: Predictor, query: str, key: str) -> Iterator[Chunk]:
+    """Check that the query fits the model, and return its rows' keys and predictions, chunk by chunk.
+
+    Parameters
+    ----------
+    query
+        A query or the name of a relation, run as the caller and read-only; features are found by name.
+    key
+        The column that is handed back, as text.
+
+    Raises
+    ------
+    UndefinedColumn, DatatypeMismatch
+        The query's columns do not fit the model.
+    """
+    predictor.require_number()
+    source = resolve_source(db, query)
+    if key not in source.types:
+        source.kind(key)  # raises
+    signature = predictor.signature
+    features = check_columns(source, signature.names)
+    for feature, found in zip(signature.features, features, strict=True):
+        if (feature.kind == "string") != (found.kind == "string"):
+            raise DatatypeMismatch(
+                f'column "{found.name}" is of type {source.types[found.name]}, feature "{found.name}" of kind {feature.kind}'
+            )
+    numbers = [f for f in features if f.kind != "string"]
+    strings = [f for f in features if f.kind == "string"]
+    cells = [canonical_column(f.name, f.kind) for f in numbers]
+    name = f"s.{quote_identifier(key)}"
+    columns = []
+    whole = source.types[key] in ("smallint", "integer", "bigint")
+    if whole:
+        # Python writes an integer as PostgreSQL does; as the bits of a number it comes with the numbers, at no cost of its own.
+        bits = f"distill._float8_of_bits(COALESCE(({name})::pg_catalog.int8, 0))"
+        cells += [bits, f"(({name}) IS NULL)::pg_catalog.int4::pg_catalog.float8"]
+    else:
+        columns.append(f"({name})::pg_catalog.text AS k")
+    if cells:
+        columns.append(f"distill._array_bytes(ARRAY[{', '.join(cells)}]) AS n")
+    columns += [f"{canonical_column(f.name, 'string')} AS s{i}" for i, f in enumerate(strings)]
+    statement = f"SELECT {', '.join(columns)} FROM ({source.query}\n) s"
+    cursor = db.open_cursor(statement)
+
+    def run(frame: Frame) -> FloatArray:
+        def part(rows: slice) -> FloatArray:
+            whole = rows.stop - rows.start == len(frame)
+            return predictor.run_frame(frame if whole else frame.take(np.arange(rows.start, rows.stop)))
+
+        return predictor.in_slices(db, len(frame), part)
+
+    def chunks() -> Iterator[Chunk]:
+        while rows := db.read_only(lambda: cursor.fetch(CHUNK_ROWS)):
+            values = array_cells(b"".join(map(_numbers, rows)), len(cells)) if cells else _NOTHING
+            predictions = np.ascontiguousarray(run(_frame(rows, values, numbers, strings))[:, -1], np.float64)
+            bits = ",".join(map(str, predictions.view(np.int64).tolist()))
+            yield *(_whole_keys(values) if whole else _join(list(map(_key, rows)))), f"{{{bits}}}"
+        db.read_only(cursor.close)
+
+    return chunks()
+
+
+_key = itemgetter("k")
+_numbers = itemgetter("n")
+_NOTHING = np.empty((0, 0))
+
+
+class _Words(Strings):
+    """A column of strings on its way through a model, which looks at it once: to code it first would take longer."""
+
+    def __init__(self, values: npt.NDArray[np.object_]) -> None:
+        object.__setattr__(self, "categories", ())
+        object.__setattr__(self, "_values", values)
+
+    _values: npt.NDArray[np.object_]
+
+    @property
+    def codes(self) -> npt.NDArray[np.int32]:
+        missing = [value is None for value in self._values]
+        return -np.array(missing, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def take(self, rows: npt.NDArray[Any]) -> Strings:
+        return _Words(self._values[rows])
+
+    def to_objects(self, null: str | None = None) -> npt.NDArray[np.object_]:
+        missing = np.equal(self._values, None)  # type: ignore[call-overload]
+        return (
+            np.array([null if v is None else v for v in self._values], object)
+            if missing.any()
+            else self._values
+        )
+
+
+def _whole_keys(values: FloatArray) -> tuple[str, str, str | None]:
+    """Return keys that are the bits of the last column but one, NULL where the last is not 0, as `_join` does."""
+    keys = list(map(str, np.ascontiguousarray(values[:, -2]).view(np.int64).tolist()))
+    missing = np.flatnonzero(values[:, -1])
+    for i in missing:
+        keys[i] = ""
+    return ",".join(keys), ",", "" if len(missing) else None
+
+
+def _join(keys: list[str | None]) -> tuple[str, str, str | None]:
+    """Return keys as one text, a separator that is in none of them, and what stands for NULL, if that is needed."""
+    separator = "\x1f"
+    try:
+        joined = separator.join(keys)  # type: ignore[arg-type]
+        if joined.count(separator) == len(keys) - 1:
+            return joined, separator, None
+    except TypeError:
+        pass  # a NULL
+    used = set("".join(key for key in keys if key is not None))
+    separator, null = islice((c for c in map(chr, range(1, sys.maxunicode)) if c not in used), 2)
+    return separator.join(null if key is None else key for key in keys), separator, null
+
+
+def _frame(
+    rows: Sequence[dict[str, Any]],
+    values: FloatArray,
+    numbers: Sequence[Feature],
+    strings: Sequence[Feature],
+) -> Frame:
+    columns: dict[str, Column] = {f.name: values[:, i] for i, f in enumerate(numbers)}
+    if strings:
+        pick = itemgetter(*(f"s{i}" for i in range(len(strings))))
+        words = np.array(list(map(pick, rows)), object).reshape(len(rows), len(strings))
+        columns.update({f.name: _Words(words[:, i]) for i, f in enumerate(strings)})
+    return Frame((*numbers, *strings), columns)
