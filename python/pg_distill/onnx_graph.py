@@ -1,0 +1,1443 @@
+"""What an ONNX file is, before anyone trusts it: limits, rules, signature, logits, thresholds.
+
+Only the trainer's child imports this room: bytes of unknown origin are parsed, checked, loaded and run there
+first. `check` reads the file and refuses what could reach a file, leave the graph or grow without bound;
+`derive_signature` runs what passed on a few rows and finds out what it takes and gives; `trial_run` bounds
+its memory and its time.
+
+Why a run in the child says something about the backend: no size of a tensor may depend on the values of the
+features, only on the number of rows (`check` follows the values that control sizes), loops and random numbers
+are refused, and the child runs as many rows at once as the backend ever does.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
+from onnx import TensorProto, helper, numpy_helper
+
+from .errors import (
+    ArtifactCorrupted,
+    DatatypeMismatch,
+    FeatureNotSupported,
+    InvalidArtifact,
+    InvalidData,
+    InvalidParameter,
+    LimitExceeded,
+    NullNotAllowed,
+    PgDistillError,
+)
+from .frame import Feature, FloatArray, Frame, Kind, Strings, Task
+from .onnx_model import (
+    BATCH_ROWS,
+    Element,
+    FeatureSpec,
+    Form,
+    InputSpec,
+    Model,
+    Null,
+    OutputSpec,
+    Signature,
+    encode,
+    first_line,
+    open_session,
+    prune,
+    runtime_errors,
+)
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "PROBABILITY_FLOOR",
+    "STUDENT_KEY",
+    "Limits",
+    "TeacherModel",
+    "check",
+    "check_signature",
+    "derive_signature",
+    "tree_thresholds",
+    "trial_run",
+    "with_logits",
+]
+
+STUDENT_KEY = "pg_distill.student"
+"""The metadata property that marks a graph as a student of ours: inputs ``numbers`` and ``strings``."""
+
+PROBABILITY_FLOOR = 1e-6
+"""Clips probabilities before the logarithm where a graph has no logits; float32 resolves no less near 1."""
+
+_SUM_TOLERANCE = 1e-3  # rows of probabilities sum to one within this: float32 sums of a thousand classes
+_LOGITS_TOLERANCE = 1e-5  # logits found in a graph reproduce its probabilities within this, or are not used
+_SYNTHETIC_ROWS = 64  # rows made up where none are given: enough that logits leave [0, 1]
+_ROWS_ALONE = 8  # rows that are predicted alone and in a batch
+_ALONE_TOLERANCE = 1e-3  # relative and absolute, between a row alone and in a batch
+_PROBE_CELLS = 1 << 20  # cells a run while it is found out which features may be NULL: 4 MB of float32
+_TREE_ID_BOUND = 1 << 31  # no exporter's ids of trees and nodes are beyond; a joint key must not overflow
+_STRING_BYTES = 32  # of a std::string, beside its text
+
+# Operators of tabular models and of networks exported from PyTorch: deterministic, without subgraphs,
+# sequences, text processing or state.
+_TABULAR_OPERATORS = """
+    Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Cast
+    CastLike Ceil Celu Clip Compress Concat Constant ConstantOfShape Conv Cos Cosh CumSum DequantizeLinear Div
+    Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand EyeLike Flatten Floor Gather GatherElements
+    GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GroupNormalization HardSigmoid
+    HardSwish Hardmax Identity InstanceNormalization IsInf IsNaN LayerNormalization LeakyRelu Less LessOrEqual
+    Log LogSoftmax LpNormalization MatMul MatMulInteger Max MaxPool Mean MeanVarianceNormalization Min Mish
+    Mod Mul Neg NonZero Not OneHot Or PRelu Pad Pow QLinearMatMul QuantizeLinear RMSNormalization Range
+    Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
+    ReduceSum ReduceSumSquare Relu Reshape Round ScatterElements ScatterND Selu Shape Sigmoid Sign Sin Sinh
+    Size Slice Softmax Softplus Softsign Split Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu Tile TopK
+    Transpose Trilu Unsqueeze Where Xor
+"""
+_ML_OPERATORS = """
+    ArrayFeatureExtractor Binarizer FeatureVectorizer Imputer LabelEncoder LinearClassifier LinearRegressor
+    Normalizer OneHotEncoder SVMClassifier SVMRegressor Scaler TreeEnsembleClassifier TreeEnsembleRegressor
+    ZipMap
+"""
+_ALLOWED = {
+    "": frozenset(_TABULAR_OPERATORS.split()),
+    "ai.onnx": frozenset(_TABULAR_OPERATORS.split()),
+    "ai.onnx.ml": frozenset(_ML_OPERATORS.split()),
+}
+
+_SIZE_INPUTS = {
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "OneHot": (1,),
+    "Pad": (1,),
+    "Range": (0, 1, 2),
+    "Tile": (1, 2),
+}
+"""Inputs whose values set the size of the output."""
+
+_SELECTING = frozenset({"Compress", "NonZero"})
+"""Operators whose output is no larger than their input, but as long as values have it."""
+
+_RESHAPING = frozenset(
+    {"Reshape", "Slice", "Split", "Squeeze", "TopK", "Unsqueeze"}
+    | {op for op in _TABULAR_OPERATORS.split() if op.startswith("Reduce")}
+)
+"""Operators whose output is no larger than their first input, and of a shape that the other inputs give."""
+
+_WINDOW_ATTRIBUTES = frozenset(
+    {"dilations", "group", "inputdimensions", "kernel_shape", "num_groups", "num_outputs", "strides"}
+)
+"""Attributes that count columns or steps."""
+
+_PASS_THROUGH = frozenset({"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Mul"})
+"""Operators that exporters put behind the last activation (Mul: by one)."""
+
+_ELEMENTS: dict[int, Element] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.DOUBLE: "float64",
+    TensorProto.INT64: "int64",
+    TensorProto.INT32: "int32",
+    TensorProto.BOOL: "bool",
+    TensorProto.STRING: "string",
+}
+_DEFAULT_KIND: dict[Element, Kind] = {
+    "float32": "number",
+    "float64": "number",
+    "int64": "integer",
+    "int32": "integer",
+    "bool": "boolean",
+    "string": "string",
+}
+_EXPORTERS_OF_PIPELINES = frozenset({"skl2onnx", "OnnxMLTools", "CatBoost"})
+"""Producers whose classifiers always give a label: one number without a label is a regression."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an artifact may cost. The defaults are for a database server, not for a GPU farm."""
+
+    artifact_bytes: int = 256 << 20  # a bytea takes 1 GB, but every backend that predicts holds the model
+    nodes: int = 10_000  # of the graph: an unrolled network of a thousand layers
+    tree_nodes: int = 10_000_000  # 1,000 trees of 10,000 nodes
+    tree_depth: int = 512  # onnxruntime builds trees by recursion; real ones are below 100
+    initializer_bytes: int = (
+        256 << 20
+    )  # as declared by dims and type, so that no small file declares a large tensor
+    features: int = 10_000  # a relation has 1,600 columns, an array may have more
+    classes: int = 10_000
+    tensor_elements: int = 1 << 26  # of one tensor that a constant shape makes: 256 MB of float32
+    run_bytes: int = 1 << 30  # growth of the child's memory while it runs up to `BATCH_ROWS` rows
+    run_seconds: float = 10.0  # for one run; the trial's batches stop growing before they would take as long
+
+
+DEFAULT_LIMITS = Limits()
+
+
+# -- rules
+
+
+def check(artifact: bytes, limits: Limits = DEFAULT_LIMITS) -> onnx.ModelProto:
+    """Parse ``artifact`` and refuse what breaks a rule or a limit; nothing is loaded or run.
+
+    Raises
+    ------
+    InvalidArtifact
+        Where the bytes are not ONNX, or the graph contradicts itself.
+    LimitExceeded
+        Where it is larger than ``limits`` allow.
+    FeatureNotSupported
+        For external data anywhere, local functions, subgraphs, training graphs, other domains, operators that
+        are not on the list, and sizes that depend on the values of features.
+    """
+    if len(artifact) > limits.artifact_bytes:
+        raise LimitExceeded(f"model has {len(artifact)} bytes, limit is {limits.artifact_bytes}")
+    try:
+        model: onnx.ModelProto = onnx.ModelProto.FromString(artifact)
+    except (DecodeError, ValueError, RecursionError, TypeError) as error:
+        raise InvalidArtifact("artifact is not readable as ONNX", detail=first_line(error)) from error
+    if not model.HasField("graph") or not model.graph.node:
+        raise InvalidArtifact("artifact is not readable as ONNX", detail="It holds no graph.")
+    if not model.opset_import:
+        raise InvalidArtifact("artifact is not readable as ONNX", detail="It names no operator set.")
+    if not _graph_inputs(model.graph) or not model.graph.output:
+        raise InvalidArtifact("model has no input or no output")
+    _check_messages(model, limits)
+    versions = _versions(model)
+    for node in model.graph.node:
+        _check_schema(node, versions)
+    _check_sizes(model.graph, limits)
+    for node in model.graph.node:
+        _check_window(node, limits)
+        if node.op_type.startswith("TreeEnsemble"):
+            _check_trees(node, limits)
+        elif node.op_type in ("LinearClassifier", "LinearRegressor", "SVMClassifier", "SVMRegressor"):
+            _check_linear(node, limits)
+    return model
+
+
+def _messages(root: Message) -> Iterator[Message]:
+    """Yield ``root`` and every message below it, by the descriptors, so that no field can be forgotten."""
+    stack = [root]
+    while stack:
+        message = stack.pop()
+        yield message
+        for descriptor, value in message.ListFields():
+            if descriptor.message_type is not None:
+                stack.extend([value] if isinstance(value, Message) else value)
+
+
+def _check_messages(model: onnx.ModelProto, limits: Limits) -> None:
+    declared = nodes = 0
+    for message in _messages(model):
+        for descriptor, value in message.ListFields():
+            texts = [value] if isinstance(value, str | bytes) else value
+            # What is not UTF-8 arrives as bytes.
+            if descriptor.type == descriptor.TYPE_STRING and not all(isinstance(v, str) for v in texts):
+                raise InvalidArtifact(f'field "{descriptor.name}" of the model is not UTF-8')
+        if len(UnknownFieldSet(message)):
+            raise FeatureNotSupported("model has fields that this version of ONNX does not know")
+        if isinstance(message, onnx.TensorProto):
+            declared += _declared_bytes(message)
+            if declared > limits.initializer_bytes:
+                raise LimitExceeded(f"model declares tensors of over {limits.initializer_bytes} bytes")
+        elif isinstance(message, onnx.NodeProto):
+            nodes += 1
+            if nodes > limits.nodes:
+                raise LimitExceeded(f"model has over {limits.nodes} nodes")
+            _check_operator(message)
+        elif isinstance(message, onnx.FunctionProto):
+            raise FeatureNotSupported(f'function "{message.name}" inside the model is not supported')
+        elif isinstance(message, onnx.TrainingInfoProto):
+            raise FeatureNotSupported("training graph inside the model is not supported")
+        elif isinstance(message, onnx.SparseTensorProto):
+            raise FeatureNotSupported("sparse tensor inside the model is not supported")
+        elif isinstance(message, onnx.AttributeProto):
+            if message.HasField("g") or message.graphs:
+                raise FeatureNotSupported(f'subgraph in attribute "{message.name}" is not supported')
+            if message.ref_attr_name:
+                raise FeatureNotSupported(
+                    f'attribute "{message.name}" refers to a function, which is not supported'
+                )
+
+
+def _check_operator(node: onnx.NodeProto) -> None:
+    name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    if node.domain not in _ALLOWED:
+        raise FeatureNotSupported(f'operator "{name}" is of a domain that is not supported')
+    if node.op_type not in _ALLOWED[node.domain]:
+        raise FeatureNotSupported(f'operator "{name}" is not supported')
+    if getattr(node, "overload", ""):
+        raise FeatureNotSupported(f'operator "{name}" with an overload is not supported')
+
+
+def _versions(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the version of each domain's operators."""
+    out: dict[str, int] = {}
+    for entry in model.opset_import:
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        # skl2onnx names a domain twice, with one version.
+        if out.setdefault(domain, entry.version) != entry.version:
+            raise InvalidArtifact(f'model names two versions of operator set "{domain}"')
+    return out
+
+
+def _check_schema(node: onnx.NodeProto, versions: dict[str, int]) -> None:
+    """Hold a node against its operator's definition: attributes, their types, the number of inputs and outputs."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    what = f'operator "{node.op_type}"'
+    if domain not in versions:
+        raise InvalidArtifact(f"{what} is of a domain that the model does not import")
+    version = versions[domain]
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, domain)
+    except (onnx.defs.SchemaError, TypeError) as error:
+        raise FeatureNotSupported(f'{what} is not in version {version} of "{domain or "ai.onnx"}"') from error
+    names = [attribute.name for attribute in node.attribute]
+    if len(set(names)) != len(names):
+        raise InvalidArtifact(f"{what} has an attribute twice")
+    for attribute in node.attribute:
+        defined = schema.attributes.get(attribute.name)
+        if defined is None:
+            raise InvalidArtifact(f'{what} has no attribute "{attribute.name}"')
+        if attribute.type != cast(Any, defined.type).value:
+            raise InvalidArtifact(f'attribute "{attribute.name}" of {what} is of a wrong type')
+        if attribute.type == onnx.AttributeProto.TENSOR and not attribute.HasField("t"):
+            raise InvalidArtifact(f'attribute "{attribute.name}" of {what} holds no tensor')
+    for name, defined in schema.attributes.items():
+        if defined.required and name not in names:
+            raise InvalidArtifact(f'{what} lacks attribute "{name}"')
+    if not schema.min_input <= len(node.input) <= schema.max_input:
+        raise InvalidArtifact(f"{what} has {len(node.input)} inputs")
+    if not schema.min_output <= len(node.output) <= schema.max_output:
+        raise InvalidArtifact(f"{what} has {len(node.output)} outputs")
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    for formal, name in zip(schema.inputs, node.input, strict=False):
+        if not name and formal.option == single:
+            raise InvalidArtifact(f'{what} lacks input "{formal.name}"')
+
+
+def _declared_bytes(tensor: onnx.TensorProto) -> int:
+    """Return the size that dims and type declare; refuse external data, and data that is not of this size."""
+    if tensor.external_data or tensor.data_location != TensorProto.DEFAULT:
+        raise FeatureNotSupported(
+            f'tensor "{tensor.name}" has external data, which is not supported',
+            hint="Save it in one file: onnx.save(onnx.load(path), path), or export it so.",
+        )
+    if any(d < 0 for d in tensor.dims):
+        raise InvalidArtifact(f'tensor "{tensor.name}" has a negative dimension')
+    if tensor.HasField("segment"):
+        raise FeatureNotSupported(f'tensor "{tensor.name}" is a segment, which is not supported')
+    elements: int = math.prod(tensor.dims)
+    if tensor.data_type == TensorProto.STRING:
+        if len(tensor.string_data) != elements:
+            raise InvalidArtifact(
+                f'tensor "{tensor.name}" declares {elements} values, holds {len(tensor.string_data)}'
+            )
+        return sum(map(len, tensor.string_data)) + _STRING_BYTES * elements
+    try:
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        field = helper.tensor_dtype_to_field(tensor.data_type)
+    except (KeyError, TypeError, ValueError):
+        raise InvalidArtifact(f'tensor "{tensor.name}" is of unknown type {tensor.data_type}') from None
+    if tensor.data_type not in _TENSOR_TYPES:
+        raise FeatureNotSupported(f'tensor "{tensor.name}" is of type {dtype}, which is not supported')
+    size = elements * int(dtype.itemsize)
+    held = (
+        len(tensor.raw_data) if tensor.HasField("raw_data") else len(getattr(tensor, field)) * dtype.itemsize
+    )
+    if held != size:
+        raise InvalidArtifact(f'tensor "{tensor.name}" declares {size} bytes, holds {held}')
+    return size
+
+
+_TENSOR_TYPES = frozenset(
+    {
+        TensorProto.FLOAT,
+        TensorProto.DOUBLE,
+        TensorProto.FLOAT16,
+        TensorProto.BOOL,
+        TensorProto.INT8,
+        TensorProto.INT16,
+        TensorProto.INT32,
+        TensorProto.INT64,
+        TensorProto.UINT8,
+        TensorProto.UINT16,
+        TensorProto.UINT32,
+        TensorProto.UINT64,
+    }
+)
+
+
+def _check_sizes(graph: onnx.GraphProto, limits: Limits) -> None:
+    """Refuse sizes that depend on features, and constant ones beyond the limit.
+
+    A value depends on features where it comes from an input other than by Shape or Size, or from the shape of
+    a tensor whose shape does.
+    """
+    constants = _constants(graph)
+    dependent = {value.name for value in _graph_inputs(graph)}
+    varying: set[str] = set()  # tensors whose shape depends on the features' values
+    known = {"", *dependent, *constants}
+    for node in graph.node:
+        what = f'operator "{node.op_type}"'
+        for name in node.input:
+            if name not in known:
+                raise InvalidArtifact(f'{what} reads "{name}", which nothing before it gives')
+        for name in node.output:
+            if name and name in known and node.op_type != "Constant":
+                raise InvalidArtifact(f'{what} gives "{name}", which is given before')
+        known.update(node.output)
+        for position in _SIZE_INPUTS.get(node.op_type, ()):
+            if position < len(node.input) and node.input[position] in dependent:
+                raise FeatureNotSupported(f"{what} makes a tensor whose size depends on the features' values")
+        if node.op_type in ("ConstantOfShape", "Expand") and node.input and node.input[-1] in constants:
+            shape = [int(d) for d in constants[node.input[-1]].reshape(-1)]
+            if math.prod(shape) > limits.tensor_elements or min(shape, default=0) < 0:
+                raise LimitExceeded(
+                    f"{what} makes a tensor of shape {shape}, limit is {limits.tensor_elements} elements"
+                )
+        reshapes = node.op_type in _RESHAPING and any(name in dependent for name in node.input[1:])
+        if reshapes or node.op_type in _SELECTING or any(name in varying for name in node.input):
+            varying.update(node.output)
+        if node.op_type in ("Shape", "Size"):
+            if any(name in varying for name in node.input):
+                dependent.update(node.output)
+        elif any(name in dependent for name in node.input):
+            dependent.update(node.output)
+    for value in graph.output:
+        if not value.name or value.name not in known:
+            raise InvalidArtifact(f'output "{value.name}" of the model is given by no node')
+
+
+def _check_window(node: onnx.NodeProto, limits: Limits) -> None:
+    """Refuse steps of zero, by which older releases of onnxruntime divide, and columns that nobody has."""
+    for attribute in node.attribute:
+        if attribute.name not in _WINDOW_ATTRIBUTES:
+            continue
+        values = [attribute.i] if attribute.type == onnx.AttributeProto.INT else list(attribute.ints)
+        if min(values, default=1) < 1 or max(values, default=1) > limits.features:
+            raise InvalidArtifact(
+                f'attribute "{attribute.name}" of operator "{node.op_type}" is out of range'
+            )
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return attributes as Python values; numbers as arrays."""
+    out: dict[str, Any] = {}
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.FLOATS:
+            out[attribute.name] = np.array(attribute.floats, np.float64)
+        elif attribute.type == onnx.AttributeProto.INTS:
+            out[attribute.name] = np.array(attribute.ints, np.int64)
+        elif attribute.type == onnx.AttributeProto.TENSOR:
+            out[attribute.name.removesuffix("_as_tensor")] = numpy_helper.to_array(attribute.t).reshape(-1)
+        else:
+            out[attribute.name] = helper.get_attribute_value(attribute)
+    return out
+
+
+def _check_trees(node: onnx.NodeProto, limits: Limits) -> None:
+    """Refuse what is not a forest: onnxruntime trusts ids, and a wrong one reads outside the ensemble."""
+    what = f'node "{node.name or node.op_type}"'
+    given = _attributes(node)
+    tree, ids = _ints(given, "nodes_treeids"), _ints(given, "nodes_nodeids")
+    count = len(ids)
+    if count > limits.tree_nodes:
+        raise LimitExceeded(f"{what} has {count} tree nodes, limit is {limits.tree_nodes}")
+    names = ("nodes_truenodeids", "nodes_falsenodeids", "nodes_featureids")
+    true, false, features = (_ints(given, name) for name in names)
+    modes = np.array(given.get("nodes_modes", []), dtype="S16")
+    values = given.get("nodes_values", np.zeros(0))
+    if count == 0 or any(len(a) != count for a in (tree, true, false, features, modes, values)):
+        raise InvalidArtifact(f"{what} has attributes of different lengths")
+    for optional in ("nodes_hitrates", "nodes_missing_value_tracks_true"):
+        if len(given.get(optional, ())) not in (0, count):
+            raise InvalidArtifact(f'{what} has attribute "{optional}" of another length')
+    if not np.isin(modes, _TREE_MODES).all():
+        raise InvalidArtifact(f"{what} has an unknown branch mode")
+    leaf = modes == b"LEAF"
+    branch = np.flatnonzero(~leaf)
+    kind = "class" if node.op_type == "TreeEnsembleClassifier" else "target"
+    at_tree, at_node, target = (_ints(given, f"{kind}_{name}") for name in ("treeids", "nodeids", "ids"))
+    for given_ids in (tree, ids, true[branch], false[branch], features[branch], at_tree, at_node):
+        if len(given_ids) and (given_ids.min() < 0 or given_ids.max() >= _TREE_ID_BOUND):
+            raise InvalidArtifact(f"{what} has an id out of range")
+    keys = tree * _TREE_ID_BOUND + ids
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    if (ordered[1:] == ordered[:-1]).any():
+        raise InvalidArtifact(f"{what} has two nodes of one id")
+
+    def find(trees: npt.NDArray[np.int64], nodes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        wanted = trees * _TREE_ID_BOUND + nodes
+        at = np.minimum(np.searchsorted(ordered, wanted), count - 1)
+        if (ordered[at] != wanted).any():
+            raise InvalidArtifact(f"{what} refers to a node that does not exist")
+        return order[at]
+
+    children = np.full((2, count), -1, np.int64)
+    children[0, branch], children[1, branch] = (
+        find(tree[branch], true[branch]),
+        find(tree[branch], false[branch]),
+    )
+    starts = np.flatnonzero(np.r_[True, tree[1:] != tree[:-1]])
+    if len(starts) != len(np.unique(tree)):
+        raise InvalidArtifact(f"{what} has a tree in pieces")
+    # From the roots every node is reached once: a tree, no cycle and nothing beside it.
+    level, depth = starts, 0
+    reached = np.zeros(count, np.int64)
+    while len(level):
+        np.add.at(reached, level, 1)
+        if reached[level].max() > 1:
+            raise InvalidArtifact(f"{what} has a node with two parents, or a cycle")
+        depth += 1
+        if depth > limits.tree_depth:
+            raise LimitExceeded(f"{what} has a tree deeper than {limits.tree_depth}")
+        level = children[:, level[~leaf[level]]].reshape(-1)
+    if not reached.all():
+        raise InvalidArtifact(f"{what} has a node that no root reaches")
+    weights = given.get(f"{kind}_weights", np.zeros(0))
+    if not len(weights) == len(at_tree) == len(at_node) == len(target) or not len(target):
+        raise InvalidArtifact(f"{what} has {kind} attributes of different lengths")
+    if not leaf[find(at_tree, at_node)].all():
+        raise InvalidArtifact(f"{what} has a weight on a node that is not a leaf")
+    outputs = _labels(given, what) if kind == "class" else int(given.get("n_targets", 1))
+    if outputs > limits.classes:
+        raise LimitExceeded(f"{what} has {outputs} outputs, limit is {limits.classes}")
+    if target.min() < 0 or target.max() >= outputs:
+        raise InvalidArtifact(f"{what} has a weight for an output that does not exist")
+    if len(given.get("base_values", ())) not in (0, 1, outputs):
+        raise InvalidArtifact(f"{what} has {len(given['base_values'])} base values for {outputs} outputs")
+
+
+_TREE_MODES = np.array(
+    [b"LEAF", b"BRANCH_LEQ", b"BRANCH_LT", b"BRANCH_GTE", b"BRANCH_GT", b"BRANCH_EQ", b"BRANCH_NEQ"]
+)
+
+
+def _ints(given: dict[str, Any], name: str) -> npt.NDArray[np.int64]:
+    value = given.get(name, np.zeros(0, np.int64))
+    return np.asarray(value, np.int64)
+
+
+def _check_linear(node: onnx.NodeProto, limits: Limits) -> None:
+    """Refuse coefficients that do not fit the classes: onnxruntime divides one length by the other."""
+    what = f'node "{node.name or node.op_type}"'
+    given = _attributes(node)
+    coefficients = len(given.get("coefficients", ()))
+    if node.op_type.startswith("Linear"):
+        intercepts = len(given.get("intercepts", ()))
+        rows = _linear_outputs(node, given)
+        if rows > limits.classes:
+            raise LimitExceeded(f"{what} has {rows} outputs, limit is {limits.classes}")
+        # A binary classifier may have one row of coefficients for its two classes.
+        for n in (rows, 1) if rows == 2 else (rows,):
+            if n > 0 and coefficients and coefficients % n == 0 and intercepts in (0, n):
+                return
+        raise InvalidArtifact(
+            f"{what} has {coefficients} coefficients and {intercepts} intercepts for {rows} outputs"
+        )
+    if len(given.get("kernel_params", ())) not in (0, 3):
+        raise InvalidArtifact(f"{what} has {len(given['kernel_params'])} kernel parameters, expected 3")
+    rho = len(given.get("rho", ()))
+    if node.op_type == "SVMRegressor":
+        vectors, pairs, dual = int(given.get("n_supports", 0)), 1, 1
+    else:
+        classes = _labels(given, what)
+        per_class = _ints(given, "vectors_per_class")
+        if len(per_class) not in (0, classes) or (per_class < 0).any():
+            raise InvalidArtifact(
+                f"{what} has support vectors of {len(per_class)} classes, expected {classes}"
+            )
+        vectors, pairs, dual = int(per_class.sum()), classes * (classes - 1) // 2, classes - 1
+    values = len(given.get("support_vectors", ()))
+    if vectors < 0 or bool(vectors) != bool(values) or (vectors and values % vectors):
+        raise InvalidArtifact(f"{what} has {values} support vector values for {vectors} vectors")
+    if rho < 1 or (vectors and (rho != pairs or coefficients != vectors * dual)):
+        raise InvalidArtifact(f"{what} has {coefficients} coefficients and {rho} rho for {vectors} vectors")
+    for name in ("prob_a", "prob_b"):
+        if len(given.get(name, ())) not in (0, pairs):
+            raise InvalidArtifact(f'{what} has attribute "{name}" of another length')
+
+
+def _labels(given: dict[str, Any], what: str) -> int:
+    """Return the number of a classifier's labels: with fewer than two onnxruntime reads beyond their end."""
+    lists = [len(given.get(f"classlabels_{kind}", ())) for kind in ("ints", "int64s", "strings")]
+    if sum(map(bool, lists)) != 1 or max(lists) < 2:
+        raise InvalidArtifact(f"{what} has {sum(lists)} labels, expected at least 2 of one type")
+    return max(lists)
+
+
+def _type_name(element: int) -> str:
+    known: dict[int, str] = {value: name for name, value in TensorProto.DataType.items()}
+    return known.get(element, str(element))
+
+
+def _linear_outputs(node: onnx.NodeProto, given: dict[str, Any]) -> int:
+    if node.op_type == "LinearRegressor":
+        return int(given.get("targets", 1))
+    return _labels(given, f'node "{node.name or node.op_type}"')
+
+
+# -- the graph
+
+
+def _graph_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """Return inputs that a caller must give: old exporters list initializers among them."""
+    initialized = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in initialized]
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, npt.NDArray[Any]]:
+    out = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                value: Any
+                if attribute.name == "value":
+                    value = numpy_helper.to_array(attribute.t)
+                else:
+                    value = np.asarray(helper.get_attribute_value(attribute))
+                out[node.output[0]] = value
+    return out
+
+
+class _Producers:
+    """Which node gives which tensor."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.by_output = {name: node for node in graph.node for name in node.output if name}
+
+    def behind(self, name: str) -> onnx.NodeProto | None:
+        """Return the node that gives ``name``, past those that only change type or shape."""
+        node = self.by_output.get(name)
+        while node is not None and node.op_type in _PASS_THROUGH:
+            node = self.by_output.get(node.input[0])
+        return node
+
+    def upstream(self, name: str) -> Iterator[onnx.NodeProto]:
+        """Yield the nodes that ``name`` depends on, the nearest first."""
+        seen: set[int] = set()
+        queue = [name]
+        while queue:
+            node = self.by_output.get(queue.pop(0))
+            if node is not None and id(node) not in seen:
+                seen.add(id(node))
+                yield node
+                queue.extend(node.input)
+
+
+# -- the signature
+
+
+def derive_signature(
+    model: onnx.ModelProto,
+    *,
+    features: Sequence[Feature] | None = None,
+    task: Task | None = None,
+    classes: Sequence[str] | None = None,
+    rows: Frame | None = None,
+) -> Signature:
+    """Find out what ``model``, which `check` has passed, takes and gives, by its graph and by running it.
+
+    Parameters
+    ----------
+    features
+        The caller's columns. They go to the inputs by name where every input is one column and the names
+        agree, else by position; where kinds then do not fit, strings go to the string inputs and the rest
+        to the others, each in order. None: those of ``rows``, else named after the inputs, or f0, f1, ...
+        for one.
+    task, classes
+        What the graph leaves open. ``classes`` are in the order of the probabilities.
+    rows
+        Real rows with these features; without them a few are made up. They tell probabilities from logits,
+        and which features may be NULL.
+
+    Raises
+    ------
+    InvalidData, DatatypeMismatch
+        Where features do not fit the inputs in number or in kind, or outputs fit no task.
+    FeatureNotSupported
+        For inputs and outputs of other types and shapes.
+    InvalidParameter
+        Where ``task`` or ``classes`` contradict the graph, or the graph leaves them open.
+    """
+    if features is None and rows is not None:
+        features = rows.features
+    specs, inputs = _inputs(model, features)
+    draft = Signature(specs, inputs, OutputSpec("", "value", 1), "regression")
+    frame = (
+        rows.take(np.arange(min(len(rows), BATCH_ROWS))) if rows is not None else _synthetic(specs, inputs)
+    )
+    if not len(frame):
+        raise InvalidData("no rows to try the model on")
+    score, label, zipmap = _outputs(model.graph)
+    producers = _Producers(model.graph)
+    wanted = [name for name in (score, label) if name]
+    _check_divisions(model)
+    _check_widths(model, draft, frame)
+    raw = _run(model, draft, frame, wanted)
+    scores = None if score is None else _matrix(raw[score], score, len(frame))
+    labels = None if label is None else _matrix(raw[label], label, len(frame)).reshape(-1)
+    output, task = _form(model, producers, score, label, zipmap is not None, scores, task, classes)
+    if task == "regression":
+        found: tuple[str, ...] = ()
+        if classes:
+            raise InvalidParameter("classes do not fit a regression")
+    else:
+        found = _classes(producers, label, zipmap, scores, labels, output, classes)
+        _check_task(task, len(found))
+        task = "binary" if len(found) == 2 else "multiclass"
+    signature = Signature(specs, inputs, output, task, found)
+    return replace(signature, features=_with_nulls(model, signature, frame))
+
+
+def _inputs(
+    model: onnx.ModelProto, features: Sequence[Feature] | None
+) -> tuple[tuple[FeatureSpec, ...], tuple[InputSpec, ...]]:
+    graph = model.graph
+    shapes = [_input_shape(value) for value in _graph_inputs(graph)]
+    names = [value.name for value in _graph_inputs(graph)]
+    unknown = [i for i, (_, _, width, _) in enumerate(shapes) if width is None]
+    if unknown:
+        if features is None or len(unknown) > 1:
+            raise InvalidData(
+                f'input "{names[unknown[0]]}" has no declared width', hint="Name the feature columns."
+            )
+        element, rank, _, batch = shapes[unknown[0]]
+        rest = len(features) - sum(width or 0 for _, _, width, _ in shapes)
+        shapes[unknown[0]] = (element, rank, max(rest, 1), batch)
+    widths = [cast(int, width) for _, _, width, _ in shapes]
+    total = sum(widths)
+    if total > DEFAULT_LIMITS.features:
+        raise LimitExceeded(f"model takes {total} features, limit is {DEFAULT_LIMITS.features}")
+    if features is None:
+        features = [
+            Feature(
+                name if width == 1 and len(names) > 1 else f"f{i}" if len(names) == 1 else f"{name}_{i}",
+                _DEFAULT_KIND[shape[0]],
+            )
+            for name, width, shape in zip(names, widths, shapes, strict=True)
+            for i in range(width)
+        ]
+    if len(features) != total:
+        raise InvalidData(f"model takes {total} features, not {len(features)}")
+    if len({f.name for f in features}) != total:
+        raise InvalidParameter("two features have one name")
+    student = any(p.key == STUDENT_KEY for p in model.metadata_props)
+    slots = [
+        i for i, width in enumerate(widths) for _ in range(width)
+    ]  # input of each of the graph's columns
+    at = _assign(features, names, widths, [shapes[i][0] for i in slots])
+    null: dict[int, Null] = {}
+    inputs: list[InputSpec] = []
+    start = 0
+    for name, width, (element, rank, _, batch) in zip(names, widths, shapes, strict=True):
+        mine = tuple(at[start : start + width])
+        start += width
+        for i in mine:
+            if (element == "string") != (features[i].kind == "string"):
+                raise DatatypeMismatch(
+                    f'feature "{features[i].name}" is of kind {features[i].kind},'
+                    f' input "{name}" of type {element}'
+                )
+            null[i] = (
+                ("string" if student else "empty")
+                if element == "string"
+                else ("nan" if element in ("float32", "float64") else "error")
+            )
+        inputs.append(InputSpec(name, element, rank, mine, batch))
+    return tuple(FeatureSpec(f.name, f.kind, null[i]) for i, f in enumerate(features)), tuple(inputs)
+
+
+def _assign(
+    features: Sequence[Feature], names: Sequence[str], widths: Sequence[int], elements: Sequence[Element]
+) -> list[int]:
+    """Return, for each of the graph's columns, the position of its feature."""
+    position = {f.name: i for i, f in enumerate(features)}
+    if len(names) > 1 and all(w == 1 for w in widths):
+        if set(position) == set(names):
+            return [position[name] for name in names]
+        moved = [n for i, n in enumerate(names) if n in position and position[n] != i]
+        if moved:
+            raise InvalidData(
+                f'feature "{moved[0]}" is an input of the model, but not in its place',
+                hint="Name all features as the inputs are named, or give them in the order of the inputs.",
+            )
+    straight = list(range(len(features)))
+    strings = [i for i in straight if features[i].kind == "string"]
+    if len(strings) != sum(e == "string" for e in elements):
+        return straight  # the kinds do not fit in any order; the caller's error names the first that does not
+    if all(
+        (features[i].kind == "string") == (e == "string") for i, e in zip(straight, elements, strict=True)
+    ):
+        return straight
+    others = [i for i in straight if features[i].kind != "string"]
+    return [strings.pop(0) if e == "string" else others.pop(0) for e in elements]
+
+
+def _input_shape(value: onnx.ValueInfoProto) -> tuple[Element, int, int | None, int | None]:
+    """Return (element, rank, width or None, fixed batch or None)."""
+    if value.type.WhichOneof("value") != "tensor_type":
+        raise FeatureNotSupported(f'input "{value.name}" is not a tensor')
+    tensor = value.type.tensor_type
+    if tensor.elem_type not in _ELEMENTS:
+        raise FeatureNotSupported(f'input "{value.name}" is of type {_type_name(tensor.elem_type)}')
+    element = _ELEMENTS[tensor.elem_type]
+    dims = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+    if not tensor.HasField("shape"):
+        dims = [None, None]
+    if len(dims) not in (1, 2):
+        raise FeatureNotSupported(f'input "{value.name}" has {len(dims)} dimensions, expected 2')
+    # 0 and -1 stand for "any" in some exporters.
+    batch = dims[0] if dims[0] is not None and dims[0] > 0 else None
+    if batch not in (None, 1):
+        raise FeatureNotSupported(
+            f'input "{value.name}" takes exactly {batch} rows',
+            hint="Export the model with a dynamic batch size.",
+        )
+    if len(dims) == 1:
+        return element, 1, 1, batch
+    width = dims[1] if dims[1] is not None and dims[1] > 0 else None
+    return element, 2, width, batch
+
+
+def _synthetic(specs: Sequence[FeatureSpec], inputs: Sequence[InputSpec]) -> Frame:
+    """Return rows made up where the caller has none: normal numbers, zeros and ones, empty strings."""
+    rng = np.random.default_rng(0)
+    integer = {i for spec in inputs if spec.element in ("int64", "int32", "bool") for i in spec.features}
+    columns: dict[str, FloatArray | Strings] = {}
+    for position, spec in enumerate(specs):
+        if spec.kind == "string":
+            columns[spec.name] = Strings(np.zeros(_SYNTHETIC_ROWS, np.int32), ("",))
+        elif spec.kind == "boolean" or position in integer:
+            columns[spec.name] = rng.integers(0, 2, _SYNTHETIC_ROWS).astype(np.float64)
+        else:
+            columns[spec.name] = rng.normal(0.0, 3.0, _SYNTHETIC_ROWS)
+    return Frame(tuple(Feature(s.name, s.kind) for s in specs), columns)
+
+
+def _run(
+    model: onnx.ModelProto, signature: Signature, frame: Frame, names: Sequence[str]
+) -> dict[str, npt.NDArray[Any]]:
+    """Run the graph on ``frame`` and return the tensors ``names``, outputs or not."""
+    session = open_session(prune(model.SerializeToString(), names))
+    return _run_session(session, signature, encode(signature, frame), names)
+
+
+def _run_session(
+    session: ort.InferenceSession,
+    signature: Signature,
+    feeds: dict[str, npt.NDArray[Any]],
+    names: Sequence[str],
+) -> dict[str, npt.NDArray[Any]]:
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    rows = len(next(iter(feeds.values())))
+    step = 1 if any(i.batch == 1 for i in signature.inputs) else rows
+    parts: list[list[Any]] = []
+    try:
+        for start in range(0, rows, step):
+            chunk = {name: array[start : start + step] for name, array in feeds.items()}
+            parts.append(session.run(list(names), chunk, options))
+    except runtime_errors as error:
+        raise InvalidData("model fails on the rows given", detail=first_line(error)) from error
+    return {
+        name: parts[0][i] if len(parts) == 1 else np.concatenate([np.atleast_1d(p[i]) for p in parts])
+        for i, name in enumerate(names)
+    }
+
+
+def _matrix(value: Any, name: str, rows: int) -> npt.NDArray[Any]:
+    """Return an output as (rows, width)."""
+    if not isinstance(value, np.ndarray) or value.size % rows or not value.size:
+        raise InvalidData(f'output "{name}" does not give one result a row')
+    if value.ndim not in (1, 2) or (value.ndim == 1 and value.size != rows) or value.shape[0] != rows:
+        raise FeatureNotSupported(f'output "{name}" has shape {value.shape} for {rows} rows')
+    return value.reshape(rows, -1)
+
+
+def _check_divisions(model: onnx.ModelProto) -> None:
+    """Refuse a division of integers by anything but a constant other than 0 and -1.
+
+    -2**63 / -1 is a fault of the processor that ends the process, and so is x / 0 in older releases of
+    onnxruntime. Types are those that onnxruntime infers.
+    """
+    constants = _constants(model.graph)
+    refused = FeatureNotSupported("division of integers by what may be 0 or -1 is not supported")
+    unknown = []
+    for node in model.graph.node:
+        if node.op_type in ("Div", "Mod"):
+            divisor = constants.get(node.input[1])
+            if divisor is None:
+                unknown.append(node.output[0])
+            elif divisor.dtype.kind in "iu" and np.isin(divisor, (0, -1)).any():
+                raise refused
+    if unknown:
+        outputs = open_session(prune(model.SerializeToString(), unknown)).get_outputs()
+        if not all(o.type in ("tensor(float)", "tensor(double)", "tensor(float16)") for o in outputs):
+            raise refused
+
+
+def _check_widths(model: onnx.ModelProto, signature: Signature, frame: Frame) -> None:
+    """Refuse feature ids and coefficients beyond the width of what they are applied to.
+
+    Not every release of onnxruntime looks. Widths depend on no value (`check`), so one row tells; nodes are taken in
+    order and only what they need is run, so that each is reached by checked ones alone.
+    """
+    nodes = [n for n in model.graph.node if n.op_type.startswith(("TreeEnsemble", "Linear", "SVM"))]
+    if not nodes:
+        return
+    given = {spec.name: len(spec.features) for spec in signature.inputs}
+    row = frame.take(np.arange(1))
+    for node in nodes:
+        name = node.input[0]
+        if name not in given:
+            given[name] = _run(model, signature, row, [name])[name].shape[-1]
+        width, attributes, what = given[name], _attributes(node), f'node "{node.name or node.op_type}"'
+        if node.op_type.startswith("TreeEnsemble"):
+            branch = np.array(attributes["nodes_modes"], dtype="S16") != b"LEAF"
+            used = _ints(attributes, "nodes_featureids")[branch]
+            if len(used) and used.max() >= width:
+                raise InvalidArtifact(f"{what} uses feature {used.max()} of {width}")
+        elif node.op_type.startswith("Linear"):
+            labels = _linear_outputs(node, attributes)
+            rows = len(attributes.get("intercepts", ())) or labels
+            if len(attributes["coefficients"]) != rows * width:
+                raise InvalidArtifact(
+                    f"{what} has {len(attributes['coefficients'])} coefficients for {rows} x {width}"
+                )
+        else:
+            count = int(_ints(attributes, "vectors_per_class").sum()) or int(attributes.get("n_supports", 0))
+            if count:
+                held = len(attributes["support_vectors"])
+            else:
+                held = len(attributes.get("coefficients", ()))
+                count = 1 if node.op_type == "SVMRegressor" else _labels(attributes, what)
+            if held != count * width:
+                raise InvalidArtifact(f"{what} has {held} values for {count} x {width}")
+
+
+def _outputs(graph: onnx.GraphProto) -> tuple[str | None, str | None, onnx.NodeProto | None]:
+    """Return (tensor of scores, tensor of labels, ZipMap)."""
+    producers = _Producers(graph)
+    scores: list[tuple[str, onnx.NodeProto | None]] = []
+    labels: list[str] = []
+    for value in graph.output:
+        kind = value.type.WhichOneof("value")
+        node = producers.by_output.get(value.name)
+        if kind == "tensor_type":
+            element = value.type.tensor_type.elem_type
+            if element in (TensorProto.FLOAT, TensorProto.DOUBLE):
+                scores.append((value.name, None))
+            elif element in (TensorProto.INT64, TensorProto.STRING):
+                labels.append(value.name)
+            else:
+                name = _type_name(element)
+                raise FeatureNotSupported(f'output "{value.name}" is of type {name}, which is not supported')
+        elif node is not None and node.op_type == "ZipMap":
+            scores.append((node.input[0], node))
+        else:
+            raise FeatureNotSupported(f'output "{value.name}" is neither a tensor nor a ZipMap of one')
+    if len(scores) > 1:
+        named = [s for s, v in zip(scores, _score_values(graph), strict=True) if "prob" in v.lower()]
+        if len(named) != 1:
+            raise FeatureNotSupported(
+                f"model has {len(scores)} outputs of numbers, expected one",
+                hint="Export it with one output; skl2onnx: without zipmap='columns'.",
+            )
+        scores = named
+    if len(labels) > 1:
+        raise FeatureNotSupported(f"model has {len(labels)} outputs of labels, expected one")
+    score, zipmap = scores[0] if scores else (None, None)
+    return score, labels[0] if labels else None, zipmap
+
+
+def _score_values(graph: onnx.GraphProto) -> list[str]:
+    labels = (TensorProto.INT64, TensorProto.STRING)
+    return [v.name for v in graph.output if v.type.tensor_type.elem_type not in labels]
+
+
+def _form(
+    model: onnx.ModelProto,
+    producers: _Producers,
+    score: str | None,
+    label: str | None,
+    zipmap: bool,
+    scores: npt.NDArray[Any] | None,
+    task: Task | None,
+    classes: Sequence[str] | None,
+) -> tuple[OutputSpec, Task]:
+    """Decide what the scores are."""
+    if score is None or scores is None:
+        assert label is not None
+        if task == "regression":
+            raise FeatureNotSupported("model gives a label only, which is no value to regress on")
+        element: Literal["int64", "string"] = "int64"
+        kind = next(v.type.tensor_type.elem_type for v in model.graph.output if v.name == label)
+        if kind == TensorProto.STRING:
+            element = "string"
+        return OutputSpec(label, "label", 1, element), task or "multiclass"
+    width = scores.shape[1]
+    number: Literal["float32", "float64"] = "float64" if scores.dtype == np.float64 else "float32"
+    finite = scores[np.isfinite(scores).all(axis=1)].astype(np.float64)
+    if not len(finite):
+        raise InvalidData("model gives no finite output for any of the rows given")
+    inside = bool((finite >= -_SUM_TOLERANCE).all() and (finite <= 1 + _SUM_TOLERANCE).all())
+    last = producers.behind(score)
+    ending = last.op_type if last is not None else ""
+
+    def spec(form: Form) -> OutputSpec:
+        return OutputSpec(score, form, width, number)
+
+    classifier = label is not None or zipmap or bool(classes) or task in ("binary", "multiclass")
+    if task == "regression":
+        if label is not None or zipmap:
+            raise InvalidParameter('task "regression" does not fit a model that gives labels')
+        if width > 1:
+            raise FeatureNotSupported(f"model gives {width} values a row, regression of one is supported")
+        return spec("value"), "regression"
+    if width == 1:
+        if ending == "Sigmoid" or (classifier and inside):
+            return spec("positive"), "binary"
+        if classifier:
+            return spec("logits"), "binary"
+        if ending.endswith("Regressor") or model.producer_name in _EXPORTERS_OF_PIPELINES:
+            return spec("value"), "regression"
+        raise InvalidParameter(
+            "model gives one number a row, which may be a value or the log-odds of a class",
+            hint="Say which: task => 'regression' or task => 'binary'.",
+        )
+    if inside and bool((np.abs(finite.sum(axis=1) - 1) <= _SUM_TOLERANCE).all()):
+        return spec("probabilities"), task or "multiclass"
+    if ending == "Sigmoid":
+        raise FeatureNotSupported(
+            f"model gives {width} independent probabilities a row: several labels are not supported"
+        )
+    return spec("logits"), task or "multiclass"
+
+
+def _check_task(task: Task, count: int) -> None:
+    if count < 2:
+        raise InvalidData(f"model has {count} classes, expected at least 2")
+    if task == "binary" and count != 2:
+        raise InvalidParameter(f'task "binary" does not fit a model of {count} classes')
+
+
+def _classes(
+    producers: _Producers,
+    label: str | None,
+    zipmap: onnx.NodeProto | None,
+    scores: npt.NDArray[Any] | None,
+    labels: npt.NDArray[Any] | None,
+    output: OutputSpec,
+    given: Sequence[str] | None,
+) -> tuple[str, ...]:
+    """Return the classes in the order of the probabilities, as texts."""
+    count = None if scores is None else max(scores.shape[1], 2)
+    if given is not None and len(set(given)) != len(given):
+        raise InvalidParameter("two classes have one name")
+    if given is not None and count is not None and len(given) != count:
+        raise InvalidParameter(f"model has {count} classes, not {len(given)}")
+    candidates: list[tuple[str, ...]] = []
+    if zipmap is not None:
+        candidates.append(_label_list(zipmap))
+    for start in (label, output.name):
+        if start is not None:
+            candidates.extend(_label_lists(producers, start))
+    candidates = [c for c in candidates if len(c) >= 2 and (count is None or len(c) == count)]
+    if labels is not None:
+        seen = {str(x) for x in labels.tolist()}
+        candidates = [c for c in candidates if seen <= set(c)]
+        if count is not None and scores is not None and len(candidates) > 1:
+            best = scores.argmax(axis=1) if scores.shape[1] > 1 else (scores[:, 0] > 0).astype(int)
+            agree = [
+                np.mean([c[i] == str(x) for i, x in zip(best, labels.tolist(), strict=True)])
+                for c in candidates
+            ]
+            candidates = [candidates[int(np.argmax(agree))]]
+    found = candidates[0] if candidates else None
+    if found is None and count is not None:
+        numbered = tuple(str(i) for i in range(count))
+        if labels is None or {str(x) for x in labels.tolist()} <= set(numbered):
+            found = None if given is not None else numbered
+    if given is None:
+        if found is None:
+            raise InvalidParameter(
+                "classes of the model are not found in its graph", hint="Pass classes => ARRAY[...]."
+            )
+        return found
+    if found is not None and set(found) == set(given) and tuple(given) != found:
+        raise InvalidParameter(f"order of the model's classes is {', '.join(found)}")
+    if output.form == "label" and found is not None and set(found) != set(given):
+        raise InvalidParameter(f"classes of the model are {', '.join(found)}")
+    return tuple(given)
+
+
+def _label_lists(producers: _Producers, start: str) -> list[tuple[str, ...]]:
+    """Return the lists of labels in the graph that ``start`` depends on, the nearest first."""
+    constants: dict[str, npt.NDArray[Any]] | None = None
+    out = []
+    for node in producers.upstream(start):
+        if node.op_type == "ArrayFeatureExtractor":
+            constants = constants if constants is not None else _constants(producers.graph)
+            if node.input[0] in constants:
+                out.append(_texts(constants[node.input[0]].reshape(-1).tolist()))
+        else:
+            out.append(_label_list(node))
+    return [labels for labels in out if labels]
+
+
+def _label_list(node: onnx.NodeProto) -> tuple[str, ...]:
+    for attribute in node.attribute:
+        if attribute.name.startswith("classlabels_") or (
+            node.op_type == "LabelEncoder" and attribute.name in ("values_strings", "values_int64s")
+        ):
+            labels = _texts([*attribute.ints, *attribute.strings])
+            if labels:
+                return labels
+    return ()
+
+
+def _texts(labels: Sequence[Any]) -> tuple[str, ...]:
+    """Return labels as onnxruntime gives them, as texts."""
+    return tuple(
+        x.decode("utf-8", "replace")
+        if isinstance(x, bytes)
+        else str(int(x))
+        if isinstance(x, float)
+        else str(x)
+        for x in labels
+    )
+
+
+def _with_nulls(model: onnx.ModelProto, signature: Signature, frame: Frame) -> tuple[FeatureSpec, ...]:
+    """Return the features, those marked "error" for which NULL makes the model fail or give NaN.
+
+    A linear model or a network has no answer to NaN; an imputer or a tree has. Asked of the model itself: one
+    row without NULL, once with each feature NULL.
+    """
+    specs = list(signature.features)
+    base = _without_nulls(frame)
+    probe = Model(model.SerializeToString(), signature)
+    if base is None or not np.isfinite(probe.run_frame(base)).all():
+        return signature.features
+    floats = [i for i, s in enumerate(specs) if s.null == "nan"]
+    chunk = max(1, _PROBE_CELLS // len(specs))
+    for start in range(0, len(floats), chunk):
+        part = floats[start : start + chunk]
+        rows = base.take(np.zeros(len(part), np.int64))
+        columns = dict(rows.columns)
+        for row, position in enumerate(part):
+            column = rows.number(specs[position].name).copy()
+            column[row] = np.nan
+            columns[specs[position].name] = column
+        try:
+            good = [bool(np.isfinite(p).all()) for p in probe.run_frame(Frame(rows.features, columns))]
+        except PgDistillError:
+            good = [False] * len(part)
+        for position, fine in zip(part, good, strict=True):
+            if not fine:
+                specs[position] = replace(specs[position], null="error")
+    for position, spec in enumerate(specs):
+        if spec.null == "empty":
+            null = Strings(np.full(1, -1, np.int32), base.strings(spec.name).categories)
+            try:
+                fine = bool(
+                    np.isfinite(
+                        probe.run_frame(Frame(base.features, {**base.columns, spec.name: null}))
+                    ).all()
+                )
+            except PgDistillError:
+                fine = False
+            if not fine:
+                specs[position] = replace(spec, null="error")
+    return tuple(specs)
+
+
+def _without_nulls(frame: Frame) -> Frame | None:
+    """Return one row, each column's first value that is not NULL; None where a column has none."""
+    columns: dict[str, Any] = {}
+    for feature in frame.features:
+        if feature.kind == "string":
+            strings = frame.strings(feature.name)
+            good = np.flatnonzero(strings.codes >= 0)
+        else:
+            good = np.flatnonzero(np.isfinite(frame.number(feature.name)))
+        if not len(good):
+            return None
+        column = frame.columns[feature.name]
+        columns[feature.name] = column.take(good[:1]) if isinstance(column, Strings) else column[good[:1]]
+    return Frame(frame.features, columns)
+
+
+# -- the trial
+
+
+def trial_run(
+    artifact: bytes, signature: Signature, rows: Frame | None = None, limits: Limits = DEFAULT_LIMITS
+) -> FloatArray:
+    """Open ``artifact`` as a backend will and run ``rows``; return their predictions.
+
+    One row first, then batches of twice the size up to `BATCH_ROWS`, the largest that a backend runs at once;
+    ``rows`` (made up where there are none) are repeated as often as it takes. Batches stop growing where
+    they would pass ``limits.run_seconds``.
+
+    Raises
+    ------
+    LimitExceeded
+        Where a row takes too long, or the process grows by over ``limits.run_bytes``.
+    InvalidData
+        Where the model fails, gives something that is not finite, or no probabilities.
+    NullNotAllowed
+        Where rows hold a NULL that the model has no encoding for.
+    """
+    rows = rows if rows is not None else _synthetic(signature.features, signature.inputs)
+    before = _peak_bytes(reset=True)
+    model = Model(artifact, signature)
+    size, seconds = 1, 0.0
+    while size <= BATCH_ROWS and 4 * seconds < limits.run_seconds:  # twice the rows, with a margin of two
+        batch = rows.take(np.resize(np.arange(len(rows)), size))
+        timer = threading.Timer(limits.run_seconds, model.terminate)
+        timer.start()
+        started = time.perf_counter()
+        try:
+            _check_predictions(model.run_frame(batch), signature)
+        except PgDistillError as error:
+            if time.perf_counter() - started >= limits.run_seconds:
+                raise LimitExceeded(f"model takes over {limits.run_seconds} s for {size} rows") from error
+            if "alloc" in (error.detail or ""):
+                raise LimitExceeded(
+                    f"model runs out of memory on {size} rows", detail=error.detail
+                ) from error
+            raise
+        finally:
+            timer.cancel()
+        seconds = time.perf_counter() - started
+        if seconds >= limits.run_seconds:
+            raise LimitExceeded(f"model takes over {limits.run_seconds} s for {size} rows")
+        grown = _peak_bytes() - before
+        if grown > limits.run_bytes:
+            raise LimitExceeded(f"model takes {grown} bytes for {size} rows, limit is {limits.run_bytes}")
+        size *= 2
+    predictions = model.run_frame(rows)
+    _check_predictions(predictions, signature)
+    _check_independence(model, rows, predictions)
+    return predictions
+
+
+def check_signature(artifact: bytes, signature: Signature) -> None:
+    """Open ``artifact`` as a backend will and run it once each way; ``signature`` may not be of our making.
+
+    Raises
+    ------
+    ArtifactCorrupted
+        Where the signature is not the file's. One that only fails on the features given is left to its predictions.
+    """
+    frame = _synthetic(signature.features, signature.inputs).take(np.arange(1))
+    row = {f.name: "" if f.kind == "string" else float(frame.number(f.name)[0]) for f in signature.features}
+    try:
+        model = Model(artifact, signature)
+        with suppress(InvalidData, NullNotAllowed):
+            model.run_frame(frame)
+        with suppress(InvalidData, NullNotAllowed):
+            model.run_row(row)
+    except (PgDistillError, MemoryError):
+        raise
+    except Exception as error:
+        raise ArtifactCorrupted(
+            "stored signature of the model is not its file's", detail=f"{error!r}."
+        ) from error
+
+
+def _peak_bytes(*, reset: bool = False) -> int:
+    """Return the most memory that this process has had in use, with ``reset`` from now on (on Linux)."""
+    try:
+        if reset:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM:"))
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _check_independence(model: Model, rows: Frame, predictions: FloatArray) -> None:
+    """Refuse a graph that mixes rows: a network exported in training mode, with batch normalisation."""
+    chosen = np.arange(min(len(rows), _ROWS_ALONE))
+    alone = np.concatenate([model.run_frame(rows.take(chosen[i : i + 1])) for i in chosen])
+    same = np.isclose(alone, predictions[chosen], rtol=_ALONE_TOLERANCE, atol=_ALONE_TOLERANCE).all(axis=1)
+    # Rounding differs with the batch, and may carry one row over the threshold of a tree.
+    if same.mean() < 0.5:
+        raise InvalidData(
+            "model's prediction for a row depends on the other rows of its batch",
+            hint="Export the model in evaluation mode.",
+        )
+
+
+def _check_predictions(predictions: FloatArray, signature: Signature) -> None:
+    bad = np.flatnonzero(~np.isfinite(predictions).all(axis=1))
+    if len(bad):
+        raise InvalidData(
+            f"model gives {predictions[bad[0]].tolist()} for row {bad[0] + 1}, expected finite numbers",
+            hint="Leave out rows whose features are NaN or infinite, or impute them inside the model.",
+        )
+    if signature.task == "regression":
+        return
+    off = np.abs(predictions.sum(axis=1) - 1) > _SUM_TOLERANCE
+    off |= (predictions < -_SUM_TOLERANCE).any(axis=1)
+    if off.any():
+        row = int(np.argmax(off))
+        raise InvalidData(
+            f"model gives {predictions[row].tolist()} for row {row + 1}, expected probabilities"
+        )
+
+
+# -- teachers
+
+
+def with_logits(
+    model: onnx.ModelProto, signature: Signature, rows: Frame | None = None
+) -> tuple[bytes, OutputSpec] | None:
+    """Return the model with its logits as an output, and what that output is; None where the graph has none.
+
+    The logits are what its last Softmax, Sigmoid or LogSoftmax reads, or the scores of its last ensemble or
+    linear classifier with post_transform NONE. They are taken only if they reproduce the model's
+    probabilities on ``rows`` within 1e-5: a random forest's votes, a calibrated classifier fail that, and
+    so have no logits.
+    """
+    if signature.task == "regression" or signature.output.form == "label":
+        return None
+    frame = rows if rows is not None else _synthetic(signature.features, signature.inputs)
+    if signature.output.form == "logits":
+        return prune(model.SerializeToString(), [signature.output.name]), signature.output
+    expected = Model(model.SerializeToString(), signature).run_frame(frame)
+    for node in _Producers(model.graph).upstream(signature.output.name):
+        candidates = _logits_of(model, node, len(signature.classes))
+        if candidates is None:
+            continue
+        for artifact, output in candidates:
+            try:
+                found = Model(artifact, replace(signature, output=output)).run_frame(frame)
+            except PgDistillError:
+                continue
+            if np.allclose(found, expected, rtol=0, atol=_LOGITS_TOLERANCE):
+                return artifact, output
+        return None
+    return None
+
+
+_LOGITS_NAME = "pg_distill_logits"
+
+
+def _logits_of(
+    model: onnx.ModelProto, node: onnx.NodeProto, classes: int
+) -> list[tuple[bytes, OutputSpec]] | None:
+    """Return copies of ``model`` that give the likely logits before ``node``; None if it is no activation."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    name = node.input[0] if node.input else ""
+    if node.op_type in ("TreeEnsembleClassifier", "LinearClassifier"):
+        twin = next(n for n in copy.graph.node if n.output[:] == node.output[:])
+        for attribute in twin.attribute:
+            if attribute.name == "post_transform":
+                attribute.s = b"NONE"
+        name = node.output[1]
+    elif node.op_type not in ("Softmax", "Sigmoid", "LogSoftmax"):
+        return None
+    out = []
+    # Of two scores the last is the log-odds where they are -s and s, or 1 - s and s.
+    for last_only in (False, True) if classes == 2 else (False,):
+        variant = onnx.ModelProto()
+        variant.CopyFrom(copy)
+        if last_only:
+            variant.graph.initializer.append(
+                numpy_helper.from_array(np.array([-1], np.int64), f"{_LOGITS_NAME}_column")
+            )
+            variant.graph.node.append(
+                helper.make_node("Gather", [name, f"{_LOGITS_NAME}_column"], [_LOGITS_NAME], axis=1)
+            )
+            if not any(o.domain in ("", "ai.onnx") for o in variant.opset_import):
+                variant.opset_import.append(helper.make_opsetid("", 17))
+                variant.ir_version = max(variant.ir_version, 8)
+        target = _LOGITS_NAME if last_only else name
+        artifact = prune(variant.SerializeToString(), [target])
+        out.append((artifact, OutputSpec(target, "logits", 1 if last_only else classes)))
+    return out
+
+
+class TeacherModel:
+    """A model that gives logits.
+
+    Attributes
+    ----------
+    logits_source
+        "graph": the logits inside the graph; "log-probabilities": logarithms of its probabilities, clipped at
+        `PROBABILITY_FLOOR`; "values" for regression.
+    """
+
+    def __init__(self, artifact: bytes, signature: Signature, rows: Frame | None = None) -> None:
+        self.signature = signature
+        found = with_logits(onnx.ModelProto.FromString(artifact), signature, rows)
+        self.logits_source: Literal["graph", "log-probabilities", "values"]
+        if found is not None:
+            self.logits_source = "graph"
+            self._model = Model(found[0], replace(signature, output=found[1]))
+        else:
+            self.logits_source = "values" if signature.task == "regression" else "log-probabilities"
+            self._model = Model(artifact, signature)
+
+    def logits(self, frame: Frame, batch: int = BATCH_ROWS) -> FloatArray:
+        """Return (n, K) logits, or (n, 1) values, for the rows of ``frame``.
+
+        Raises
+        ------
+        PgDistillError
+            As `Model.run_frame`.
+        """
+        if self.logits_source == "graph":
+            return self._model.run_frame(frame, batch, logits=True)
+        predictions = self._model.run_frame(frame, batch)
+        if self.logits_source == "values":
+            return predictions
+        return cast(FloatArray, np.log(np.clip(predictions, PROBABILITY_FLOOR, 1.0)))
+
+
+def tree_thresholds(model: onnx.ModelProto) -> dict[int, FloatArray]:
+    """Return, for each feature that trees split, its thresholds, sorted: float32 values as float64.
+
+    Only for models of one input that its trees read directly: {} for others, whose thresholds are other
+    things'.
+    """
+    inputs = _graph_inputs(model.graph)
+    if len(inputs) != 1:
+        return {}
+    producers = _Producers(model.graph)
+    found: dict[int, list[FloatArray]] = {}
+    for node in model.graph.node:
+        if not node.op_type.startswith("TreeEnsemble"):
+            continue
+        name = node.input[0]
+        while (before := producers.by_output.get(name)) is not None and before.op_type in (
+            "Identity",
+            "Cast",
+        ):
+            name = before.input[0]
+        if name != inputs[0].name:
+            return {}
+        attributes = _attributes(node)
+        branch = np.array(attributes["nodes_modes"], dtype="S16") != b"LEAF"
+        features = _ints(attributes, "nodes_featureids")[branch]
+        values = np.asarray(attributes["nodes_values"], np.float64)[branch]
+        for feature in np.unique(features):
+            found.setdefault(int(feature), []).append(values[features == feature])
+    return {feature: np.unique(np.concatenate(parts)) for feature, parts in sorted(found.items())}

@@ -1,0 +1,823 @@
+"""An ONNX file as a database serves it: its signature, its session, and the shortest way to a prediction.
+
+Imported in every backend that predicts, so it imports numpy and onnxruntime and nothing else; `onnx_graph`
+derives a `Signature` in the trainer's child, and this module only ever reads what that wrote down.
+
+Three things keep a one-row call below the cost of ``InferenceSession.run`` (``make bench``): inputs and
+output are bound once to numpy buffers that live as long as the model (`IOBinding`), the `RunOptions` are made
+once, and the row is written by ``struct.pack_into``, which is faster than numpy for short rows.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from operator import itemgetter
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from .errors import (
+    ArtifactCorrupted,
+    DatatypeMismatch,
+    FeatureNotSupported,
+    InvalidArtifact,
+    InvalidData,
+    NullNotAllowed,
+    UndefinedColumn,
+)
+from .frame import FloatArray, Frame, Kind, Task
+
+__all__ = [
+    "BATCH_ROWS",
+    "NULL_STRING",
+    "FeatureSpec",
+    "Form",
+    "InputSpec",
+    "Model",
+    "OutputSpec",
+    "Signature",
+    "decode",
+    "encode",
+    "first_line",
+    "open_session",
+    "prune",
+    "read_number",
+    "runtime_errors",
+]
+
+NULL_STRING = "\x1f<NULL>"
+"""What a student's graph reads for a NULL string; no column holds its control character by accident."""
+
+BATCH_ROWS = 4096
+"""Rows a session run: enough to spread the call's cost, few enough to stay in the processor's cache."""
+
+Element = Literal["float32", "float64", "int64", "int32", "bool", "string"]
+Null = Literal["nan", "string", "empty", "error"]
+Form = Literal["probabilities", "positive", "logits", "value", "label"]
+
+_PACK: Mapping[Element, str] = {"float32": "f", "float64": "d"}
+_INTEGER_RANGE: Mapping[Element, tuple[float, float]] = {
+    "int64": (-(2.0**63), 2.0**63 - 1024),  # the largest double below 2**63
+    "int32": (-(2.0**31), 2.0**31 - 1),
+    "bool": (0.0, 1.0),
+}
+_SPECIAL_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""What to_jsonb makes of the floats that JSON lacks."""
+
+runtime_errors: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(
+        error
+        for name in (
+            "Fail",
+            "InvalidArgument",
+            "InvalidGraph",
+            "InvalidProtobuf",
+            "NotImplemented",
+            "RuntimeException",
+        )
+        if isinstance(error := getattr(ort.capi.onnxruntime_pybind11_state, name, None), type)
+    ),
+)
+"""onnxruntime's exceptions share no base class of their own."""
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """A feature as the model reads it.
+
+    ``null`` says how NULL is encoded: "nan", "string" (`NULL_STRING`), "empty" (the empty string), or
+    "error": the graph has no value for it, and NULL raises `NullNotAllowed`.
+    """
+
+    name: str
+    kind: Kind
+    null: Null
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """A graph input: ``features`` are the positions, in the signature, of its columns.
+
+    ``rank`` is 2 for (n, d), 1 for (n,). ``batch`` is 1 where the graph takes one row at a time, else None.
+    """
+
+    name: str
+    element: Element
+    rank: int
+    features: tuple[int, ...]
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """The tensor that is read, and its form.
+
+    ``probabilities`` (n, K); ``positive`` (n,) or (n, 1): the probability of the last class; ``logits``
+    (n, K), or (n, 1): the log-odds of the last class; ``value`` (n,) or (n, 1); ``label`` (n,): the class.
+    The tensor need not be an output of the graph: that of a ZipMap is its input.
+    """
+
+    name: str
+    form: Form
+    width: int
+    element: Literal["float32", "float64", "int64", "string"] = "float32"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and gives. ``classes`` are texts, empty for regression."""
+
+    features: tuple[FeatureSpec, ...]
+    inputs: tuple[InputSpec, ...]
+    output: OutputSpec
+    task: Task
+    classes: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Columns of a prediction: K, or 1 for regression."""
+        return len(self.classes) or 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the features, in order."""
+        return tuple(feature.name for feature in self.features)
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether a row fits in an array of numbers: no feature is a string."""
+        return all(feature.kind != "string" for feature in self.features)
+
+    def to_json(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return ``(input_schema, output_schema)``, two values that JSON holds."""
+        return (
+            {"features": [asdict(f) for f in self.features], "inputs": [asdict(i) for i in self.inputs]},
+            {"task": self.task, "classes": list(self.classes), **asdict(self.output)},
+        )
+
+    @classmethod
+    def from_json(cls, input_schema: Mapping[str, Any], output_schema: Mapping[str, Any]) -> Signature:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        ArtifactCorrupted
+            Where the schemas are not `to_json`'s.
+        """
+        try:
+            output = dict(output_schema)
+            task, classes = output.pop("task"), tuple(output.pop("classes"))
+            inputs = [InputSpec(**{**i, "features": tuple(i["features"])}) for i in input_schema["inputs"]]
+            features = tuple(FeatureSpec(**f) for f in input_schema["features"])
+            signature = cls(features, tuple(inputs), OutputSpec(**output), task, classes)
+            valid = signature._is_valid()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ArtifactCorrupted(
+                "stored signature of the model is not readable", detail=f"{error!r}."
+            ) from error
+        if not valid:
+            raise ArtifactCorrupted("stored signature of the model is not one that registering gives")
+        return signature
+
+    def _is_valid(self) -> bool:
+        """Return whether all is of its type and fits together, so that nothing that reads it meets what it does not expect."""
+        features, output, width = self.features, self.output, len(self.classes)
+        widths = {"probabilities": {width}, "positive": {1}, "logits": {width, 1}, "value": {1}, "label": {1}}
+        two = output.form == "positive" or (output.form == "logits" and output.width == 1)
+        return (
+            self.task in get_args(Task)
+            and all(isinstance(c, str) for c in self.classes)
+            and (output.form == "value") == (self.task == "regression") == (width == 0)
+            and (width == 2 if self.task == "binary" or two else width != 1)
+            and isinstance(output.name, str)
+            and output.form in widths
+            and type(output.width) is int
+            and output.width in widths[output.form]
+            and output.element in ("float32", "float64", "int64", "string")
+            and len(features) > 0
+            and all(
+                isinstance(f.name, str) and f.kind in get_args(Kind) and f.null in get_args(Null)
+                for f in features
+            )
+            and all(
+                isinstance(i.name, str)
+                and i.element in get_args(Element)
+                and type(i.rank) is int
+                and i.rank in (1, 2)
+                and (i.batch is None or (type(i.batch) is int and i.batch > 0))
+                and len(i.features) > 0
+                and all(type(n) is int and 0 <= n < len(features) for n in i.features)
+                for i in self.inputs
+            )
+        )
+
+
+def open_session(artifact: bytes, *, threads: int = 1) -> ort.InferenceSession:
+    """Open ``artifact``, checked before by `onnx_graph.check`, from memory.
+
+    One thread and no spinning unless told otherwise, no log output, no memory arena (which a backend with
+    hundreds of sessions would pay for), and no file: external data would be sought where nothing can be.
+
+    Raises
+    ------
+    InvalidArtifact, FeatureNotSupported
+        Where onnxruntime cannot read the graph, or has no kernel for an operator.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", "/dev/null/refused"
+    )
+    try:
+        session = ort.InferenceSession(
+            artifact, options, providers=["CPUExecutionProvider"], enable_fallback=0, read_config_from_model=0
+        )
+    except runtime_errors as error:
+        kind = FeatureNotSupported if "NOT_IMPLEMENTED" in str(error) else InvalidArtifact
+        raise kind("model cannot be opened by onnxruntime", detail=first_line(error)) from error
+    if hasattr(session, "_model_bytes"):
+        session._model_bytes = None  # kept only to open the session again on another provider
+    return session
+
+
+def prune(artifact: bytes, outputs: Sequence[str]) -> bytes:
+    """Return the graph with the tensors ``outputs`` as its only outputs, and only the nodes that these need.
+
+    onnxruntime runs every node whatever it is asked for: a ZipMap that makes a dict of each row, a label
+    that nobody reads. The stored artifact stays as its owner gave it; what a session is opened on is this.
+    It is cut on the wire format of protocol buffers, because a backend has no use for onnx's 30 MB:
+    ModelProto.graph is field 7, GraphProto.node 1 and output 12, NodeProto.input 1 and output 2,
+    ValueInfoProto.name 1. Nodes are in topological order (`onnx_graph.check`).
+
+    Raises
+    ------
+    InvalidArtifact
+        Where the bytes are not a message.
+    """
+    view = memoryview(artifact)
+    rest: list[bytes | memoryview] = []
+    graph: list[bytes | memoryview] = []
+    nodes: list[tuple[memoryview, list[str], list[str]]] = []
+    try:
+        for number, whole, payload in _wire_fields(view):
+            if number != 7:
+                rest.append(whole)
+                continue
+            for inner, inner_whole, inner_payload in _wire_fields(payload):
+                if inner == 1:
+                    names: tuple[list[str], list[str]] = ([], [])
+                    for n, _, value in _wire_fields(inner_payload):
+                        if n in (1, 2):
+                            names[n - 1].append(str(value, "utf-8"))
+                    nodes.append((inner_whole, *names))
+                elif inner != 12:
+                    graph.append(inner_whole)
+    except (IndexError, UnicodeDecodeError) as error:
+        raise InvalidArtifact("artifact is not readable as ONNX", detail=first_line(error)) from error
+    needed = set(outputs)
+    kept: list[bytes | memoryview] = []
+    for node, inputs, given in reversed(nodes):
+        if not needed.isdisjoint(given):
+            needed.update(inputs)
+            kept.append(node)
+    declared = (_wire_field(12, _wire_field(1, name.encode())) for name in outputs)
+    return b"".join([*rest, _wire_field(7, b"".join([*reversed(kept), *graph, *declared]))])
+
+
+def _wire_fields(view: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """Yield (number, field, payload) of a serialized message; IndexError where it is none."""
+    at, end = 0, len(view)
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = view[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+            if shift > 63:
+                raise IndexError("a varint is too long")
+
+    while at < end:
+        start = at
+        tag = varint()
+        wire = tag & 7
+        if wire == 0:
+            payload = at
+            varint()
+        elif wire in (1, 5):
+            payload, at = at, at + (8 if wire == 1 else 4)
+        elif wire == 2:
+            size = varint()
+            payload, at = at, at + size
+        else:
+            raise IndexError(f"wire type {wire} is not used by ONNX")
+        if at > end:
+            raise IndexError("a field ends after its message")
+        yield tag >> 3, view[start:at], view[payload:at]
+
+
+def _wire_field(number: int, payload: bytes) -> bytes:
+    """Return a field whose payload has a length."""
+
+    def varint(value: int) -> bytes:
+        out = bytearray()
+        while value > 0x7F:
+            out.append(value & 0x7F | 0x80)
+            value >>= 7
+        return bytes([*out, value])
+
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
+
+
+def encode(signature: Signature, frame: Frame) -> dict[str, npt.NDArray[Any]]:
+    """Return the graph's inputs for the rows of ``frame``, whose columns are found by name.
+
+    Raises
+    ------
+    UndefinedColumn, DatatypeMismatch
+        Where a column is missing, or is of strings where numbers are needed (and the other way round).
+    NullNotAllowed, InvalidData
+        Where the graph has no value for NULL, or an integer input is given something else.
+    """
+    kinds = {feature.name: feature.kind for feature in frame.features}
+    for feature in signature.features:
+        if feature.name not in kinds:
+            raise UndefinedColumn(f'column "{feature.name}" does not exist')
+        if (kinds[feature.name] == "string") != (feature.kind == "string"):
+            raise _wrong_type(feature, kinds[feature.name])
+    feeds: dict[str, npt.NDArray[Any]] = {}
+    for spec in signature.inputs:
+        array = np.empty(
+            (len(frame), len(spec.features)), object if spec.element == "string" else spec.element
+        )
+        for position, feature in enumerate(signature.features[i] for i in spec.features):
+            if feature.kind == "string":
+                strings = frame.strings(feature.name)
+                if feature.null == "error" and (strings.codes < 0).any():
+                    raise _null(feature)
+                array[:, position] = strings.to_objects("" if feature.null == "empty" else NULL_STRING)
+            else:
+                array[:, position] = _checked(feature, spec.element, frame.number(feature.name))
+        feeds[spec.name] = array if spec.rank == 2 else array.reshape(-1)
+    return feeds
+
+
+def decode(signature: Signature, raw: npt.NDArray[Any], rows: int, *, logits: bool = False) -> FloatArray:
+    """Return what the graph gave as (rows, K) probabilities, or (rows, 1) values.
+
+    ``logits`` leaves logits as they are, one number s becoming (0, s).
+
+    Raises
+    ------
+    InvalidData
+        Where the graph gave another number of values, or a label that is not among the classes.
+    """
+    output = signature.output
+    if raw.size != rows * output.width:
+        raise InvalidData(f"model gave {raw.size} values for {rows} rows, expected {rows * output.width}")
+    if output.form == "label":
+        index = {name: position for position, name in enumerate(signature.classes)}
+        try:
+            codes = [index[str(label)] for label in raw.reshape(-1).tolist()]
+        except KeyError as error:
+            raise InvalidData(f"model gave label {error}, which is not among its classes") from None
+        return np.eye(len(index))[codes]
+    values = raw.reshape(rows, output.width).astype(np.float64)
+    if output.form == "logits":
+        if output.width == 1:
+            values = np.concatenate([np.zeros_like(values), values], axis=1)
+        return values if logits else _softmax(values)
+    if output.form == "positive":
+        return np.concatenate([1.0 - values, values], axis=1)
+    return values
+
+
+class Model:
+    """A session with buffers for one row.
+
+    Not safe for threads: calls share the buffers. (A PL/Python backend has one.)
+
+    Parameters
+    ----------
+    artifact
+        The ONNX file's bytes.
+    signature
+        What `onnx_graph.derive_signature` found.
+
+    Attributes
+    ----------
+    predict_number
+        ``predict_number(values) -> float``: the last element of ``run_numbers(values)``: the probability of
+        the last class, or the value. The cheapest call there is.
+    """
+
+    def __init__(self, artifact: bytes, signature: Signature, *, threads: int = 1) -> None:
+        self.signature = signature
+        output = signature.output
+        self.session = open_session(prune(artifact, [output.name]), threads=threads)
+        self._outputs = [output.name]
+        self._options = ort.RunOptions()
+        self._options.log_severity_level = 4
+        # The C object does without Python's checks of the feed's names; it is private, hence the fallback.
+        self._run: Callable[..., Any] = getattr(getattr(self.session, "_sess", None), "run", self.session.run)
+        self._batch = min((i.batch for i in signature.inputs if i.batch is not None), default=None)
+        self._plan = [_Slot(signature, spec) for spec in signature.inputs]
+        self._feeds = {slot.spec.name: slot.array for slot in self._plan}
+        straight = tuple(range(len(signature.features)))
+        self._is_straight = signature.is_numeric and [i.features for i in signature.inputs] == [straight]
+        self._is_plain = output.form in ("probabilities", "value")  # nothing left for `decode` to do
+        self._bound: npt.NDArray[Any] | None = None
+        self._run_bound = self._bind()
+        self.predict_number: Callable[[Sequence[Any]], float] = self._make_predict_number()
+
+    # -- one row
+
+    def run_numbers(self, values: Sequence[Any]) -> FloatArray:
+        """Predict one row given as numbers in the order of the features; None is NULL.
+
+        Returns
+        -------
+        (K,) float64 probabilities, or (1,) the value.
+
+        Raises
+        ------
+        InvalidData
+            Where the count is wrong, a value does not fit an integer input, or the model fails on the row.
+        FeatureNotSupported
+            Where the model takes strings.
+        NullNotAllowed, DatatypeMismatch
+            Where a NULL has no encoding, or a value is no number.
+        """
+        self._fill_numbers(values)
+        return self._finish()
+
+    def run_row(self, row: Mapping[str, Any]) -> FloatArray:
+        """Predict one row given by feature name: a JSON object's values; other keys are ignored.
+
+        Numbers may be the strings "NaN", "Infinity" and "-Infinity", booleans count as 0 and 1, timestamps
+        are ISO 8601 strings as to_jsonb writes them (UTC where they name no zone) or seconds since 1970.
+
+        Returns
+        -------
+        (K,) float64 probabilities, or (1,) the value.
+
+        Raises
+        ------
+        UndefinedColumn
+            Where a feature is missing.
+        NullNotAllowed, DatatypeMismatch, InvalidData
+            As `run_numbers`.
+        """
+        try:
+            for slot in self._plan:
+                slot.fill(slot.pick(row))
+        except KeyError as error:
+            raise UndefinedColumn(f'feature "{error.args[0]}" is missing from the row') from None
+        return self._finish()
+
+    def _fill_numbers(self, values: Sequence[Any]) -> None:
+        expected = len(self.signature.features)
+        if len(values) != expected:
+            raise InvalidData(f"expected {expected} features, not {len(values)}")
+        if self._is_straight:
+            self._plan[0].fill(values)
+            return
+        for slot in self._plan:
+            if slot.spec.element == "string":
+                name = slot.features[0].name
+                raise FeatureNotSupported(
+                    f'feature "{name}" is a string, which an array of numbers cannot hold',
+                    hint="Pass the features as one jsonb object.",
+                )
+            slot.fill([values[i] for i in slot.spec.features])
+
+    def _finish(self) -> FloatArray:
+        """Run the graph on the buffers."""
+        try:
+            if self._run_bound is not None and self._bound is not None:
+                self._run_bound()
+                if self._is_plain:
+                    return self._bound.reshape(-1).astype(np.float64)
+                raw = self._bound
+            else:
+                raw = np.asarray(self._run(self._outputs, self._feeds, self._options)[0])
+        except runtime_errors as error:
+            raise _failed(error) from error
+        return cast(FloatArray, decode(self.signature, raw, 1)[0])
+
+    def _bind(self) -> Callable[[], None] | None:
+        """Bind inputs and output to buffers; None where the graph does not allow it.
+
+        Strings cannot be bound, and labels need no speed. The output's shape is known only after a run.
+        """
+        if not self.signature.is_numeric or self.signature.output.form == "label":
+            return None
+        try:
+            first = self._run(self._outputs, self._feeds, self._options)[0]
+            decode(self.signature, np.asarray(first), 1)
+            self._bound = np.ascontiguousarray(first)
+            binding = self.session.io_binding()
+            arrays = [*self._feeds.values(), self._bound]
+            values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+            if any(v.data_ptr() != a.ctypes.data for v, a in zip(values, arrays, strict=True)):
+                return None  # a release that copies
+            for name, value in zip(self._feeds, values, strict=False):
+                binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(self._outputs[0], values[-1])
+        except runtime_errors:
+            return None
+        self._kept = (binding, values)  # the binding does not keep the buffers alive
+        run: Callable[..., None] = self.session.run_with_iobinding
+        target, options = binding, self._options
+        inner, inner_binding = getattr(self.session, "_sess", None), getattr(binding, "_iobinding", None)
+        if inner is not None and inner_binding is not None:
+            run, target = inner.run_with_iobinding, inner_binding
+        return partial(run, target, options)
+
+    def _make_predict_number(self) -> Callable[[Sequence[Any]], float]:
+        def slow(values: Sequence[Any]) -> float:
+            return float(self.run_numbers(values)[-1])
+
+        first, run, bound = self._plan[0], self._run_bound, self._bound
+        if run is None or bound is None or self.signature.output.form == "logits":
+            return slow
+        if not self._is_straight or first.pack is None:
+            return slow
+        pack, buffer, item, last = first.pack, first.array, bound.item, bound.size - 1
+        refuses_nan = not first.takes_nan
+
+        def fast(values: Sequence[Any]) -> float:
+            try:
+                pack(buffer, 0, *values)
+            except (struct.error, OverflowError, TypeError):
+                return slow(values)  # NULL, a number past float32, or an error to name
+            if refuses_nan and math.isnan(sum(values)):
+                return slow(values)  # NaN, or infinities of both signs
+            try:
+                run()
+            except runtime_errors as error:
+                raise _failed(error) from error
+            return cast(float, item(last))
+
+        return fast
+
+    def terminate(self) -> None:
+        """End the run that another thread is in, at its next operator; the model is of no use after that."""
+        self._options.terminate = True
+
+    # -- many rows
+
+    def run_array(self, values: npt.NDArray[Any], batch: int = BATCH_ROWS) -> FloatArray:
+        """Predict (n, d) numbers, columns in the order of the features, NaN for NULL.
+
+        Returns
+        -------
+        (n, K) probabilities or (n, 1) values.
+
+        Raises
+        ------
+        FeatureNotSupported, InvalidData, NullNotAllowed
+            As `run_numbers`.
+        """
+        features = self.signature.features
+        if values.ndim != 2 or values.shape[1] != len(features):
+            raise InvalidData(
+                f"expected {len(features)} features, not {values.shape[-1] if values.ndim else 0}"
+            )
+        for feature in features:
+            if feature.kind == "string":
+                raise FeatureNotSupported(
+                    f'feature "{feature.name}" is a string, which an array of numbers cannot hold'
+                )
+
+        def feeds(rows: slice) -> dict[str, npt.NDArray[Any]]:
+            out: dict[str, npt.NDArray[Any]] = {}
+            for slot in self._plan:
+                part = values[rows][:, slot.spec.features]
+                array = np.empty(part.shape, slot.spec.element)
+                if slot.plain:
+                    with np.errstate(over="ignore", invalid="ignore"):
+                        array[...] = part
+                else:
+                    for position, feature in enumerate(slot.features):
+                        array[:, position] = _checked(feature, slot.spec.element, part[:, position])
+                out[slot.spec.name] = array if slot.spec.rank == 2 else array.reshape(-1)
+            return out
+
+        return self._run_batches(len(values), batch, feeds)
+
+    def run_frame(self, frame: Frame, batch: int = BATCH_ROWS, *, logits: bool = False) -> FloatArray:
+        """Predict the rows of ``frame``, whose columns are found by name.
+
+        Returns
+        -------
+        (n, K) probabilities or (n, 1) values; with ``logits``, the logits of a graph that gives them.
+
+        Raises
+        ------
+        UndefinedColumn, DatatypeMismatch, NullNotAllowed, InvalidData
+            As `encode`; InvalidData also where the model fails on the rows.
+        """
+        feeds = encode(self.signature, frame)
+
+        def part(rows: slice) -> dict[str, npt.NDArray[Any]]:
+            return {name: array[rows] for name, array in feeds.items()}
+
+        return self._run_batches(len(frame), batch, part, logits=logits)
+
+    def _run_batches(
+        self,
+        n: int,
+        batch: int,
+        feeds: Callable[[slice], dict[str, npt.NDArray[Any]]],
+        *,
+        logits: bool = False,
+    ) -> FloatArray:
+        step = self._batch or batch
+        out = np.empty((n, self.signature.width), np.float64)
+        for start in range(0, n, step):
+            rows = slice(start, min(start + step, n))
+            try:
+                raw = self._run(self._outputs, feeds(rows), self._options)[0]
+            except runtime_errors as error:
+                raise _failed(error) from error
+            out[rows] = decode(self.signature, np.asarray(raw), rows.stop - start, logits=logits)
+        return out
+
+
+class _Slot:
+    """One input's buffer for one row, and the way to fill it."""
+
+    def __init__(self, signature: Signature, spec: InputSpec) -> None:
+        self.spec = spec
+        self.features = tuple(signature.features[i] for i in spec.features)
+        width = len(spec.features)
+        shape = (1, width) if spec.rank == 2 else (width,)
+        self.array: npt.NDArray[Any]
+        if spec.element == "string":
+            self.array = np.full(shape, "", object)
+        else:
+            self.array = np.zeros(shape, spec.element)
+        self.cells = self.array.reshape(-1)
+        code = _PACK.get(spec.element)
+        self.pack: Callable[..., None] | None = struct.Struct(f"{width}{code}").pack_into if code else None
+        self.takes_nan = all(f.null != "error" for f in self.features)
+        self.plain = code is not None and all(f.null == "nan" for f in self.features)
+        names = [f.name for f in self.features]
+        pick = itemgetter(*names)
+        self.pick: Callable[[Mapping[str, Any]], Sequence[Any]] = (
+            pick if width > 1 else lambda row: (pick(row),)
+        )
+
+    def fill(self, values: Sequence[Any]) -> None:
+        """Write one row's ``values``."""
+        if self.pack is not None:
+            try:
+                self.pack(self.array, 0, *values)
+                if self.takes_nan or not np.isnan(self.array).any():
+                    return
+            except (struct.error, OverflowError, TypeError):
+                pass  # NULL, a string, a number past float32: below, one by one
+        cells, element = self.cells, self.spec.element
+        if element == "string":
+            for position, value in enumerate(values):
+                cells[position] = value if value.__class__ is str else _string(self.features[position], value)
+            return
+        with np.errstate(over="ignore"):
+            for position, (feature, value) in enumerate(zip(self.features, values, strict=True)):
+                number = read_number(feature, value)
+                if self.pack is None:
+                    number = _integer(feature, element, number)
+                cells[position] = number
+
+
+def _string(feature: FeatureSpec, value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if value is not None:
+        raise _wrong_type(feature, type(value).__name__)
+    if feature.null == "error":
+        raise _null(feature)
+    return "" if feature.null == "empty" else NULL_STRING
+
+
+def read_number(feature: FeatureSpec, value: Any) -> float:
+    """Return a feature's value, as a JSON object or an array has it, as a number; NaN for NULL.
+
+    Raises
+    ------
+    NullNotAllowed, DatatypeMismatch
+        Where NULL or NaN, which count as the same, has no encoding, or the value is no number.
+    """
+    number = _any_number(feature, value)
+    if feature.null == "error" and number != number:
+        raise _null(feature)
+    return number
+
+
+def _any_number(feature: FeatureSpec, value: Any) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, str):
+        if value in _SPECIAL_NUMBERS:
+            return _SPECIAL_NUMBERS[value]
+        if feature.kind == "timestamp":
+            return _timestamp(feature, value)
+        raise _wrong_type(feature, "string")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError):
+        raise _wrong_type(feature, type(value).__name__) from None
+
+
+def _timestamp(feature: FeatureSpec, text: str) -> float:
+    if text.lower() in ("infinity", "-infinity"):
+        return math.copysign(math.inf, -1 if text[0] == "-" else 1)
+    shifted, cycles = text, 0
+    if far := _FAR_YEAR.fullmatch(
+        text
+    ):  # a year that Python lacks: the same day of another cycle of the calendar
+        year = 1 - int(far[1]) if far[3] else int(far[1])
+        cycles = year // 400 - 5
+        shifted = f"{year - 400 * cycles:04d}{far[2]}"
+    try:
+        moment = datetime.fromisoformat(shifted)
+    except ValueError:
+        raise DatatypeMismatch(f'feature "{feature.name}" is a timestamp, "{text}" is not one') from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() + cycles * _CYCLE_SECONDS
+
+
+_FAR_YEAR = re.compile(r"(\d{5,6}|\d{4,6}(?=.* BC$))(-.*?)( BC)?")
+"""As to_jsonb writes the years after 9999 and before 1."""
+
+_CYCLE_SECONDS = 146_097 * 86_400  # 400 years of the Gregorian calendar
+
+
+def _integer(feature: FeatureSpec, element: Element, number: float) -> int:
+    low, high = _INTEGER_RANGE[element]
+    if not low <= number <= high or number != math.floor(number):
+        raise InvalidData(f'feature "{feature.name}" must be of type {element}, not {number!r}')
+    return int(number)
+
+
+def _checked(feature: FeatureSpec, element: Element, column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a column of numbers as ``element``; raise what `read_number` and `_integer` do for one of them."""
+    if feature.null == "error" and np.isnan(column).any():
+        raise _null(feature)
+    if element in _PACK:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return column.astype(element)
+    low, high = _INTEGER_RANGE[element]
+    good = (column >= low) & (column <= high) & (column == np.floor(column))
+    if not good.all():
+        value = float(column[int(np.argmin(good))])
+        raise InvalidData(f'feature "{feature.name}" must be of type {element}, not {value!r}')
+    return column.astype(element)
+
+
+def _null(feature: FeatureSpec) -> NullNotAllowed:
+    return NullNotAllowed(
+        f'feature "{feature.name}" is NULL or NaN, for which the model has no encoding',
+        hint="Replace NULL in the query, or impute it inside the model's graph.",
+    )
+
+
+def _wrong_type(feature: FeatureSpec, given: str) -> DatatypeMismatch:
+    return DatatypeMismatch(f'feature "{feature.name}" is of kind {feature.kind}, not {given}')
+
+
+def _failed(error: Exception) -> InvalidData:
+    return InvalidData("model failed on the features given", detail=first_line(error))
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's message as a sentence, for DETAIL."""
+    text = (str(error).splitlines() or [type(error).__name__])[0].strip()
+    return text if text.endswith(".") else text + "."
+
+
+def _softmax(logits: FloatArray) -> FloatArray:
+    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return cast(FloatArray, exp / exp.sum(axis=1, keepdims=True))

@@ -1,0 +1,508 @@
+"""Registering a teacher: check it, run it on the user's own rows, measure it, store it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pg_distill import measure, registry
+from pg_distill.database import Database
+from pg_distill.errors import (
+    ArtifactCorrupted,
+    InvalidData,
+    InvalidParameter,
+    InvalidState,
+    LimitExceeded,
+    NullNotAllowed,
+)
+from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
+from pg_distill.latency import Timing, contender_for, describe_machine, measure_latency
+from pg_distill.onnx_model import Signature
+from pg_distill.process import Limits
+from pg_distill.sample import Source, check_columns, draw_rows, resolve_source
+from pg_distill.teachers import check_outputs, label_by_sql, logged_outputs, signature_without_graph
+from pg_distill.trainer import Trainer, label_within
+
+__all__ = [
+    "check_inserted",
+    "default_metric",
+    "latency_figures",
+    "positions",
+    "register_logged",
+    "register_onnx",
+    "register_sql",
+    "trainer_limits",
+]
+
+ROWS = 2000  # rows that a new model is run and measured on
+LABEL_SECONDS = 5.0  # for a SQL expression to be run on them; a slow one is run on fewer
+MIN_ROWS = 10  # of a slow expression: on fewer, accuracy says nothing
+LATENCY_SECONDS = 3.0  # to time a new model; the run that distils it takes longer over it
+SEED = 0  # of the rows and the bootstrap of a registration
+MAX_CLASSES = 100
+
+
+def trainer_limits(db: Database) -> Limits:
+    """Return the limits of a training process from the settings."""
+    return Limits(
+        memory_bytes=registry.get_setting(db, "trainer_memory_mb") * 2**20,
+        threads=registry.get_setting(db, "trainer_threads"),
+        niceness=registry.get_setting(db, "trainer_niceness"),
+    )
+
+
+def default_metric(task: Task, labelled: bool) -> str:
+    """Return the metric that is used where none is asked for."""
+    if not labelled:
+        return "agreement"
+    return "r2" if task == "regression" else "accuracy"
+
+
+def positions(label: Column, task: Task, classes: Sequence[str]) -> npt.NDArray[Any]:
+    """Return labels as class positions, -1 for NULL; or as values, NaN for NULL.
+
+    A class and a label are the same if their texts are, or if both are numbers or truth values and equal:
+    ``true`` is ``1``, ``3.0`` is ``3``.
+
+    Raises
+    ------
+    InvalidData
+        A label that is none of the classes; one class only; text or an infinite value for a regression.
+    """
+    if task == "regression":
+        if isinstance(label, Strings):
+            raise InvalidData("the label column is of strings, but the model is a regression")
+        if np.isinf(label).any():
+            raise InvalidData(
+                "the label column has an infinite value: no error of a prediction is defined for it"
+            )
+        return label
+    index = {_plain(name): position for position, name in enumerate(classes)}
+    if isinstance(label, Strings):
+        table = [index.get(_plain(c), -2) for c in label.categories]
+        y = np.array([*table, -1], np.int64)[label.codes]
+        shown = label.categories[table.index(-2)] if -2 in y else ""
+    else:
+        values, inverse = np.unique(label, return_inverse=True)
+        table = [-1 if np.isnan(v) else index.get(_plain(repr(float(v))), -2) for v in values]
+        y = np.array(table, np.int64)[inverse]
+        shown = repr(float(values[table.index(-2)])) if -2 in table else ""
+    if (y == -2).any():
+        raise InvalidData(
+            f'label "{shown}" is not among the classes of the model',
+            detail=f"The model's classes are {', '.join(classes)}.",
+            hint="Map labels to classes in the sample query.",
+        )
+    present = np.unique(y[y >= 0])
+    if len(present) == 1:
+        raise InvalidData(f'every label of the sample is "{classes[int(present[0])]}"')
+    return y
+
+
+def _plain(text: str) -> str:
+    lowered = text.strip().lower()
+    if lowered in ("true", "t"):
+        return "1"
+    if lowered in ("false", "f"):
+        return "0"
+    try:
+        number = float(lowered)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def latency_figures(timing: Timing) -> dict[str, Any]:
+    """Return a timing as columns of ``distill.models``."""
+    latency = timing.latency
+    return {
+        "avg_latency_ms": latency.mean_ms,
+        "latency_low_ms": latency.low_ms,
+        "latency_high_ms": latency.high_ms,
+        "p50_latency_ms": latency.p50_ms,
+        "p95_latency_ms": latency.p95_ms,
+        "p99_latency_ms": latency.p99_ms,
+        "latency_declared": False,
+    }
+
+
+def _accuracy_figures(
+    task: Task, classes: Sequence[str], label: Column | None, outputs: FloatArray | None
+) -> dict[str, Any]:
+    if label is None or outputs is None:
+        return {}
+    y = positions(label, task, classes)[: len(outputs)]
+    metric = default_metric(task, labelled=True)
+    interval = measure.bootstrap_interval(metric, y, outputs, seed=SEED)
+    return {
+        "metric": metric,
+        "accuracy": measure.score(metric, y, outputs),
+        "accuracy_low": interval.low,
+        "accuracy_high": interval.high,
+    }
+
+
+def _measured_on(db: Database, rows: int, path: str, timing: Timing | None) -> dict[str, Any]:
+    return {
+        "measured_on": {
+            "rows": rows,
+            "path": path,
+            "calls": timing.latency.n_calls if timing else 0,
+            "blocks": timing.latency.n_blocks if timing else 0,
+            "cold_ms": timing.cold_ms if timing else None,
+            "machine": describe_machine(db),
+        },
+        "measured_at": datetime.now(UTC).isoformat(),
+    }
+
+
+def _checked_arguments(
+    name: str | None,
+    version: str | None,
+    task: str | None,
+    classes: Sequence[str | None] | None,
+    features: Sequence[str] | None,
+) -> None:
+    if name is None:
+        raise NullNotAllowed("name must not be NULL")
+    registry.check_name(name)
+    if version is not None:
+        registry.check_name(version, "version")
+    if task not in (None, "binary", "multiclass", "regression"):
+        raise InvalidParameter(
+            f'task "{task}" does not exist', hint="Tasks are binary, multiclass and regression."
+        )
+    if features is not None and not features:
+        raise InvalidParameter("features must name at least one column")
+    if classes is not None:
+        if any(c is None for c in classes):
+            raise NullNotAllowed("classes must not be NULL")
+        if len(set(classes)) < len(classes):
+            raise InvalidParameter("a class is named more than once")
+
+
+def _say_what_is_missing(
+    db: Database, sample: str | None, label: str | None, figures: Mapping[str, Any]
+) -> None:
+    if sample is None:
+        db.notice("the model was not run on rows and nothing was measured, because no sample is named")
+    elif label is None:
+        db.notice("accuracy was not measured, because no label column is named")
+    elif figures.get("accuracy") is None:
+        db.notice(f"accuracy was not measured, because the model was run on fewer than {MIN_ROWS} rows")
+
+
+def _rows(
+    db: Database, source: Source, features: Sequence[str], label: str | None, extra: Sequence[str] = ()
+) -> tuple[Sequence[Feature], Frame, Column | None, Mapping[str, Column]]:
+    columns = check_columns(source, features)
+    frame, labels, others = draw_rows(db, source, columns, label=label, extra=extra, seed=SEED, limit=ROWS)
+    if len(frame) == 0:
+        raise InvalidData("the sample has no rows" + (" with a label" if label else ""))
+    return columns, frame, labels, others
+
+
+def register_onnx(
+    db: Database,
+    *,
+    name: str | None,
+    artifact: bytes | None,
+    features: Sequence[str] | None,
+    sample: str | None,
+    label: str | None,
+    version: str | None,
+    task: Task | None,
+    classes: Sequence[str] | None,
+) -> str:
+    """Register an ONNX file; return the model's id.
+
+    Raises
+    ------
+    InvalidArtifact, LimitExceeded, FeatureNotSupported
+        The file is not ONNX, or refused.
+    InvalidData, DatatypeMismatch, UndefinedColumn
+        It does not fit the rows.
+    """
+    _checked_arguments(name, version, task, classes, features)
+    assert name is not None
+    if artifact is None:
+        raise NullNotAllowed("artifact must not be NULL")
+    if label is not None and sample is None:
+        raise InvalidParameter("a label column needs a sample that has it")
+    limit = registry.get_setting(db, "artifact_limit_mb") * 2**20
+    if len(artifact) > limit:
+        raise LimitExceeded(f"artifact has {len(artifact)} bytes, more than the limit of {limit}")
+    frame: Frame | None = None
+    labels: Column | None = None
+    types: Mapping[str, str] = {}
+    source: Source | None = None
+    with Trainer(trainer_limits(db), db.check_interrupts) as trainer:
+        if sample is None:
+            found = trainer.inspect(
+                artifact,
+                names=features,
+                features=None,
+                rows=None,
+                task=task,
+                classes=classes,
+                max_bytes=limit,
+            )
+        else:
+            source = resolve_source(db, sample, stored=True)
+            if features is None:
+                # A graph with an input a column names its columns; one with a tensor takes what the sample has.
+                graph = trainer.inspect(
+                    artifact,
+                    names=None,
+                    features=None,
+                    rows=None,
+                    task=task,
+                    classes=classes,
+                    max_bytes=limit,
+                ).signature.names
+                features = (
+                    graph if set(graph) <= set(source.types) else [c for c in source.kinds if c != label]
+                )
+            columns, frame, labels, _ = _rows(db, source, features, label)
+            types = {f.name: source.types[f.name] for f in columns}
+            found = trainer.inspect(
+                artifact,
+                names=None,
+                features=columns,
+                rows=frame,
+                task=task,
+                classes=classes,
+                max_bytes=limit,
+            )
+    signature = found.signature
+    figures: dict[str, Any] = {}
+    if frame is not None and source is not None:
+        figures.update(_accuracy_figures(signature.task, signature.classes, labels, found.outputs))
+    model = registry.insert_model(
+        db,
+        name=name,
+        version=version,
+        task=signature.task,
+        kind="onnx",
+        artifact=artifact,
+        expression=None,
+        signature=signature,
+        sample=source.query if source is not None else None,
+        label=label,
+        figures={},
+        types=types,
+    )
+    if frame is not None:
+        contender = contender_for(model)
+        timing = measure_latency(db, [contender], frame, seed=SEED, seconds=LATENCY_SECONDS)[contender.name]
+        figures.update(latency_figures(timing))
+        figures.update(_measured_on(db, len(frame), contender.path, timing))
+    registry.update_figures(db, model.id, figures)
+    _say_what_is_missing(db, sample, label, figures)
+    return model.id
+
+
+def _task_of(
+    task: Task | None, classes: Sequence[str] | None, label: Column | None, width: int
+) -> tuple[Task, list[str]]:
+    """Derive task and classes of a model without a graph from what the caller said and the label column."""
+    if task is None:
+        if classes is not None:
+            task = "binary" if len(classes) == 2 else "multiclass"
+        elif width > 1:
+            task = "binary" if width == 2 else "multiclass"
+        elif isinstance(label, Strings):
+            task = "binary"
+        elif label is not None:
+            task = "binary" if len(np.unique(label)) <= 2 else "regression"
+        else:
+            raise InvalidParameter(
+                "the task cannot be told without a label column", hint="Pass task => ... ."
+            )
+    if task == "regression":
+        if classes:
+            raise InvalidParameter("a regression has no classes")
+        return task, []
+    if classes is None:
+        if label is None:
+            raise InvalidParameter(
+                "the classes cannot be told without a label column", hint="Pass classes => ... ."
+            )
+        if isinstance(label, Strings):
+            classes = [label.categories[c] for c in np.unique(label.codes[label.codes >= 0])]
+        else:
+            classes = [_plain(repr(float(v))) for v in np.unique(label[~np.isnan(label)])]
+        if width > 1 and len(classes) != width:
+            raise InvalidParameter(
+                f"the label column has {len(classes)} classes, but the teacher gives {width} values",
+                hint="Pass classes => ... in the order of the values.",
+            )
+    if task == "binary" and len(classes) != 2:
+        raise InvalidParameter(f"a binary task has two classes, not {len(classes)}")
+    if not 2 <= len(classes) <= MAX_CLASSES:
+        raise InvalidParameter(f"a model has 2 to {MAX_CLASSES} classes, not {len(classes)}")
+    return task, list(classes)
+
+
+def register_sql(
+    db: Database,
+    *,
+    name: str | None,
+    expression: str | None,
+    features: Sequence[str] | None,
+    sample: str | None,
+    label: str | None,
+    version: str | None,
+    task: Task | None,
+    classes: Sequence[str] | None,
+) -> str:
+    """Register a SQL expression over the features; return the model's id."""
+    _checked_arguments(name, version, task, classes, features)
+    assert name is not None
+    if expression is None or features is None or sample is None:
+        raise NullNotAllowed("expression, features and sample must not be NULL")
+    source = resolve_source(db, sample, stored=True)
+    columns, frame, labels, _ = _rows(db, source, features, label)
+    found_task, found_classes = _task_of(
+        task, classes, labels, len(classes or ()) if (task == "multiclass") else 1
+    )
+    signature = signature_without_graph(columns, found_task, found_classes)
+    types = {f.name: source.types[f.name] for f in columns}
+    with db.subtransaction():
+        model = registry.insert_model(
+            db,
+            name=name,
+            version=version,
+            task=found_task,
+            kind="sql",
+            artifact=None,
+            expression=expression,
+            signature=signature,
+            sample=source.query,
+            label=label,
+            figures={},
+            types=types,
+        )
+        started = time.monotonic()
+        outputs = label_within(
+            lambda rows: label_by_sql(db, model, rows),
+            frame,
+            LABEL_SECONDS,
+            at_least=1,
+            at_most_seconds=math.inf,
+        )
+        if len(outputs) < len(frame):
+            a_row = (time.monotonic() - started) / len(outputs)
+            db.notice(
+                f"measured on {len(outputs)} of {len(frame)} rows, because the expression takes {a_row:.3g} s a row"
+            )
+            frame = frame.take(np.arange(len(outputs)))
+            labels = labels if len(outputs) >= MIN_ROWS else None
+        figures = _accuracy_figures(found_task, found_classes, labels, outputs)
+        contender = contender_for(model)
+        timing = measure_latency(db, [contender], frame, seed=SEED, seconds=LATENCY_SECONDS)[contender.name]
+        figures.update(latency_figures(timing))
+        figures.update(_measured_on(db, len(frame), contender.path, timing))
+        registry.update_figures(db, model.id, figures)
+        _say_what_is_missing(db, sample, label, figures)
+    return model.id
+
+
+def register_logged(
+    db: Database,
+    *,
+    name: str | None,
+    outputs: Sequence[str] | None,
+    features: Sequence[str] | None,
+    sample: str | None,
+    label: str | None,
+    version: str | None,
+    task: Task | None,
+    classes: Sequence[str] | None,
+    latency_ms: float | None,
+) -> str:
+    """Register a teacher that runs elsewhere by its logged outputs; return the model's id."""
+    import json
+
+    _checked_arguments(name, version, task, classes, features)
+    assert name is not None
+    if outputs is None or features is None or sample is None:
+        raise NullNotAllowed("outputs, features and sample must not be NULL")
+    if not outputs:
+        raise InvalidParameter("a logged model has at least one output column")
+    if latency_ms is not None and not (latency_ms > 0 and np.isfinite(latency_ms)):
+        raise InvalidParameter(f"latency_ms must be above 0, not {latency_ms}")
+    source = resolve_source(db, sample, stored=True)
+    columns, frame, labels, extra = _rows(db, source, features, label, outputs)
+    found_task, found_classes = _task_of(task, classes, labels, len(outputs))
+    raw = logged_outputs(extra, outputs)
+    checked = check_outputs(raw, found_task, found_classes, frame)
+    figures = _accuracy_figures(found_task, found_classes, labels, checked)
+    figures.update(_measured_on(db, len(frame), "declared" if latency_ms is not None else "none", None))
+    figures.update({"avg_latency_ms": latency_ms, "latency_declared": latency_ms is not None})
+    model = registry.insert_model(
+        db,
+        name=name,
+        version=version,
+        task=found_task,
+        kind="logged",
+        artifact=None,
+        expression=json.dumps(list(outputs)),
+        signature=signature_without_graph(columns, found_task, found_classes),
+        sample=source.query,
+        label=label,
+        figures=figures,
+        types={f.name: source.types[f.name] for f in columns},
+    )
+    _say_what_is_missing(db, sample, label, figures)
+    return model.id
+
+
+def check_inserted(db: Database, row: Mapping[str, Any]) -> None:
+    """Check a row that is about to be inserted into ``distill.models``, whoever wrote it.
+
+    Raises
+    ------
+    ArtifactCorrupted
+        The digest or the stored signature is not the artifact's, or not readable.
+    InvalidArtifact, LimitExceeded, FeatureNotSupported
+        As in `register_onnx`.
+    InvalidState
+        A cascade whose teacher is not there, is a cascade itself, or has other classes.
+    """
+    import hashlib
+    import json
+
+    input_schema, output_schema = json.loads(row["input_schema"]), json.loads(row["output_schema"])
+    signature = Signature.from_json(input_schema, output_schema)
+    registry.column_types(input_schema)
+    if signature.task != row["task"]:
+        raise ArtifactCorrupted(
+            f"stored signature of the model is of a {signature.task} task, not {row['task']}"
+        )
+    if row["kind"] != "onnx":
+        return
+    if row["form"] == "cascade":
+        _check_cascade(db, row["teacher_id"], signature)
+    if registry.is_inspected(row["sha256"], input_schema, output_schema):
+        return
+    if hashlib.sha256(row["artifact"]).hexdigest() != row["sha256"]:
+        raise ArtifactCorrupted("artifact of the model does not match its digest")
+    with Trainer(trainer_limits(db), db.check_interrupts) as trainer:
+        trainer.check([(row["artifact"], signature)], registry.get_setting(db, "artifact_limit_mb") * 2**20)
+
+
+def _check_cascade(db: Database, teacher_id: str | None, signature: Signature) -> None:
+    teacher = registry.find_by_id(db, teacher_id)
+    if teacher is None or teacher.form == "cascade":
+        raise InvalidState("the teacher behind a cascade must be a registered model that is no cascade")
+    if (teacher.task, teacher.signature.classes) != (signature.task, signature.classes):
+        raise InvalidState(
+            f'the classes of a cascade must be those of its teacher "{teacher.qualified_name}"'
+        )

@@ -1,0 +1,187 @@
+"""What gives soft labels: an ONNX artifact, a SQL expression, logged predictions.
+
+An ONNX teacher travels to the trainer's child and labels there. A SQL teacher cannot: the child asks its parent,
+through the pipe, to label rows. A logged teacher labels only the rows that it has logged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pg_distill.database import Database, quote_identifier
+from pg_distill.errors import ArtifactCorrupted, InvalidData, InvalidParameter
+from pg_distill.frame import Column, Feature, FloatArray, Frame, Kind, Strings, Task
+from pg_distill.onnx_model import FeatureSpec, Form, OutputSpec, Signature
+from pg_distill.registry import Model
+
+__all__ = [
+    "array_literal",
+    "check_outputs",
+    "label_by_sql",
+    "logged_columns",
+    "logged_outputs",
+    "signature_without_graph",
+    "typed_columns",
+]
+
+LABEL_BATCH = 1024  # rows a statement: interrupts and the time budget are looked at in between
+SUM_TOLERANCE = 1e-3  # how far probabilities may be from a sum of 1: float4 logs of three digits pass
+
+
+def signature_without_graph(features: Sequence[Feature], task: Task, classes: Sequence[str]) -> Signature:
+    """Return the signature of a model that is no graph: a SQL expression or logged columns."""
+    form: Form = "value" if task == "regression" else "probabilities"
+    width = 1 if task == "regression" else len(classes)
+    specs = tuple(FeatureSpec(f.name, f.kind, "string" if f.kind == "string" else "nan") for f in features)
+    return Signature(specs, (), OutputSpec("", form, width, "float64"), task, tuple(classes))
+
+
+def logged_columns(model: Model) -> list[str]:
+    """Return the columns that hold a logged teacher's outputs."""
+    try:
+        columns = json.loads(model.expression or "")
+    except ValueError:
+        columns = None
+    if not isinstance(columns, list) or not columns or not all(isinstance(c, str) for c in columns):
+        raise ArtifactCorrupted(f'stored columns of model "{model.qualified_name}" are not readable')
+    return columns
+
+
+def check_outputs(outputs: FloatArray, task: Task, classes: Sequence[str], rows: Frame) -> FloatArray:
+    """Return a teacher's raw outputs (n, m) as (n, K) probabilities or (n, 1) values.
+
+    One column for a binary task is the probability of the last class.
+
+    Raises
+    ------
+    InvalidData
+        NULL, NaN, infinity, a probability outside 0..1 or rows that do not sum to 1; names the first such row.
+    """
+    width = 1 if task == "regression" else len(classes)
+    if outputs.shape[1] == 1 and task == "binary":
+        outputs = np.column_stack([1.0 - outputs[:, 0], outputs[:, 0]])
+    if outputs.shape[1] != width:
+        raise InvalidData(f"the teacher gives {outputs.shape[1]} values a row, where {width} are expected")
+    faults = {"NULL, NaN or infinity": np.any(~np.isfinite(outputs), axis=1, keepdims=True)}
+    if task != "regression":
+        outside = (outputs < -SUM_TOLERANCE) | (outputs > 1 + SUM_TOLERANCE)
+        faults["a probability outside 0..1"] = np.any(outside, axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):  # infinities of both signs
+            off = np.abs(outputs.sum(axis=1, keepdims=True) - 1)
+        faults["probabilities that do not sum to 1"] = off > SUM_TOLERANCE * max(1, width / 10)
+    bad = np.hstack(list(faults.values()))
+    if bad.any():
+        position = int(np.argmax(bad.any(axis=1)))
+        what = list(faults)[int(np.argmax(bad[position]))]
+        raise InvalidData(
+            f"the teacher gives {what} for a row",
+            detail=_which_row(rows, position, outputs[position].tolist()),
+        )
+    if task == "regression":
+        return outputs
+    clipped = np.clip(outputs, 0.0, 1.0)
+    return np.asarray(clipped / clipped.sum(axis=1, keepdims=True), np.float64)
+
+
+def _which_row(rows: Frame, position: int, given: object) -> str:
+    return f"The row has {rows.show_row(position)}; the teacher gives {given}."
+
+
+_TYPES: Mapping[Kind, str] = {
+    "string": "text",
+    "boolean": "boolean",
+    "integer": "bigint",
+    "timestamp": "timestamp without time zone",
+}
+
+
+def typed_columns(signature: Signature, types: Mapping[str, str]) -> str:
+    """Return a select list that gives the features of canonical columns ``u`` their SQL types back.
+
+    A feature that ``types`` does not have gets the type of its kind.
+    """
+    return ", ".join(
+        f"{_from_canonical(f.kind, f'u.{name}', types.get(f.name, _TYPES.get(f.kind, 'double precision')))} AS {name}"
+        for f in signature.features
+        for name in [quote_identifier(f.name)]
+    )
+
+
+def _from_canonical(kind: str, column: str, sql_type: str) -> str:
+    if kind == "boolean":
+        return f"({column} <> 0)::{sql_type}"
+    if kind == "timestamp":
+        return (
+            f"(pg_catalog.to_timestamp({column}) AT TIME ZONE 'UTC')::{sql_type}"
+            if sql_type != ("timestamp with time zone")
+            else f"pg_catalog.to_timestamp({column})"
+        )
+    return f"{column}::{sql_type}"
+
+
+def label_by_sql(db: Database, model: Model, rows: Frame) -> FloatArray:
+    """Evaluate a SQL model over the rows, read-only, in batches that can be interrupted.
+
+    Returns
+    -------
+    (n, K) probabilities, or (n, 1) values.
+    """
+    assert model.expression is not None
+    out = np.empty((len(rows), model.signature.width))
+    for start in range(0, len(rows), LABEL_BATCH):
+        batch = rows.take(np.arange(start, min(start + LABEL_BATCH, len(rows))))
+        arrays = ", ".join(
+            f"pg_catalog.unnest({array_literal(batch.columns[f.name])})" for f in rows.features
+        )
+        names = ", ".join(quote_identifier(f.name) for f in rows.features)
+        array = "e" if model.task == "multiclass" else "ARRAY[e::pg_catalog.float8]"
+        # OFFSET 0 keeps the expression to one evaluation a row.
+        statement = (
+            f"SELECT ({array})::pg_catalog.float8[] AS outputs FROM (SELECT ({model.expression}\n) AS e FROM"
+            f" (SELECT {typed_columns(model.signature, model.types)} FROM ROWS FROM ({arrays}) AS u({names})) s OFFSET 0) o"
+        )
+        result = db.read_only(lambda statement=statement: db.query_once(statement))  # type: ignore[misc]
+        expected = model.signature.width if model.task == "multiclass" else 1
+        given = [row["outputs"] for row in result]
+        wrong = (p for p, g in enumerate(given) if g is None or len(g) != expected or isinstance(g[0], list))
+        position = next(wrong, len(given))
+        # What comes before it first: the first bad row is named, whatever is wrong with it.
+        raw = np.array(given[:position], np.float64).reshape(position, expected)
+        checked = check_outputs(raw, model.task, model.signature.classes, batch)
+        if position < len(given):
+            raise InvalidData(
+                f"the teacher gives no array of {expected} values for a row",
+                detail=_which_row(batch, position, given[position]),
+            )
+        out[start : start + len(batch)] = checked
+        db.check_interrupts()
+    return out
+
+
+def array_literal(column: Column) -> str:
+    """Write a column as an array in SQL text: the statement has to be one text to be opened as a cursor."""
+    if isinstance(column, Strings):
+        items = [
+            "NULL" if v is None else '"' + v.replace("\\", "\\\\").replace('"', '\\"') + '"'
+            for v in column.to_objects()
+        ]
+        text, element = "{" + ",".join(items) + "}", "text"
+    else:
+        items = ["NULL" if np.isnan(v) else repr(float(v)).replace("inf", "Infinity") for v in column]
+        text, element = "{" + ",".join(items) + "}", "float8"
+    quoted = "'" + text.replace("'", "''").replace("\\", "\\\\") + "'"
+    return f"CAST(E{quoted} AS pg_catalog.{element}[])"
+
+
+def logged_outputs(extra: Mapping[str, Column], columns: Sequence[str]) -> FloatArray:
+    """Stack the logged columns as (n, m)."""
+    stacked = []
+    for name in columns:
+        column = extra[name]
+        if isinstance(column, Strings):
+            raise InvalidParameter(f'output column "{name}" is of strings')
+        stacked.append(column)
+    return np.column_stack(stacked)
