@@ -1,0 +1,67 @@
+"""Blends: one graph that averages the logits of several students."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import FeatureNotSupported
+from ..frame import FloatArray, Frame, Task
+from ..transfer_set import TransferSet
+from . import Student
+from .export import Graph, Numbers
+from .objective import sharpness
+
+__all__ = ["Blend"]
+
+
+class Blend:
+    """The weighted mean of fitted students' logits, or of their values for regression.
+
+    Nothing is learned here; ``weights`` are the search's choice and sum to 1, until ``calibrate`` scales them.
+    """
+
+    family = "blend"
+
+    def __init__(
+        self, students: Sequence[Student], weights: Sequence[float], *, task: Task, n_classes: int
+    ) -> None:
+        self.students = tuple(students)
+        self.weights = tuple(float(w) for w in weights)
+        self.task = task
+        self.n_classes = n_classes
+
+    def calibrate(self, select: TransferSet) -> bool:
+        """Sharpen or soften the mean to what the labels of ``select`` bear out; return whether the weights changed."""
+        factor = sharpness(self, select)
+        self.weights = tuple(w * factor for w in self.weights)
+        return factor != 1.0
+
+    def predict_logits(self, frame: Frame) -> FloatArray:
+        """Return (n, K) logits, (n, 1) values for regression."""
+        parts = [w * s.predict_logits(frame) for w, s in zip(self.weights, self.students, strict=True)]
+        return np.asarray(sum(parts))
+
+    def to_onnx(self, frame: Frame) -> bytes:
+        """Return one ONNX file; ``frame`` gives the features and decides the inputs' element type."""
+        graph = Graph(replace(Numbers.fit(frame)))
+        total = ""
+        for weight, student in zip(self.weights, self.students, strict=True):
+            scaled = graph.node("Mul", [student.add_to(graph), graph.constant(np.array(weight, np.float32))])
+            total = graph.node("Add", [total, scaled]) if total else scaled
+        return graph.finish(total, self.task, self.n_classes, self.describe())
+
+    def to_sql(self, columns: Mapping[str, str] | None = None) -> Any:
+        """Raise: blends have no form in SQL."""
+        raise FeatureNotSupported("a blend has no form in SQL")
+
+    def describe(self) -> dict[str, object]:
+        """Return the parts and their weights."""
+        return {
+            "family": self.family,
+            "weights": list(self.weights),
+            "students": [s.describe() for s in self.students],
+        }

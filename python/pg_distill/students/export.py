@@ -1,0 +1,180 @@
+"""From a fitted student to one ONNX file: the inputs that all families share, and a small graph builder.
+
+One row's ``session.run`` costs a few microseconds and each node up to one more, so graphs are kept short: numbers
+arrive as one tensor, strings as another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ..frame import Feature, FloatArray, Frame, Task
+
+__all__ = ["STUDENT_KEY", "Graph", "Numbers"]
+
+STUDENT_KEY = "pg_distill.student"
+"""Key of ``metadata_props`` under which a student describes itself (JSON)."""
+
+OPSET, ML_OPSET, IR_VERSION = 17, 3, 8
+"""The oldest that have every operator used: any ONNX Runtime of the last years opens them."""
+
+FLOAT32_INTEGERS = 2.0**24
+"""Beyond this size float32 steps over integers."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """How the columns that are not of strings reach a student as float32.
+
+    Most columns are simply cast. Where float32 could not carry one (timestamps, large integers), the input is double and
+    each such column is centred before the cast; ``centre`` (d,) is 0 for all others.
+    """
+
+    features: tuple[Feature, ...]
+    element: Literal["float", "double"]
+    centre: FloatArray
+
+    @classmethod
+    def fit(cls, frame: Frame) -> Numbers:
+        """Choose the element type and the centres by the rows of ``frame``."""
+        centre = np.zeros(len(frame.number_names))
+        wide = False
+        kinds = {f.name: f.kind for f in frame.features}
+        for position, name in enumerate(frame.number_names):
+            column = frame.number(name)
+            known = column[np.isfinite(column)]
+            if not len(known):
+                wide = wide or kinds[name] == "timestamp"
+                continue
+            large = np.abs(known) >= FLOAT32_INTEGERS
+            if kinds[name] == "timestamp" or bool((large & (known == np.round(known))).any()):
+                centre[position] = np.round(np.median(known))
+                wide = True
+        return cls(frame.features, "double" if wide else "float", centre)
+
+    def transform(self, frame: Frame) -> npt.NDArray[np.float32]:
+        """Return the numbers (n, d) as the graph's first nodes compute them; NULL is NaN."""
+        values = frame.numbers()
+        if self.element == "double":
+            values -= self.centre
+        with np.errstate(over="ignore"):
+            return values.astype(np.float32)
+
+
+class Graph:
+    """An ONNX graph under construction; names are numbered, so equal students give equal bytes."""
+
+    def __init__(self, numbers: Numbers) -> None:
+        self._inputs = numbers
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._tensors: list[onnx.TensorProto] = []
+        self._count = 0
+        self._shared: dict[tuple[Any, ...], str] = {}
+
+    def node(
+        self,
+        operator: str,
+        inputs: Sequence[str],
+        *,
+        domain: str = "",
+        output: str | None = None,
+        **attributes: Any,
+    ) -> str:
+        """Append a node with one output and return that output's name."""
+        if output is None:
+            output = f"t{self._count}"
+            self._count += 1
+        self._nodes.append(helper.make_node(operator, list(inputs), [output], domain=domain, **attributes))
+        return output
+
+    def constant(self, values: npt.NDArray[Any]) -> str:
+        """Return the name of an initializer that holds ``values``; equal ones are stored once."""
+        values = np.ascontiguousarray(values)
+        if values.dtype.kind in "OU":
+            key = ("str", values.shape, "\0".join(str(v) for v in values.ravel()).encode())
+        else:
+            key = (values.dtype.str, values.shape, values.tobytes())
+        if key not in self._initializers:
+            name = f"c{len(self._tensors)}"
+            self._initializers[key] = name
+            self._tensors.append(numpy_helper.from_array(values, name))
+        return self._initializers[key]
+
+    def shared(self, key: tuple[Any, ...], operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Like ``node``, but a node asked for twice under the same ``key`` is made once (parts of a blend share it)."""
+        if key not in self._shared:
+            self._shared[key] = self.node(operator, inputs, **attributes)
+        return self._shared[key]
+
+    @property
+    def numbers(self) -> str:
+        """Name of the (n, d) float tensor of numbers, as ``transform`` of the graph's own ``Numbers`` gives it."""
+        return self.read(self._inputs)
+
+    def read(self, numbers: Numbers) -> str:
+        """Name of the (n, d) float tensor of numbers, as ``numbers.transform`` gives it.
+
+        The parts of a blend may have learned from different rows, and so centre differently.
+        """
+        if self._inputs.element == "float":
+            return "numbers"
+        source = "numbers"
+        if numbers.centre.any():
+            centre = self.constant(numbers.centre)
+            source = self.shared(("centre", centre), "Sub", [source, centre])
+        return self.shared(("cast", source), "Cast", [source], to=TensorProto.FLOAT)
+
+    @property
+    def strings(self) -> str:
+        """Name of the (n, m) string tensor."""
+        return "strings"
+
+    def finish(self, scores: str, task: Task, n_classes: int, description: Mapping[str, object]) -> bytes:
+        """Close the graph over ``scores`` (logits, or values for regression) and return the file's bytes."""
+        if task == "regression":
+            self._nodes.append(helper.make_node("Identity", [scores], ["value"]))
+            self._elide_identity(scores, "value")
+        else:
+            self.node("Softmax", [scores], output="probabilities", axis=1)
+        return self.close(task, n_classes, description)
+
+    def _elide_identity(self, scores: str, name: str) -> None:
+        """Let the node that makes ``scores`` write ``name`` itself, where nobody else reads it: one node less a row."""
+        self._nodes.pop()
+        readers = [node for node in self._nodes if scores in node.input]
+        makers = [node for node in self._nodes if scores in node.output]
+        if readers or not makers:
+            self._nodes.append(helper.make_node("Identity", [scores], [name]))
+            return
+        makers[0].output[list(makers[0].output).index(scores)] = name
+
+    def close(self, task: Task, n_classes: int, description: Mapping[str, object]) -> bytes:
+        """Return the file's bytes where a node already writes ``probabilities`` or ``value`` itself."""
+        kinds = [f.kind for f in self._inputs.features]
+        d, m = sum(k != "string" for k in kinds), sum(k == "string" for k in kinds)
+        element = TensorProto.FLOAT if self._inputs.element == "float" else TensorProto.DOUBLE
+        inputs = []
+        if d:
+            inputs.append(helper.make_tensor_value_info("numbers", element, [None, d]))
+        if m:
+            inputs.append(helper.make_tensor_value_info("strings", TensorProto.STRING, [None, m]))
+        name = "value" if task == "regression" else "probabilities"
+        output = helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, n_classes])
+        graph = helper.make_graph(self._nodes, "student", inputs, [output], self._tensors)
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="pg_distill",
+        )
+        helper.set_model_props(model, {STUDENT_KEY: json.dumps(description, sort_keys=True)})
+        return bytes(model.SerializeToString(deterministic=True))

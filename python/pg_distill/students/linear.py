@@ -1,0 +1,335 @@
+"""Generalised linear models: lines, or steps at quantiles, of numbers; an effect of each category.
+
+Bytes are the same with any number of threads as long as BLAS itself runs on one, as for networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import native
+from ..frame import FloatArray, Frame, Task
+from ..transfer_set import TransferSet
+from . import Shape
+from .ensemble import ALL, LEAF, Columns, Ensemble, cut, quantile_thresholds
+from .export import Graph
+from .objective import Calibrated, Lines, Objective, Steps, backfit, ordering, resolve_targets, take_targets
+
+__all__ = ["Linear"]
+
+Float32 = npt.NDArray[np.float32]
+
+PENALTIES = (100.0, 10.0, 1.0)
+"""L2 penalties, in rows, from which the rows of select choose; each starts from the one before."""
+SMOOTHING = 8.0
+"""Penalty on the jump between two neighbouring steps, in units of the penalty on a step."""
+MOST_CELLS = 40_000_000
+"""Rows times columns times outputs that a fit reads at most; effects of single columns need no more rows."""
+FREE = 1e-6
+"""Penalty on the intercept, in rows: none, but a Newton step must stay defined."""
+TAILS = 0.005
+"""Share of the rows on each side beyond which a line is flat: a few outliers must not tilt it."""
+LEAST_CHANGE = 1e-9
+"""A line that moves the sum by less over its whole range is left out."""
+
+
+class Linear(Calibrated):
+    """Softmax, logistic or ridge regression on the distillation loss.
+
+    Parameters
+    ----------
+    bins
+        Steps of each number, at quantiles; 0 for a straight line that is flat outside the range seen.
+    """
+
+    family: ClassVar[str] = "linear"
+    softens: ClassVar[bool] = True
+    uses_teacher: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        n_classes: int,
+        temperature: float = 1.0,
+        alpha: float = 1.0,
+        epochs: int = 10,
+        seed: int = 42,
+        bins: int = 16,
+    ) -> None:
+        self.task = task
+        self.n_classes = n_classes
+        self.temperature = temperature
+        self.alpha = alpha
+        self.epochs = epochs
+        self.seed = seed
+        self.bins = bins
+
+    @classmethod
+    def sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
+        """Return numbers of bins, fastest in SQL first."""
+        return [{"bins": 0}, {"bins": 16}, {"bins": 64}]
+
+    def prototype(self, data: TransferSet) -> bytes | None:
+        """Return the model before it has learned anything but its bins: latency hangs on these alone."""
+        twin = Linear(**self._arguments())
+        twin._prepare(data)
+        twin.slopes_ += 1.0
+        twin._finish()
+        return twin.to_onnx()
+
+    def _prepare(self, data: TransferSet) -> tuple[Float32, Objective]:
+        goal = resolve_targets(self, data)
+        rows = np.flatnonzero(goal.weight > 0)
+        outputs = self.n_classes if self.task == "multiclass" else 1
+        most = max(1000, MOST_CELLS // (len(data.frame.features) * outputs))
+        if len(rows) > most:
+            rows = np.sort(np.random.default_rng(self.seed).choice(rows, most, replace=False))
+        goal = take_targets(goal, rows)
+        frame = data.frame.take(rows)
+        objective = Objective(self.task, self.n_classes, self.temperature, goal)
+        self.base_, self.scale_ = objective.base.copy(), objective.scale
+        self.columns_ = Columns.fit(frame, ordering(self.task, goal.mean), goal.weight)
+        matrix = self.columns_.matrix(frame)
+        places = enumerate(self.columns_.tables, self.columns_.n_numbers)
+        thresholds = {
+            j: np.sort(t[~np.isnan(t)])[:-1].astype(np.float32) + np.float32(0.5) for j, t in places
+        }
+        for j in range(self.columns_.n_numbers):
+            thresholds[j] = (
+                quantile_thresholds(matrix[:, j], self.bins) if self.bins else np.zeros(0, np.float32)
+            )
+        self.thresholds_ = [thresholds[j] for j in range(len(thresholds))]
+        steps = [len(t) + 1 + bool(m) for t, m in zip(self.thresholds_, self.columns_.missing, strict=True)]
+        self.effects_ = [np.zeros((size, outputs)) for size in steps]
+        d = 0 if self.bins else self.columns_.n_numbers
+        self.low_, self.high_, self.centre_ = (np.zeros(d, np.float32) for _ in range(3))
+        self.slopes_ = np.zeros((d, outputs))
+        for j in range(d):
+            self.low_[j], self.high_[j], self.centre_[j] = _range(matrix[:, j])
+        return matrix, objective
+
+    def fit(self, data: TransferSet, select: TransferSet, *, deadline: float | None = None) -> Self:
+        """Backfit with each penalty, from the strongest on, while the loss on ``select`` falls."""
+        self.sharpness_ = 1.0
+        matrix, objective = self._prepare(data)
+        select_goal = resolve_targets(self, select)
+        judge = None
+        if select_goal.weight.any():
+            judge = Objective(self.task, self.n_classes, self.temperature, select_goal, like=objective)
+        select_matrix = self.columns_.matrix(select.frame)
+        codes, select_codes = cut(matrix, self.thresholds_), cut(select_matrix, self.thresholds_)
+        dense, select_dense = self._dense(matrix), self._dense(select_matrix)
+        mean = dense.mean(axis=0)
+        spread = dense.std(axis=0)
+        spread[spread == 0.0] = 1.0
+        dense, select_dense = (dense - mean) / spread, (select_dense - mean) / spread
+        weight = objective.soft_weight + objective.hard_weight
+        best = np.inf
+        effects, slopes = [e.copy() for e in self.effects_], self.slopes_.copy()
+        intercept = np.zeros((1, objective.outputs))
+        for strength in PENALTIES if judge is not None else PENALTIES[1:2]:
+            whole = np.zeros(len(codes), np.int32), np.zeros(len(select_codes), np.int32)
+            blocks: list[Steps | Lines] = [Steps(*whole, np.full(1, FREE), intercept.copy())]
+            if len(slopes):
+                blocks.append(Lines(dense, select_dense, strength, slopes.copy(), weight))
+            for j, effect in enumerate(effects):
+                if len(effect) > 1:
+                    ordered = len(self.thresholds_[j]) + 1 if j < self.columns_.n_numbers else 0
+                    penalty = _penalty(len(effect), ordered, strength)
+                    blocks.append(Steps(codes[:, j], select_codes[:, j], penalty, effect.copy()))
+            loss = backfit(blocks, objective, judge, sweeps=max(1, self.epochs), deadline=deadline)
+            if not loss < best:
+                break
+            best, self.penalty_ = loss, strength
+            found = iter(blocks)
+            intercept = next(found).effect
+            if len(slopes):
+                slopes = next(found).effect
+            effects = [next(found).effect if len(e) > 1 else e for e in effects]
+        self.slopes_ = slopes / spread[:, None] * self.scale_
+        self.base_ += intercept[0] * self.scale_ - mean @ self.slopes_
+        self.effects_ = [e * self.scale_ for e in effects]
+        for effect, code in zip(self.effects_, codes.T, strict=True):
+            # What no row showed (a NULL, a category) gets the mean effect, so that it moves nothing.
+            count = np.bincount(code, minlength=len(effect))
+            average = count @ effect / max(1, len(code))
+            effect[:] = np.where(count[:, None] > 0, effect - average, 0.0)
+            self.base_ += average
+        self._finish()
+        return self
+
+    def _sharpen(self, factor: float) -> None:
+        self.base_ = self.base_ * factor
+        self.slopes_ = self.slopes_ * factor
+        self.effects_ = [effect * factor for effect in self.effects_]
+        self._finish()
+
+    def _dense(self, matrix: Float32) -> FloatArray:
+        """Return the numbers of lines, clipped and centred; NULL is 0 where it has an effect of its own."""
+        d = len(self.slopes_)
+        numbers = matrix[:, :d]
+        clipped = np.clip(numbers, self.low_, self.high_)
+        filled = np.where(np.isnan(numbers), self.centre_, clipped)
+        return np.asarray(filled.astype(np.float64) - self.centre_)
+
+    def _finish(self) -> None:
+        reach = np.abs(self.slopes_).max(axis=1, initial=0.0) * (self.high_ - self.low_)
+        self.slopes_[reach < LEAST_CHANGE * self.scale_] = 0.0
+        parts = [
+            _stairs(j, thresholds, effect)
+            for j, (thresholds, effect) in enumerate(zip(self.thresholds_, self.effects_, strict=True))
+            if effect.any() or not hasattr(self, "penalty_")
+        ]
+        self.ensemble_ = Ensemble.join(parts, self.base_).snapped()
+
+    def predict_logits(self, frame: Frame) -> FloatArray:
+        """Return (n, K) logits, (n, 1) values for regression."""
+        matrix = self.columns_.matrix(frame)
+        sums = np.tile(self.base_, (len(frame), 1))
+        for effect, code in zip(self.effects_, cut(matrix, self.thresholds_).T, strict=True):
+            sums += effect[np.minimum(code, len(effect) - 1)]
+        if len(self.slopes_):
+            sums += self._dense(matrix) @ self.slopes_
+        return self.ensemble_.to_logits(sums, self.task)
+
+    def _only_trees(self) -> bool:
+        return not self.slopes_.any()
+
+    def add_to(self, graph: Graph) -> str:
+        """Add one node for all steps, six for all lines; return the name of the logits or values."""
+        if self._only_trees():
+            return self.ensemble_.add_to(graph, self.columns_.add_to(graph), self.task)
+        shift = 1 if self.task == "binary" else 0
+        x = graph.read(self.columns_.numbers)
+        missing = graph.shared(("isnan", x), "IsNaN", [x])
+        own = self.columns_.missing[: len(self.slopes_)]
+        fill = np.where(own, self.centre_, self.high_).astype(np.float32)
+        y = graph.node("Max", [x, graph.constant(self.low_)])
+        y = graph.node("Min", [y, graph.constant(self.high_)])
+        y = graph.node("Where", [missing, graph.constant(fill), y])
+        y = graph.node("Sub", [y, graph.constant(self.centre_)])
+        slopes = np.pad(self.slopes_, ((0, 0), (shift, 0))).astype(np.float32)
+        if len(self.ensemble_.used):
+            rest = self.ensemble_.add_to(graph, self.columns_.add_to(graph), self.task)
+        else:
+            rest = graph.constant(np.pad(self.ensemble_.base, (shift, 0)).astype(np.float32))
+        return graph.node("Gemm", [y, graph.constant(slopes), rest])
+
+    def to_onnx(self) -> bytes:
+        """Return the model as one ONNX file."""
+        graph = Graph(self.columns_.numbers)
+        if self._only_trees():
+            output = "value" if self.task == "regression" else "probabilities"
+            self.ensemble_.add_to(graph, self.columns_.add_to(graph), self.task, output=output)
+            return graph.close(self.task, self.n_classes, self.describe())
+        return graph.finish(self.add_to(graph), self.task, self.n_classes, self.describe())
+
+    def to_sql(self, columns: Mapping[str, str] | None = None) -> str:
+        """Return the student as one SQL expression; see ``native``."""
+        found = self.columns_.to_sql(columns)
+        if self._only_trees():
+            return self.ensemble_.to_sql(found, self.task)
+        sums, unit = native.tree_sums(self.ensemble_, found)
+        missing = self.columns_.missing
+        bound = self.ensemble_.bound
+        for k, slopes in enumerate(self.slopes_.T):
+            terms, constant = [f"{sums[k]} * {native.literal(unit)}"], 0.0
+            for j in np.flatnonzero(slopes):
+                column = found[j]
+                assert isinstance(column, native.Number)
+                ends = float(self.centre_[j]), float(self.low_[j]), float(self.high_[j])
+                term, shift = native.line_term(column, native.Line(float(slopes[j]), *ends, bool(missing[j])))
+                terms.append(term)
+                constant += shift
+                bound += abs(slopes[j]) * float(self.high_[j] - self.low_[j])
+            sums[k] = native.balanced_sum([*terms, native.literal(constant)])
+        return native.output(sums, self.task, bound=bound)
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "task": self.task,
+            "n_classes": self.n_classes,
+            "temperature": self.temperature,
+            "alpha": self.alpha,
+            "epochs": self.epochs,
+            "seed": self.seed,
+            "bins": self.bins,
+        }
+
+    def describe(self) -> dict[str, object]:
+        """Return family, size and hyper-parameters."""
+        out: dict[str, object] = {
+            "family": self.family,
+            "bins": self.bins,
+            "temperature": self.temperature,
+            "alpha": self.alpha,
+            "epochs": self.epochs,
+            "seed": self.seed,
+        }
+        if hasattr(self, "penalty_"):
+            out["penalty"] = self.penalty_
+        if hasattr(self, "sharpness_"):
+            out["sharpness"] = self.sharpness_
+        return out
+
+
+def _range(column: Float32) -> tuple[float, float, float]:
+    """Return where a line begins and ends, and a centre."""
+    known = column[np.isfinite(column)].astype(np.float64)
+    if not len(known):
+        return 0.0, 0.0, 0.0
+    low, high = np.quantile(known, [TAILS, 1 - TAILS], method="nearest")
+    if low == high:
+        low, high = known.min(), known.max()
+    return float(low), float(high), float((low + high) / 2)
+
+
+def _penalty(size: int, ordered: int, strength: float) -> FloatArray:
+    """Return the penalty on ``size`` steps, of which the first ``ordered`` are neighbours."""
+    if ordered < 3:
+        return np.full(size, strength)
+    jumps = np.diff(np.eye(ordered, size), axis=0)
+    return strength * (SMOOTHING * jumps.T @ jumps + 0.1 * np.eye(size))
+
+
+def _stairs(feature: int, thresholds: Float32, effect: FloatArray) -> Ensemble:
+    """Return one balanced tree over the steps of one column; a step beyond the thresholds is NULL's."""
+    nodes: list[tuple[int, float, int, int]] = []
+    leaves: dict[int, int] = {}
+
+    def grow(low: int, high: int) -> int:
+        """Add the steps low..high; return the node."""
+        me = len(nodes)
+        nodes.append((LEAF, 0.0, 0, 0))
+        if low == high:
+            leaves[me] = low
+            return me
+        middle = (low + high) // 2
+        left = grow(low, middle)
+        right = grow(middle + 1, high)
+        nodes[me] = (feature, float(limits[middle]), left, right)
+        return me
+
+    # Every number is at most infinity, NaN is not.
+    limits = np.append(thresholds, np.float32(np.inf))
+    grow(0, len(effect) - 1)
+    values = np.zeros((len(nodes), effect.shape[1]))
+    for node, step in leaves.items():
+        values[node] = effect[step]
+    features, cuts, left, right = (np.array(column) for column in zip(*nodes, strict=True))
+    return Ensemble(
+        features.astype(np.int32),
+        cuts.astype(np.float32),
+        left.astype(np.int32),
+        right.astype(np.int32),
+        np.zeros(len(nodes), bool),
+        values,
+        np.zeros(1, np.int32),
+        np.full(1, ALL, np.int32),
+        np.zeros(0),
+    )
