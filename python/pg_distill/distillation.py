@@ -1,0 +1,444 @@
+"""The pipeline: find the teacher, sample, label, search, measure, decide, register."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from pg_distill import record, registry, serving, verdict
+from pg_distill.database import Database
+from pg_distill.errors import FeatureNotSupported
+from pg_distill.frame import Frame
+from pg_distill.latency import (
+    Timing,
+    contender_for,
+    describe_machine,
+    measure_latency,
+    predict_contender,
+    sql_contender,
+    statement_latency_ms,
+)
+from pg_distill.material import Material, prepare
+from pg_distill.onnx_model import Signature
+from pg_distill.options import Options
+from pg_distill.progress import LATENCY_SECONDS, SEARCH, STAGES, Progress, Watch
+from pg_distill.record import Run
+from pg_distill.registration import trainer_limits
+from pg_distill.registry import Model
+from pg_distill.teachers import label_by_sql
+from pg_distill.trainer import Trainer, Trial
+
+__all__ = ["Outcome", "distill"]
+
+PROBE_SECONDS = 1.0  # for what predict costs around a model
+CASCADE_SECONDS = 4.0  # for cascades
+CASCADE_SHARE = 0.9  # of the target that a cascade is planned for: its mean hangs on which rows come
+MAX_CASCADES = 2
+MAX_MEMBERS = 12  # students and versions of the family that are measured again: its frontier and the newest
+SECONDS_BETWEEN_NOTICES = 5.0  # within a stage
+SECONDS_BETWEEN_STAGES = 1.0  # of which a notice is given: some stages pass in no time
+SECONDS_BETWEEN_SHOWS = 0.5  # of pg_stat_activity
+TRANSFER_SHARE = 0.2  # of trainer_memory_mb, for augmented rows: 1.7 GB by default
+
+_PROBE = "\x1fprobe"  # a name that no registered model can have
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to: the student's id where one was accepted, and the summary."""
+
+    run_id: str
+    student_id: str | None
+    summary: str
+
+
+@dataclass
+class _Clock:
+    """Seconds a stage, and what is told to the client and to whoever looks at pg_stat_activity."""
+
+    db: Database
+    standing: Progress
+    watch: Watch
+    seconds: dict[str, float] = field(default_factory=dict)
+    _stage: str = "start"
+    _since: float = field(default_factory=time.monotonic)
+    _told_stage: str = ""
+    _told: float = 0.0
+    _shown_stage: str = ""
+    _shown: float = 0.0
+
+    def enter(self, stage: str) -> None:
+        now = time.monotonic()
+        self.seconds[self._stage] = round(self.seconds.get(self._stage, 0.0) + now - self._since, 3)
+        self._stage, self._since = stage, now
+        self._report(stage, 0.0, None)
+        if stage in STAGES:
+            self._show(stage, "")
+        else:
+            self.db.show_activity(None)
+
+    def say(self, text: str) -> None:
+        self._told = time.monotonic()
+        self.db.notice(text)
+
+    def progress(self, fields: Mapping[str, Any]) -> None:
+        """Pass on the child's progress, without a flood."""
+        # A stage of the search's own that is not trained in, such as its end, is the search still.
+        stage = str(fields.get("stage"))
+        stage = stage if stage in SEARCH or stage == self._stage else self._stage
+        done, candidate = float(fields.get("done", 0.0)), fields.get("candidate")
+        self._report(stage, done, candidate)
+        if "estimated_seconds" in fields:
+            left_out = (
+                f", {fields['rows_left_out']} rows left out for time" if fields.get("rows_left_out") else ""
+            )
+            self.say(
+                f"labelling {fields['rows']} rows will take about {fields['estimated_seconds']:.0f} s{left_out}"
+            )
+        which = f"{fields['number']}/{fields['count']} " if "number" in fields else ""
+        self._show(stage, f"{which}{candidate or ''}")
+        quiet = time.monotonic() - self._told
+        if quiet > (SECONDS_BETWEEN_NOTICES if stage == self._told_stage else SECONDS_BETWEEN_STAGES):
+            self._told_stage = stage
+            left = f"about {self.standing.now().seconds_left:.0f} s left"
+            self.say(f"{stage}: {', '.join(filter(None, [which + (candidate or ''), left]))} ({done:.0%})")
+
+    def _report(self, stage: str, done: float, candidate: str | None) -> None:
+        self.standing.watch(stage, done, candidate)
+        self.watch(stage, done, candidate)
+
+    def _show(self, stage: str, what: str) -> None:
+        now = time.monotonic()
+        if stage != self._shown_stage or now - self._shown > SECONDS_BETWEEN_SHOWS:
+            self._shown_stage, self._shown = stage, now
+            standing = self.standing.now()
+            # The figures first: a candidate's description is cut where it does not fit.
+            figures = f"{standing.progress:.0%}, {standing.seconds_left:.0f} s left"
+            number, _, name = what.partition(" ")
+            self.db.show_activity(
+                " ".join(filter(None, ["pg_distill:", STAGES[stage], number, f"({figures})", name]))
+            )
+
+
+def distill(
+    db: Database,
+    options: Options,
+    *,
+    run_id: str | None = None,
+    watch: Watch = lambda stage, done, candidate: None,
+    complete: Callable[[Outcome], None] = lambda outcome: None,
+) -> Outcome:
+    """Distil a teacher into a student, and register it if it is accepted.
+
+    Parameters
+    ----------
+    run_id
+        The run's id where it has one before it runs.
+    watch
+        Is told how far it is: a ``progress.Progress`` makes a part of the whole and a time left of it.
+    complete
+        Called with the outcome in the transaction that records the run; what it raises undoes the run.
+
+    Raises
+    ------
+    UndefinedModel
+        There is no such teacher.
+    InvalidState
+        The teacher has no sample and none was given.
+    InvalidData, UndefinedColumn, DatatypeMismatch
+        The sample does not fit the teacher.
+    """
+    run = Run(run_id or str(uuid.uuid4()), options, datetime.now(UTC), describe_machine(db))
+    clock = _Clock(db, Progress(options.time_budget_s), watch)
+
+    # Find the teacher.
+    teacher = registry.find_model(db, options.teacher)
+    student_name = options.student_name or registry.check_name(f"{teacher.name}_distilled", "student name")
+
+    can_stand_behind = teacher.kind != "logged" and teacher.task != "regression"
+    if options.families is not None and options.cascade_wanted and not can_stand_behind:
+        raise FeatureNotSupported(
+            f'model "{teacher.qualified_name}" cannot stand behind a cascade',
+            detail="A cascade asks its teacher where the probabilities of its student are not clear.",
+        )
+    if teacher.threshold is not None:
+        raise FeatureNotSupported(
+            f'model "{teacher.qualified_name}" is a cascade', hint="Distil its teacher."
+        )
+    registry.admit_training(db)
+    registry.require_writable(db)
+
+    # Sample, and split.
+    clock.enter("sample")
+    with db.transaction():
+        material = prepare(db, teacher, options)
+    clock.say(f'distilling "{teacher.qualified_name}": {material.counts_text}')
+
+    # Label, in the child: it holds the rows from here on.
+    clock.enter("label")
+    ask = (lambda rows: label_by_sql(db, teacher, rows)) if teacher.kind == "sql" else None
+    with Trainer(trainer_limits(db), db.check_interrupts, clock.progress, ask) as trainer:
+        loaded = trainer.load(**material.for_trainer(db, teacher))
+        material = material.keep_first(loaded["rows"])
+        material.check_splits()
+        if loaded["rows_left_out"]:
+            clock.say(f"{loaded['rows_left_out']} rows left out for time: {material.counts_text}")
+
+        # Search: latency first, so tell the child what predict costs around a model.
+        clock.enter("search")
+        overhead = _call_overhead(db, trainer, material.timing_rows, options.seed)
+        configuration = _search_configuration(db, options, overhead, loaded["seconds"])
+        trials, teacher_select, teacher_classes = trainer.search(configuration)
+
+        # Measure: latency here, where it is spent; accuracy there, on rows that nothing has looked at.
+        clock.enter("latency")
+        finalists = verdict.finalists(trials, options.target_latency_ms, overhead)
+        control = verdict.best_control(trials, options.target_latency_ms, overhead)
+        forms = _sql_forms(db, trials, material)
+        known = {t.number for t in finalists}
+        twins = [t for t in trials if t.number in {f.twin for f in forms} - known]
+        trials = [*trials, *forms]
+        finalists = [*finalists, *twins, *forms]
+        members, files = _family(db, teacher)
+        timings = _time_all(db, teacher, members, files, finalists, material, options.seed)
+        cascades = []
+        if options.cascade_wanted and can_stand_behind:
+            cascades = _cascades(trainer, teacher, teacher_select, finalists, trials, timings, options)
+        timings |= _time_cascades(db, teacher, cascades, material, options.seed)
+        trials = [*trials, *cascades]
+        finalists = [*finalists, *cascades]
+        clock.enter("evaluate")
+        candidates = verdict.ranked(
+            finalists,
+            timings,
+            options.target_latency_ms,
+            teacher,
+            (teacher_select, teacher_classes),
+            sql_wanted=options.sql_wanted,
+        )
+        scored = [*finalists, *verdict.kept_by_search(trials), *(t for t in trials if t.is_scorable_control)]
+        thresholds = {key: m.threshold for key, m in members.items() if m.threshold is not None}
+        figures = trainer.evaluate(scored, files, thresholds)
+
+        # Decide.
+        decision = verdict.decide(options, material.metric, teacher, members, candidates, timings, figures)
+        chosen = decision.chosen
+        compared = trainer.compare(chosen, control) if chosen is not None else {}
+
+    # Register.
+    clock.enter("register")
+    summary = verdict.summarise(
+        options, material.metric, teacher, decision, control, timings, figures, compared
+    )
+    student = None
+    with db.transaction():
+        registry.lock_family(db, teacher, student_name, *(m.name for m in members.values()))
+        if decision.accepted and chosen is not None:
+            student = record.register_student(
+                db, run, teacher, student_name, chosen, material, timings, figures
+            )
+        record.update_family(db, run, teacher, members, material, timings, figures)
+        clock.enter("end")
+        summary += material.caveat
+        record.record_run(
+            db, run, teacher=teacher, student_name=student_name, student=student, material=material, loaded=loaded,
+            configuration=configuration, trials=trials, finalists=finalists, control=control, timings=timings,
+            figures=figures, compared=compared, decision=decision, summary=summary, seconds=clock.seconds,
+        )  # fmt: skip
+        outcome = Outcome(run.id, student.id if student else None, summary)
+        complete(outcome)
+    return outcome
+
+
+def _family(db: Database, teacher: Model) -> tuple[dict[str, Model], dict[str, tuple[bytes, Signature]]]:
+    """Return the members of the family that are measured again, and their files, by id.
+
+    From here on a member is what was read: whoever drops one meanwhile takes it out of the registry, not out of the run.
+    """
+    members = {m.id: m for m in registry.family_members(db, teacher, MAX_MEMBERS)}
+    artifacts = registry.read_artifacts(db, members.values())
+    files = {key: (artifact, members[key].signature) for key, artifact in artifacts.items()}
+    return {key: m for key, m in members.items() if key in files}, files
+
+
+def _sql_forms(db: Database, trials: Sequence[Trial], material: Material) -> list[Trial]:
+    """Return candidates in SQL form, each with the latency of a statement that holds it."""
+    forms = []
+    for trial in verdict.sql_forms(trials):
+        assert trial.signature is not None
+        expression, rows = trial.fields["expression"], material.timing_rows
+        took = statement_latency_ms(db, expression, trial.signature, material.source.types, rows)
+        forms.append(replace(trial, fields={**trial.fields, "statement_latency_ms": took}))
+    return forms
+
+
+def _cascades(
+    trainer: Trainer,
+    teacher: Model,
+    teacher_select: float | None,
+    finalists: Sequence[Trial],
+    trials: Sequence[Trial],
+    timings: Mapping[str, Timing],
+    options: Options,
+) -> list[Trial]:
+    """Return the best cascades of the students: each asks the teacher for no more rows than the target leaves time for.
+
+    Nobody who named no families is given one where the teacher meets the target by itself (what is wanted then is to be
+    faster than it) or is no more accurate than the students.
+    """
+    teacher_ms = timings[teacher.id].latency.high_ms
+    asked_ms = timings.get(verdict.predict_name(teacher), timings[teacher.id]).latency.high_ms
+    if options.families is None:
+        best = max(
+            (t.fields["select_accuracy"] for t in finalists if t.fields["select_accuracy"] is not None),
+            default=None,
+        )
+        if (
+            teacher_ms <= options.target_latency_ms
+            or teacher_select is None
+            or best is None
+            or teacher_select <= best
+        ):
+            return []
+    shares = {}
+    for trial in finalists:
+        if trial.form == "predict":
+            left = (
+                options.target_latency_ms * CASCADE_SHARE
+                - timings[verdict.offer_name(trial.number)].latency.high_ms
+            )
+            if left > 0:
+                shares[trial.number] = min(left / asked_ms, 1.0)
+    if not shares:
+        return []
+    first = 1 + max((t.number for t in trials), default=0)
+    by_number = {t.number: t for t in finalists}
+    made = []
+    for i, found in enumerate(trainer.cascade(shares, first, MAX_CASCADES)):
+        student = by_number[found["student"]]
+        fields = {
+            **student.fields,
+            "candidate": first + i,
+            "form": "cascade",
+            "family": "cascade",
+            "threshold": found["threshold"],
+            "configuration": {
+                **student.fields["configuration"],
+                "student": student.number,
+                "asked": found["share"],
+            },
+            **{key: value for key, value in found.items() if "select" in key},
+            "trainer_latency_ms": None,
+            "seconds": None,
+            "expression": None,
+            "is_control": False,
+            "reason": f"candidate {student.number}, with the teacher for {found['share']:.1%} of the select rows",
+        }
+        made.append(replace(student, number=first + i, fields=fields))
+    return made
+
+
+def _time_cascades(
+    db: Database, teacher: Model, cascades: Sequence[Trial], material: Material, seed: int
+) -> dict[str, Timing]:
+    """Time cascades, which can be made only once students and teacher have been timed; a mean over rows."""
+    if not cascades:
+        return {}
+    offered = {}
+    behind = {}
+    for t in cascades:
+        assert t.artifact is not None
+        assert t.signature is not None
+        offered[verdict.offer_name(t.number)] = t.artifact, t.signature
+        behind[verdict.offer_name(t.number)] = teacher.qualified_name, float(t.fields["threshold"])
+    contenders = [predict_contender(name, signature) for name, (_, signature) in offered.items()]
+    with serving.offer(db, offered, behind) as opened_ms:
+        timings = measure_latency(db, contenders, material.timing_rows, seed=seed, seconds=CASCADE_SECONDS)
+    return _with_opening(timings, opened_ms)
+
+
+def _with_opening(timings: Mapping[str, Timing], opened_ms: Mapping[str, float]) -> dict[str, Timing]:
+    """Count to a model's first call what opening it took, which an offer does beforehand."""
+    return {
+        name: replace(timing, cold_ms=timing.cold_ms + opened_ms.get(name, 0.0))
+        for name, timing in timings.items()
+    }
+
+
+def _search_configuration(
+    db: Database, options: Options, overhead_ms: float, labelled_s: float
+) -> dict[str, Any]:
+    return {
+        "target_latency_ms": options.target_latency_ms,
+        "call_overhead_ms": overhead_ms,
+        "temperature": options.temperature,
+        "epochs": options.epochs,
+        "seed": options.seed,
+        "families": options.student_families,
+        "time_budget_s": max(options.time_budget_s - labelled_s, 1.0),
+        "transfer_bytes": int(TRANSFER_SHARE * registry.get_setting(db, "trainer_memory_mb") * 2**20),
+        "threads": registry.get_setting(db, "trainer_threads"),
+        "executor": registry.get_text_setting(db, "executor"),
+        "sql": options.sql_wanted,
+    }
+
+
+def _call_overhead(db: Database, trainer: Trainer, rows: Frame, seed: int) -> float:
+    """Return the milliseconds that predict costs around a model: a small untrained student, here less there."""
+    artifact, signature, there_ms = trainer.probe()
+    with serving.offer(db, {_PROBE: (artifact, signature)}):
+        contender = predict_contender(_PROBE, signature)
+        timing = measure_latency(db, [contender], rows, seed=seed, seconds=PROBE_SECONDS)[_PROBE]
+    return max(timing.latency.mean_ms - there_ms, 0.0)
+
+
+def _time_all(
+    db: Database,
+    teacher: Model,
+    members: Mapping[str, Model],
+    files: Mapping[str, tuple[bytes, Signature]],
+    finalists: Sequence[Trial],
+    material: Material,
+    seed: int,
+) -> dict[str, Timing]:
+    """Time teacher, family and finalists in turns; keys are model ids and ``verdict``'s names.
+
+    What is timed in SQL form is timed by predict too, which can also be called for it. Members are offered as candidates
+    are, so that one which others drop meanwhile ends nothing.
+    """
+    offered = {
+        verdict.offer_name(t.scored_as): (t.artifact, t.signature)
+        for t in finalists
+        if t.artifact is not None and t.signature is not None
+    }
+    contenders = {name: predict_contender(name, signature) for name, (_, signature) in offered.items()}
+    behind = {}
+    for key, member in members.items():
+        name = f"{serving.OFFERED}member {key}"
+        offered[name] = files[key]
+        if member.threshold is not None:
+            behind[name] = teacher.qualified_name, member.threshold
+        contenders[key] = predict_contender(name, member.signature)
+        if member.form == "sql":
+            contenders[verdict.predict_name(member)] = contenders[key]
+            contenders[key] = contender_for(member)
+    if teacher.kind != "logged":
+        contenders[teacher.id] = contender_for(teacher)
+    if teacher.kind == "sql" and teacher.task != "regression":  # what a cascade asks
+        asked = predict_contender(teacher.qualified_name, teacher.signature)
+        contenders[verdict.predict_name(teacher)] = replace(asked, name=verdict.predict_name(teacher))
+    for t in finalists:
+        if t.form == "sql" and t.signature is not None:
+            name = verdict.offer_name(t.number)
+            types = material.source.types
+            contenders[name] = sql_contender(name, t.fields["expression"], t.signature, types)
+    with serving.offer(db, offered, behind) as opened_ms:
+        timings = measure_latency(
+            db, list(contenders.values()), material.timing_rows, seed=seed, seconds=LATENCY_SECONDS
+        )
+    timings = _with_opening(timings, opened_ms)
+    return {key: timings[contender.name] for key, contender in contenders.items()}

@@ -1,0 +1,296 @@
+"""Call latency, measured where it is spent: in the backend, on the path that a user's query takes.
+
+One block is one SELECT that reads the clock before and after each call over rows that are already there, so
+neither client nor SPI nor planning is timed. clock_timestamp() has steps of 1 us: the difference of two readings is off
+by up to a step but not biased, so means over a block hold below a step too; percentiles of single calls are
+given only where calls are long enough for it. Contenders take turns in random order, block by block, so that a
+noisy neighbour or a change of clock speed hits all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from pg_distill.database import Argument, Database, quote_identifier, quote_literal
+from pg_distill.frame import FloatArray, Frame, Strings
+from pg_distill.measure import Latency, latency_statistics
+from pg_distill.onnx_model import Signature
+from pg_distill.registry import Model, server_figures
+from pg_distill.teachers import array_literal, typed_columns
+
+__all__ = [
+    "SQL_PATH",
+    "Contender",
+    "Timing",
+    "contender_for",
+    "describe_machine",
+    "measure_latency",
+    "predict_contender",
+    "predict_path",
+    "sql_contender",
+    "statement_latency_ms",
+    "statement_seconds",
+]
+
+BLOCKS = 20  # a contender: enough for a t interval over block means
+BLOCK_SECONDS = 0.05  # long against the clock's step and a time slice of the scheduler's
+MIN_BLOCK_CALLS, MAX_BLOCK_CALLS = 3, 500
+WARM_UP_CALLS = 100
+STATEMENTS = 7  # of one row each; the median of so few is steady to some 10 %
+SQL_PATH = "the expression in a query"
+WARM_UP_SECONDS = 1.0  # a slow contender is warm after fewer calls
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something whose call is timed: ``call`` is SQL over a row ``s`` of what ``source`` makes of a frame."""
+
+    name: str
+    path: str
+    call: str
+    source: Callable[[Frame], tuple[str, tuple[Argument, ...]]]
+    foreign_text: bool = False
+    """Whether the SQL holds text that a user wrote."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A contender's latency, and its first call of this backend, which loads the model."""
+
+    latency: Latency
+    cold_ms: float
+    path: str
+
+
+def predict_path(numeric: bool, task: str) -> str:
+    """Name the predict form that a query would use for a model.
+
+    Of more than two classes that is the class: PL/Python makes an array of their probabilities number by number, which takes
+    longer than a small student (16 us of 27 with 26 classes).
+    """
+    function = "predict_class" if task == "multiclass" else "predict"
+    return f"distill.{function}(text, {'float8[]' if numeric else 'jsonb'})"
+
+
+def contender_for(model: Model) -> Contender:
+    """Return the contender of a registered model: predict by its name and version, or its expression."""
+    if model.kind == "sql" or model.form == "sql":
+        assert model.expression is not None
+        return sql_contender(model.qualified_name, model.expression, model.signature, model.types)
+    return predict_contender(model.qualified_name, model.signature)
+
+
+def sql_contender(name: str, expression: str, signature: Signature, types: Mapping[str, str]) -> Contender:
+    """Return the contender of an expression over columns that are named as the features."""
+    return Contender(
+        name,
+        SQL_PATH,
+        f"({expression}\n)",
+        lambda rows: (_typed(signature, types, rows), ()),
+        foreign_text=True,
+    )
+
+
+def predict_contender(name: str, signature: Signature) -> Contender:
+    """Return the contender of whatever predict finds under ``name``."""
+    path = predict_path(signature.is_numeric, signature.task)
+    source = _arrays if signature.is_numeric else _objects
+    call = f"{path.partition('(')[0]}({quote_literal(name)}, s.features)"
+    return Contender(name, path, call, lambda rows: source(rows.select(signature.names)))
+
+
+def statement_latency_ms(
+    db: Database, expression: str, signature: Signature, types: Mapping[str, str], rows: Frame
+) -> float:
+    """Return the milliseconds of a statement that evaluates ``expression`` for one row: parsed, planned and executed.
+
+    That is what a client pays for a single answer, less the way to the server. The median over the first rows, each in a
+    statement of its own. The columns of a row are constants behind OFFSET 0, which costs less than any table, but keeps the
+    planner from computing the answer itself.
+    """
+    frame = rows.select(signature.names)
+    took = []
+    for position in range(min(STATEMENTS, len(frame))):
+        cells = []
+        for feature in frame.features:
+            column = frame.columns[feature.name]
+            if isinstance(column, Strings):
+                text = column.to_objects()[position]
+                cell = "NULL::pg_catalog.text" if text is None else f"{quote_literal(text)}::pg_catalog.text"
+            else:
+                known = not np.isnan(column[position])
+                number = repr(float(column[position])).replace("inf", "Infinity")
+                cell = f"'{number}'::pg_catalog.float8" if known else "NULL::pg_catalog.float8"
+            cells.append(f"{cell} AS {quote_identifier(feature.name)}")
+        statement = (
+            f"SELECT ({expression}\n) AS p FROM (SELECT {typed_columns(signature, types)}"
+            f" FROM (SELECT {', '.join(cells)} OFFSET 0) u OFFSET 0) s"
+        )
+        took.append(statement_seconds(db, statement))
+        db.check_interrupts()
+    return float(np.median(took)) * 1000.0
+
+
+def statement_seconds(db: Database, statement: str) -> float:
+    """Return the seconds that the server takes for a query, run read-only: parsed, planned and executed."""
+    if not db.in_backend:  # there, so that the way to the server is not timed
+        [row] = db.query("select distill._statement_seconds($1) as seconds", ("text", statement))
+        return float(row["seconds"])
+    return db.read_only(lambda: _seconds(db, statement))
+
+
+def _seconds(db: Database, statement: str) -> float:
+    start = time.perf_counter()
+    db.query_once(statement)
+    return time.perf_counter() - start
+
+
+def _typed(signature: Signature, types: Mapping[str, str], rows: Frame) -> str:
+    rows = rows.select(signature.names)
+    names = ", ".join(quote_identifier(f.name) for f in rows.features)
+    arrays = ", ".join(f"pg_catalog.unnest({array_literal(rows.columns[f.name])})" for f in rows.features)
+    return f"(SELECT {typed_columns(signature, types)} FROM ROWS FROM ({arrays}) AS u({names}))"
+
+
+def _arrays(rows: Frame) -> tuple[str, tuple[Argument, ...]]:
+    source = "(SELECT a::pg_catalog.float8[] AS features FROM pg_catalog.unnest($1::pg_catalog.text[]) AS a)"
+    return source, (("text[]", [_array(row) for row in rows.numbers()]),)
+
+
+def _objects(rows: Frame) -> tuple[str, tuple[Argument, ...]]:
+    source = "(SELECT j AS features FROM pg_catalog.jsonb_array_elements($1::pg_catalog.jsonb) AS j)"
+    return source, (("jsonb", json.dumps(json_rows(rows))),)
+
+
+def _array(row: FloatArray) -> str:
+    return "{" + ",".join("NULL" if np.isnan(v) else repr(float(v)) for v in row) + "}"
+
+
+def json_rows(rows: Frame) -> list[dict[str, Any]]:
+    """Return the rows as to_jsonb would write them; NaN is NULL, and a timestamp that Python lacks its seconds since 1970."""
+    columns: dict[str, list[Any]] = {}
+    for feature in rows.features:
+        column = rows.columns[feature.name]
+        if isinstance(column, Strings):
+            columns[feature.name] = list(column.to_objects())
+            continue
+        values: list[Any] = [None if np.isnan(v) else float(v) for v in column]
+        if feature.kind == "boolean":
+            values = [None if v is None else bool(v) for v in values]
+        elif feature.kind == "integer":
+            values = [None if v is None else int(v) for v in values]
+        elif feature.kind == "timestamp":
+            values = [None if v is None else _timestamp(v) for v in values]
+        columns[feature.name] = [_INFINITY.get(v, v) for v in values]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+_INFINITY = {math.inf: "Infinity", -math.inf: "-Infinity"}  # which JSON lacks
+
+
+def _timestamp(seconds: float) -> str | float:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat()
+    except (ValueError, OverflowError):
+        return seconds
+
+
+def _time_block(db: Database, contender: Contender, rows: Frame) -> FloatArray:
+    """Return the milliseconds of each call of one block."""
+    source, arguments = contender.source(rows)
+    # OFFSET 0 keeps the calls between the clock readings; count(p) keeps them from being planned away.
+    statement = (
+        f"WITH rows AS MATERIALIZED (SELECT * FROM {source} s)"
+        " SELECT pg_catalog.array_agg(pg_catalog.date_part('epoch', t.t1 - t.t0)) AS seconds, pg_catalog.count(t.p) AS n"
+        f" FROM (SELECT pg_catalog.clock_timestamp() AS t0, {contender.call} AS p, pg_catalog.clock_timestamp() AS t1"
+        " FROM rows s OFFSET 0) t"
+    )
+    if contender.foreign_text:
+        row = db.read_only(lambda: db.query_once(statement))[0]
+    else:
+        row = db.query(statement, *arguments, keep=False)[0]
+    return np.array(row["seconds"], np.float64) * 1000.0
+
+
+def measure_latency(
+    db: Database, contenders: Sequence[Contender], rows: Frame, *, seed: int, seconds: float
+) -> Mapping[str, Timing]:
+    """Time the contenders in turns over ``rows``, which have the features of each of them.
+
+    Parameters
+    ----------
+    seconds
+        About how long this may take; blocks become shorter, then fewer, where a contender is slow.
+    """
+    order = random.Random(seed)
+    share = seconds / max(1, len(contenders))
+    plan: dict[str, tuple[int, int]] = {}
+    cold: dict[str, float] = {}
+    for contender in contenders:
+        cold[contender.name] = float(_time_block(db, contender, _some(rows, 0, 1))[0])
+        start, done, step = time.monotonic(), 0, 1
+        while done < WARM_UP_CALLS and time.monotonic() - start < min(WARM_UP_SECONDS, share / 4):
+            done += len(_time_block(db, contender, _some(rows, done, step)))
+            step = min(step * 4, WARM_UP_CALLS)
+            db.check_interrupts()
+        typical = float(np.median(_time_block(db, contender, _some(rows, done, MIN_BLOCK_CALLS)))) / 1000.0
+        calls = int(min(BLOCK_SECONDS, share / BLOCKS) / max(typical, 1e-7))
+        calls = max(MIN_BLOCK_CALLS, min(calls, MAX_BLOCK_CALLS, len(rows)))
+        plan[contender.name] = calls, max(3, min(BLOCKS, int(share / max(typical * calls, 1e-9))))
+    timed: dict[str, list[FloatArray]] = {c.name: [] for c in contenders}
+    for turn in range(BLOCKS):
+        for contender in order.sample(list(contenders), len(contenders)):
+            calls, blocks = plan[contender.name]
+            if turn < blocks:
+                block = _some(
+                    rows, order.randrange(len(rows)), calls
+                )  # fresh rows: trees take longer for some
+                timed[contender.name].append(_time_block(db, contender, block))
+                db.check_interrupts()
+    return {c.name: Timing(latency_statistics(timed[c.name]), cold[c.name], c.path) for c in contenders}
+
+
+def _some(rows: Frame, start: int, count: int) -> Frame:
+    """Return ``count`` rows from ``start`` on, round and round."""
+    return rows.take((start + np.arange(count)) % len(rows))
+
+
+def describe_machine(db: Database) -> dict[str, Any]:
+    """Return what the figures were measured on: the server, also where its client trains."""
+    if not db.in_backend:
+        machine: dict[str, Any] = json.loads(
+            db.query("select distill._describe_machine()::pg_catalog.text as machine")[0]["machine"]
+        )
+        return machine
+    import onnxruntime
+
+    processor = platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            processor = next(
+                (x.partition(":")[2].strip() for x in lines if x.startswith("model name")), processor
+            )
+    except OSError:
+        pass
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": processor,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        **server_figures(db),
+    }

@@ -1,0 +1,172 @@
+"""The rows of a run: what a teacher's sample becomes before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pg_distill import measure, registry
+from pg_distill.database import Database
+from pg_distill.errors import InvalidData, InvalidParameter
+from pg_distill.frame import FloatArray, Frame
+from pg_distill.options import Options
+from pg_distill.registration import default_metric, positions
+from pg_distill.registry import Model
+from pg_distill.sample import (
+    FIT,
+    SELECT,
+    SPLIT_NAMES,
+    TEST,
+    UNLABELLED,
+    Sample,
+    Source,
+    check_columns,
+    draw_sample,
+    resolve_source,
+)
+from pg_distill.teachers import check_outputs, logged_columns, logged_outputs
+
+__all__ = ["Material", "prepare"]
+
+LATENCY_ROWS = 2000  # test rows that calls are timed on
+
+
+@dataclass(frozen=True)
+class Material:
+    """The rows of a run and how they are read."""
+
+    source: Source
+    trained_on: Source | None
+    label: str | None
+    metric: str
+    sample: Sample
+    y: npt.NDArray[Any]
+    weights: FloatArray | None
+    outputs: FloatArray | None
+
+    options: Options
+
+    @property
+    def timing_rows(self) -> Frame:
+        """Rows of the test split to time calls on."""
+        return self.sample.frame.take(np.flatnonzero(self.sample.split == TEST)[:LATENCY_ROWS])
+
+    @property
+    def counts_text(self) -> str:
+        """Rows a split, in words."""
+        return ", ".join(f"{self.sample.count(part)} rows {name}" for part, name in enumerate(SPLIT_NAMES))
+
+    def keep_first(self, counts: Mapping[str, int]) -> Material:
+        """Return the material with the first rows of each split alone in it."""
+        return replace(self, sample=self.sample.keep_first(counts))
+
+    def check_splits(self) -> None:
+        """Raise InvalidData where the metric is not defined on the rows of a split."""
+        for part in (FIT, SELECT, TEST):
+            rows = self.sample.split == part
+            if self.weights is not None and not self.weights[rows].any():
+                raise InvalidData(f"every weight of the {rows.sum()} {SPLIT_NAMES[part]} rows is 0")
+            if measure.ranks(self.metric) and len(np.unique(self.y[rows])) < 2:
+                raise InvalidData(
+                    f'metric "{self.metric}" needs two classes, but the {rows.sum()} {SPLIT_NAMES[part]} rows have one',
+                    hint="Pass another sample, seed or metric.",
+                )
+
+    def for_trainer(self, db: Database, teacher: Model) -> dict[str, Any]:
+        """Return the arguments of ``Trainer.load``."""
+        artifact = registry.read_artifact(db, teacher) if teacher.kind == "onnx" else None
+        return {
+            "task": teacher.task,
+            "classes": teacher.signature.classes,
+            "metric": self.metric,
+            "seed": self.options.seed,
+            "time_budget_s": self.options.time_budget_s,
+            "threads": registry.get_setting(db, "trainer_threads"),
+            "frame": self.sample.frame,
+            "split": self.sample.split,
+            "y": self.y,
+            "weights": self.weights,
+            "teacher": (artifact, teacher.signature) if artifact is not None else None,
+            "outputs": self.outputs,
+        }
+
+    @property
+    def caveat(self) -> str:
+        """What a reader of the figures has to know, or nothing."""
+        said = []
+        if self.label is None:
+            said.append("no label: accuracy is agreement with the teacher")
+        if self.trained_on is None:
+            said.append("rows that the teacher was trained on are not named")
+        return "; " + "; ".join(said) if said else ""
+
+
+def prepare(db: Database, teacher: Model, options: Options, *, with_rows: bool = False) -> Material:
+    """Draw and split the sample, read labels, weights and logged outputs; ``with_rows`` for each row as jsonb too.
+
+    Raises
+    ------
+    InvalidState
+        There is no sample.
+    InsufficientPrivilege
+        SQL that another role stored would have to run.
+    InvalidParameter, InvalidData, UndefinedColumn, DatatypeMismatch
+        Rows and options do not fit the teacher.
+    """
+    if options.sample is None:
+        registry.require_sample(teacher, None)
+        registry.require_stored_sql(db, teacher, "the sample", hint="Pass sample => ... .")
+    if teacher.kind == "sql":
+        registry.require_stored_sql(db, teacher, "the expression")
+    source = resolve_source(db, registry.require_sample(teacher, options.sample), stored=True)
+    trained_on = resolve_source(db, options.trained_on) if options.trained_on is not None else None
+    label = options.label if options.label is not None else teacher.label
+    if label is not None and label not in source.types and options.label is None:
+        label = None  # another sample than the teacher's own need not have its label
+    metric = options.metric if options.metric is not None else default_metric(teacher.task, label is not None)
+    measure.check_metric(metric, teacher.task, labelled=label is not None)
+    logged = logged_columns(teacher) if teacher.kind == "logged" else []
+    extra = [*logged, *([options.weight_column] if options.weight_column is not None else [])]
+    sample = draw_sample(
+        db,
+        source,
+        check_columns(source, teacher.signature.names),
+        label=label,
+        extra=extra,
+        group_column=options.group_column,
+        time_column=options.time_column,
+        trained_on=trained_on,
+        seed=options.seed,
+        max_rows=options.max_rows,
+        with_rows=with_rows,
+    )
+    if sample.label is not None:
+        y = positions(sample.label, teacher.task, teacher.signature.classes)
+        # What is NULL in SQL is in no split; a NaN there is not.
+        missing = np.isnan(y) if teacher.task == "regression" else y < 0
+        if (missing & (sample.split != UNLABELLED)).any():
+            raise InvalidData(
+                f'label column "{label}" has NaN values', hint="A row without a label has NULL there."
+            )
+    else:
+        y = np.full(len(sample.frame), np.nan if teacher.task == "regression" else -1)
+        y = y if teacher.task == "regression" else y.astype(np.int64)
+    weights = None
+    if options.weight_column is not None:
+        column = sample.extra[options.weight_column]
+        if not isinstance(column, np.ndarray) or not (np.isfinite(column).all() and (column >= 0).all()):
+            raise InvalidParameter(
+                f'weight column "{options.weight_column}" has values that are not numbers of 0 or more'
+            )
+        weights = column
+    outputs = None
+    if logged:
+        raw = logged_outputs(sample.extra, logged)
+        outputs = check_outputs(raw, teacher.task, teacher.signature.classes, sample.frame)
+    material = Material(source, trained_on, label, metric, sample, y, weights, outputs, options)
+    material.check_splits()
+    return material

@@ -1,0 +1,563 @@
+"""A child process of a backend that can die in any way and harm nobody.
+
+Four facts of PostgreSQL shape it. A backend is signalled with its process group: the child has a session of
+its own. An orphan is adopted by PID 1, which in a container may be the postmaster, and that takes a child
+killed by a signal for a crashed backend: a guard reaps it (see ``guard``). A terminated backend skips
+Python's ``finally``: what has to happen then happens because file descriptors close. And nothing but
+``check_interrupts`` ends a wait: no wait here is longer than 50 ms without it. No thread is started in the
+backend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import NoReturn, Self
+
+from pg_distill.errors import OutOfMemory, PgDistillError, TrainerDied, by_sqlstate
+from pg_distill.guard import ENDING_SIGNALS
+from pg_distill.wire import MAX_MESSAGE_BYTES, Decoder, Message, WireError, encode
+
+__all__ = ["Channel", "ChildProcess", "Limits", "child_main"]
+
+POLL_SECONDS = 0.05  # between looks at interrupts, of which 0.1 s is promised
+BEAT_SECONDS = 0.25  # between the child's signs of life; see guard.HANG_SECONDS
+KILL_SECONDS = 2.0  # the kernel takes its time to free gigabytes
+PIPE_BYTES = 1 << 20  # what Linux lets anyone have; the usual 64 KiB cost a switch each
+STDERR_BYTES = 4000  # the last of it, for DETAIL
+MAX_BUFFERS = 512  # in one writev; IOV_MAX is 1024
+MAX_TEXT = 4000  # characters of an error's parts: what the child says is kept in bounds
+RESERVE_BYTES = 8 << 20  # given up when memory runs out, to say so
+PR_SET_CHILD_SUBREAPER = 36
+OUT_OF_MEMORY_SIGNS = (
+    "bad_alloc",
+    "bad allocation",
+    "Cannot allocate memory",
+    "Failed to allocate",
+    "Memory allocation still failed",  # OpenBLAS
+    "MemoryError",
+    "Thread creation failed",  # libgomp
+    "can't start new thread",
+    "out of memory",
+)
+# A training process may write no file (see guard): a library that tries meets EFBIG, elsewhere it would be a full disk.
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+OUT_OF_MEMORY = "training process ran out of memory"
+OUT_OF_MEMORY_HINT = "Pass a smaller max_rows, or have an administrator raise the setting trainer_memory_mb."
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a child may use: bytes of address space, threads, and how far it stands back behind others."""
+
+    memory_bytes: int = 8 << 30
+    threads: int = 2
+    niceness: int = 10
+
+
+# -- the backend's side ------------------------------------------------------------------------------------
+
+
+def _interpreter() -> str:
+    """Return the server's Python: inside PostgreSQL ``sys.executable`` may be empty, or the server's own."""
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    directories = (
+        sysconfig.get_config_var("BINDIR"),
+        f"{sys.base_prefix}/bin",
+        f"{sys.base_exec_prefix}/bin",
+    )
+    places = [f"{directory}/{name}" for directory in directories if directory]
+    if os.path.basename(sys.executable or "").startswith("python"):
+        places.append(sys.executable)
+    for place in places:
+        if os.access(place, os.X_OK):
+            return place
+    raise TrainerDied(
+        f"no {name} was found to run the training process", detail=f"Looked for {', '.join(places)}."
+    )
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Return all of the child's environment: nothing of the server's own that it can do without."""
+    # The working directory is the data directory: a relative entry would look for modules there.
+    places = [p for p in sys.path if os.path.isabs(p) and os.pathsep not in p]
+    return {
+        **{k: os.environ[k] for k in ("LD_LIBRARY_PATH", "PYTHONHOME") if k in os.environ},
+        "HOME": "/nonexistent",
+        "LC_ALL": "C.UTF-8",
+        "MALLOC_ARENA_MAX": "2",  # each would take 64 MiB of address space, which is what is limited
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_THREAD_LIMIT": str(threads),
+        # Candidates are trained side by side; and a matrix product over several threads has other last bits.
+        "OPENBLAS_NUM_THREADS": "1",
+        "PATH": os.defpath,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(places)),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUTF8": "1",
+        "TZ": "UTC",
+    }
+
+
+_running: list[int] = []  # guards
+_lingering: list[int] = []  # guards that had not ended when they were waited for
+
+
+def _adopt_orphans() -> None:
+    """Reap descendants whose parent has died, while there are any of ours; only Linux has it."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(bool(_running)), 0, 0, 0)
+
+
+class ChildProcess:
+    """``python -m module`` with a wire to it; a context manager that leaves no process behind.
+
+    Parameters
+    ----------
+    module
+        A module that calls ``child_main``.
+    limits
+        What the child may use.
+    max_message_bytes
+        The longest message that is taken from the child.
+    """
+
+    def __init__(
+        self, module: str, limits: Limits | None = None, *, max_message_bytes: int = MAX_MESSAGE_BYTES
+    ) -> None:
+        self._module = module
+        self._limits = limits if limits is not None else Limits()
+        self._decoder = Decoder(max_message_bytes)
+        self._outgoing: deque[memoryview] = deque()
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._requests = self._replies = self._stderr = -1
+        self._said = bytearray()
+        self._status = bytearray()
+        self._guards_fate: str | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The id of the process that runs the module, once its guard has told it."""
+        first = self._status.partition(b"\n")[0].split()
+        return int(first[1]) if len(first) == 2 else None
+
+    def __enter__(self) -> Self:
+        _reap_lingering()
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            control, there = socket.socketpair()
+            theirs.callback(there.close)
+            ours.callback(control.close)
+
+            def pipe(mine: int) -> tuple[int, int]:
+                ends = os.pipe()
+                theirs.callback(os.close, ends[1 - mine])
+                ours.callback(os.close, ends[mine])
+                os.set_blocking(ends[mine], False)
+                return ends
+
+            requests, replies, stderr = pipe(1), pipe(0), pipe(0)
+            for descriptor in (requests[1], replies[0], stderr[0]):
+                with contextlib.suppress(OSError):
+                    fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            control.send(json.dumps({"module": self._module, "limits": asdict(self._limits)}).encode())
+            # Blocked in the new process until it is ready to take them.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+            try:
+                self._guard = subprocess.Popen(
+                    [_interpreter(), "-m", "pg_distill.guard", str(there.fileno())],
+                    stdin=requests[0],
+                    stdout=replies[1],
+                    stderr=stderr[1],
+                    pass_fds=(there.fileno(),),
+                    cwd="/",
+                    env=_environment(self._limits.threads),
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise TrainerDied("training process could not be started", detail=f"{error}.") from error
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            ours.pop_all()
+        _running.append(self._guard.pid)
+        _adopt_orphans()
+        control.setblocking(False)
+        self._control, self._requests, self._replies, self._stderr = (
+            control,
+            requests[1],
+            replies[0],
+            stderr[0],
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child, wait until it is gone, and close what led to it."""
+        guard, control = self._guard, self._control
+        if guard is None or control is None:
+            return
+        self._read_status()
+        control.close()  # upon which the guard ends the child, and itself
+        for descriptor in (self._requests, self._replies, self._stderr):
+            os.close(descriptor)
+        self._guard = self._control = None
+        self._outgoing.clear()
+        if guard.returncode is None:
+            os.kill(guard.pid, signal.SIGCONT)  # should somebody have stopped it
+            if not _reap(guard.pid, KILL_SECONDS):
+                _lingering.append(guard.pid)  # in the kernel's hands: it ends by itself, with 0
+            guard.returncode = 0  # Popen has nothing left to wait for
+        # A guard that was killed leaves the child to us.
+        if self.pid is not None and _is_ours(self.pid):
+            os.kill(self.pid, signal.SIGKILL)
+            _reap(self.pid, KILL_SECONDS)
+        _running.remove(guard.pid)
+        _adopt_orphans()
+
+    def call(
+        self,
+        request: Message,
+        *,
+        on_message: Callable[[Message], Message | None],
+        check_interrupts: Callable[[], None],
+        deadline: float | None = None,
+    ) -> Message:
+        """Send ``request`` and return its answer.
+
+        Parameters
+        ----------
+        on_message
+            Is given every message before the answer; what it returns, if anything, is sent back.
+        check_interrupts
+            Called every 50 ms; may raise.
+        deadline
+            ``time.monotonic()`` seconds after which the child is given up.
+
+        Raises
+        ------
+        PgDistillError
+            What the child's handler raised; the child can be called again.
+        TrainerDied, OutOfMemory
+            The child died, hung, took too long, or sent what is no message. It is gone then, as it is after
+            whatever ``on_message`` and ``check_interrupts`` raise.
+        """
+        if self._guard is None:
+            raise TrainerDied("training process is not running")
+        try:
+            reply = self._converse(request, on_message, check_interrupts, deadline)
+        except WireError as error:
+            self.close()
+            raise TrainerDied("training process sent what is no message", detail=f"It is {error}.") from error
+        except MemoryError as error:
+            self.close()
+            raise OutOfMemory("no memory for what the training process sent") from error
+        except BaseException:
+            self.close()
+            raise
+        if reply.kind == "error":
+            raise _remote_error(reply)
+        return reply
+
+    def _converse(
+        self,
+        request: Message,
+        on_message: Callable[[Message], Message | None],
+        check_interrupts: Callable[[], None],
+        deadline: float | None,
+    ) -> Message:
+        assert self._guard is not None and self._control is not None
+        self._outgoing.extend(encode(request))
+        poll = select.poll()
+        for descriptor in (self._control.fileno(), self._replies, self._stderr):
+            poll.register(descriptor, select.POLLIN)
+        checked = 0.0
+        while True:
+            if self._outgoing:
+                poll.register(self._requests, select.POLLOUT)
+            events = dict(poll.poll(POLL_SECONDS * 1000))
+            now = time.monotonic()
+            if now - checked >= POLL_SECONDS:
+                check_interrupts()
+                checked = time.monotonic()
+                if deadline is not None and now > deadline:
+                    raise TrainerDied("training process took longer than it may")
+                if self._look_at_guard() is not None:
+                    raise self._death(check_interrupts)
+            if self._stderr in events and not self._listen():
+                poll.unregister(self._stderr)
+            if self._requests in events:
+                self._send()
+                if not self._outgoing:
+                    poll.unregister(self._requests)
+            if self._replies in events:
+                count = self._read(self._decoder.target())
+                if count == 0:
+                    raise self._death(check_interrupts)
+                message = self._decoder.filled(count) if count else None
+                if message is not None and message.final:
+                    return message
+                begun = time.monotonic()
+                answer = on_message(message) if message is not None else None
+                if (
+                    deadline is not None
+                ):  # the backend's own work, such as labelling by SQL, is not the child's
+                    deadline += time.monotonic() - begun
+                if answer is not None:
+                    self._outgoing.extend(encode(answer))
+            elif self._control.fileno() in events and not self._read_status():
+                raise self._death(check_interrupts)
+
+    def _send(self) -> None:
+        """Write what the pipe takes."""
+        try:
+            written = os.writev(
+                self._requests, [self._outgoing[i] for i in range(min(len(self._outgoing), MAX_BUFFERS))]
+            )
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self._outgoing.clear()  # the end of the replies tells the rest
+            return
+        while written:
+            first = self._outgoing.popleft()
+            if len(first) > written:
+                self._outgoing.appendleft(first[written:])
+                return
+            written -= len(first)
+
+    def _read(self, target: memoryview) -> int | None:
+        """Return how many bytes were read, 0 at the end, None where there are none yet."""
+        try:
+            return os.readv(self._replies, [target])
+        except BlockingIOError:
+            return None
+
+    def _listen(self) -> bool:
+        """Take in what the child wrote to stderr; False at its end."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self._stderr, PIPE_BYTES):
+                self._said = (self._said + data)[-STDERR_BYTES:]
+                if len(data) < PIPE_BYTES:
+                    return True
+            return False
+        return True
+
+    def _read_status(self) -> bool:
+        """Take in what the guard says; False where it has said how the child ended, or has itself."""
+        assert self._control is not None
+        with contextlib.suppress(BlockingIOError):
+            try:
+                data = self._control.recv(4096)
+            except ConnectionError:
+                return False
+            self._status += data
+            return bool(data) and self._status.count(b"\n") < 2
+        return True
+
+    def _look_at_guard(self) -> str | None:
+        """Return what a signal did to the guard, if anything."""
+        assert self._guard is not None
+        if self._guard.returncode is None:
+            found, status = _wait(self._guard.pid, os.WNOHANG | os.WUNTRACED)
+            if found and os.WIFSTOPPED(status):
+                self._guards_fate = f"stopped {os.WSTOPSIG(status)}"
+            elif found:
+                code = self._guard.returncode = os.waitstatus_to_exitcode(status)
+                self._guards_fate = f"killed {-code}" if code < 0 else None
+        return self._guards_fate
+
+    def _death(self, check_interrupts: Callable[[], None]) -> PgDistillError:
+        """Return the error that says how the child ended."""
+        assert self._control is not None
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        given_up = time.monotonic() + KILL_SECONDS
+        fate = self._look_at_guard()
+        while fate is None and self._read_status() and time.monotonic() < given_up:
+            poll.poll(POLL_SECONDS * 1000)
+            check_interrupts()
+            fate = self._look_at_guard()
+        self._listen()
+        said = self._said.decode(errors="replace").replace("\0", "").strip()
+        lines = self._status.decode(errors="replace").splitlines()
+        how, _, number = (lines[1] if len(lines) > 1 else fate or "").partition(" ")
+        if how == "memory" or (
+            how in ("killed", "exited") and any(sign in said for sign in OUT_OF_MEMORY_SIGNS)
+        ):
+            return OutOfMemory(OUT_OF_MEMORY, detail=said or None, hint=OUT_OF_MEMORY_HINT)
+        if how in ("killed", "stopped"):
+            how = f"was {how} by signal {number} ({signal.strsignal(int(number))})"
+        elif how == "exited":
+            how = f"exited with status {number}"
+        elif how == "hung":
+            how = "hung: it neither answered nor computed"
+        else:
+            how = "was ended"
+        return TrainerDied(f"training process {how}", detail=said or None)
+
+
+def _wait(pid: int, options: int) -> tuple[int, int]:
+    try:
+        return os.waitpid(pid, options)
+    except ChildProcessError:
+        return pid, 0
+
+
+def _reap(pid: int, seconds: float) -> bool:
+    """Wait for a process that is ending; False where it takes longer."""
+    given_up, pause = time.monotonic() + seconds, 0.0005
+    while not _wait(pid, os.WNOHANG)[0]:
+        if time.monotonic() > given_up:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, 0.01)
+    return True
+
+
+def _reap_lingering() -> None:
+    _lingering[:] = [pid for pid in _lingering if not _wait(pid, os.WNOHANG)[0]]
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether a process is our own child."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[1]) == os.getpid()
+    except OSError:
+        return False
+
+
+def _remote_error(message: Message) -> PgDistillError:
+    def text(name: str) -> str | None:
+        value = message.fields.get(name)
+        return str(value).replace("\0", "")[:MAX_TEXT] if value else None
+
+    said = text("message") or "training process failed"
+    return by_sqlstate(text("sqlstate") or "")(said, detail=text("detail"), hint=text("hint"))
+
+
+# -- the child's side --------------------------------------------------------------------------------------
+
+
+class Channel:
+    """The child's way to its parent; a thread of a handler's may use it."""
+
+    def __init__(self, requests: int, replies: int) -> None:
+        self._requests, self._replies = requests, replies
+        self._decoder = Decoder()
+        self._sending = threading.Lock()
+        self._asking = threading.Lock()
+
+    def send(self, message: Message | Sequence[memoryview]) -> None:
+        """Send a message, encoded or not."""
+        parts = encode(message) if isinstance(message, Message) else message
+        with self._sending:
+            for part in parts:
+                while len(part):
+                    try:
+                        part = part[os.write(self._replies, part) :]
+                    except BrokenPipeError:
+                        os._exit(0)
+
+    def ask(self, message: Message) -> Message:
+        """Send a message and wait for its answer."""
+        with self._asking:
+            self.send(message)
+            return self.receive()
+
+    def receive(self) -> Message:
+        """Wait for the next message; the process ends, with 0, where nobody is left to send one."""
+        while True:
+            count = os.readv(self._requests, [self._decoder.target()])
+            if not count:
+                os._exit(0)
+            message = self._decoder.filled(count)
+            if message is not None:
+                return message
+
+
+def _start_watcher(requests: int, beat: int) -> None:
+    """Beat, and exit with 0 when asked to or when guard or backend have gone, whatever else runs here."""
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(requests, 0)  # POLLHUP comes unasked
+        poll.register(beat, 0)
+        os.set_blocking(beat, False)
+        pause = 0.0
+        try:
+            while not poll.poll(pause) and not signal.sigpending() & ENDING_SIGNALS:
+                with contextlib.suppress(BlockingIOError):
+                    os.write(beat, b".")
+                pause = BEAT_SECONDS * 1000
+        finally:
+            os._exit(0)
+
+    threading.Thread(target=watch, name="watcher", daemon=True).start()
+
+
+def child_main(handlers: Mapping[str, Callable[[Message, Channel], Message]]) -> NoReturn:
+    """Serve requests until the parent has gone.
+
+    A request goes to the handler of its kind. What that returns is the answer, of any kind but "error"; what
+    it raises is the error.
+    """
+    requests, replies, beat = map(int, sys.argv[1:])
+    _start_watcher(requests, beat)
+    channel = Channel(requests, replies)
+    while True:
+        channel.send(_answer(handlers, channel))
+
+
+def _answer(
+    handlers: Mapping[str, Callable[[Message, Channel], Message]], channel: Channel
+) -> list[memoryview]:
+    """Wait for a request, and return its answer or its error, ready to be sent."""
+    request = channel.receive()
+    reserve = bytearray(RESERVE_BYTES)
+    try:
+        reply = handlers[request.kind](request, channel)
+        reply.final = True
+        return encode(reply)
+    except PgDistillError as error:
+        return _encoded_error(error.sqlstate, error.message, error.detail, error.hint)
+    except Exception as error:
+        # Let go of what the handler held before anything else asks for memory.
+        del reserve
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
+        said = "".join(traceback.format_exception(error))[-MAX_TEXT:]
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS):
+            return _encoded_error("53200", OUT_OF_MEMORY, said, OUT_OF_MEMORY_HINT)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return _encoded_error("53100", "training process found no room for a file", said, None)
+        return _encoded_error("38000", f"training process failed: {error!r}", said, None)
+
+
+def _encoded_error(sqlstate: str, message: str, detail: str | None, hint: str | None) -> list[memoryview]:
+    fields = {"sqlstate": sqlstate, "message": message, "detail": detail, "hint": hint}
+    return encode(Message("error", fields, final=True))
