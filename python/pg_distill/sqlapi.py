@@ -1,0 +1,629 @@
+"""One function per SQL function: the only room that is handed ``plpy``, and where errors become SQLSTATEs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+# numpy and onnxruntime start threads when they are imported. A backend's signals are for its one thread, so the others
+# must be born with all of them blocked; and a matrix product of one row needs no second core.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+try:
+    import numpy as np  # noqa: F401
+    import onnxruntime  # noqa: F401
+finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
+
+from pg_distill import __version__, database, serving  # noqa: E402
+from pg_distill.database import PlpyDatabase  # noqa: E402
+from pg_distill.errors import (  # noqa: E402
+    ArtifactCorrupted,
+    InvalidParameter,
+    InvalidState,
+    NullNotAllowed,
+    PgDistillError,
+)
+
+__all__ = [
+    "activate_model",
+    "cancel",
+    "change_setting",
+    "check",
+    "check_inserted",
+    "check_module",
+    "choose_model",
+    "create_function",
+    "describe_machine",
+    "distill_model",
+    "dominates_pareto",
+    "drop_model",
+    "last_run",
+    "offer_models",
+    "predict",
+    "predict_batch",
+    "predict_class",
+    "predict_mixed",
+    "predict_proba",
+    "predict_proba_mixed",
+    "promote_candidate",
+    "prune",
+    "register_logged_model",
+    "register_model",
+    "register_model_file",
+    "register_sql_model",
+    "remeasure",
+    "run_next_job",
+    "run_pending",
+    "run_report",
+    "run_rows",
+    "score",
+    "show_settings",
+    "statement_seconds",
+    "submit",
+    "to_sql",
+    "warm_up",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Imports of what only some functions need stand inside them: a backend that predicts pays for predicting only.
+
+
+def _raise(plpy: Any, error: PgDistillError) -> None:
+    given = {key: getattr(error, key) for key in ("detail", "hint") if getattr(error, key) is not None}
+    plpy.error(error.message, sqlstate=error.sqlstate, **given)
+
+
+def _boundary(function: Callable[P, R]) -> Callable[P, R]:
+    """Turn our exceptions into SQLSTATEs; let PostgreSQL's own, and faults of ours, pass as they are."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except PgDistillError as error:
+            _raise(args[0], error)
+            raise
+
+    return wrapper
+
+
+def _database(plpy: Any) -> PlpyDatabase:
+    """Return the database, after a check that the extension is of the module's version.
+
+    Files on disk change before ALTER EXTENSION UPDATE, and a session keeps the module that it has imported.
+    """
+    db = PlpyDatabase(plpy)
+    db.check_search_path()
+    installed = database.extension_version(db)
+    if installed is not None and installed != __version__:
+        raise InvalidState(
+            f"extension pg_distill is of version {installed}, its Python module of {__version__}",
+            hint="Run ALTER EXTENSION pg_distill UPDATE, and open a new session.",
+        )
+    return db
+
+
+@_boundary
+def check_module(plpy: Any) -> None:
+    """Refuse to create an extension that is newer than this module; an older one may be on its way through upgrade scripts."""
+    installed = database.extension_version(PlpyDatabase(plpy))
+    if installed is not None and _release(installed) > _release(__version__):
+        raise InvalidState(
+            f"extension pg_distill is of version {installed}, its Python module of {__version__}",
+            hint="Install the module of the extension's version (make install), and open a new session.",
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+@_boundary
+def run_pending(plpy: Any) -> None:
+    database.run_pending()
+
+
+@_boundary
+def show_settings(plpy: Any) -> list[tuple[str, str, str, bool, str]]:
+    from pg_distill import registry
+
+    db = _database(plpy)
+    rows = []
+    for name, setting in registry.SETTINGS.items():
+        value = registry.get_setting(db, name)
+        rows.append((name, str(value), setting.unit, value == setting.default, setting.description))
+    for name, text in registry.TEXT_SETTINGS.items():
+        found = registry.get_text_setting(db, name)
+        rows.append((name, found, text.unit, found == text.default, text.description))
+    return rows
+
+
+@_boundary
+def change_setting(plpy: Any, name: str | None, value: str | None) -> None:
+    from pg_distill import registry
+
+    if name is None:
+        raise NullNotAllowed("name must not be NULL")
+    registry.change_setting(_database(plpy), name, value)
+
+
+@_boundary
+def register_model(
+    plpy: Any,
+    name: str | None,
+    artifact: bytes | None,
+    features: Sequence[str] | None,
+    sample: str | None,
+    label: str | None,
+    version: str | None,
+    task: Any,
+    classes: Sequence[str] | None,
+) -> str:
+    from pg_distill import registration
+
+    return registration.register_onnx(
+        _database(plpy),
+        name=name,
+        artifact=artifact,
+        features=_texts(features, "features"),
+        sample=sample,
+        label=label,
+        version=version,
+        task=task,
+        classes=_texts(classes, "classes"),
+    )
+
+
+@_boundary
+def register_model_file(
+    plpy: Any,
+    name: str | None,
+    path: str | None,
+    features: Sequence[str] | None,
+    sample: str | None,
+    label: str | None,
+    version: str | None,
+    task: Any,
+    classes: Sequence[str] | None,
+) -> str:
+    if path is None:
+        raise NullNotAllowed("path must not be NULL")
+    # pg_read_binary_file decides who may read which file of the server.
+    rows = _database(plpy).query("select pg_catalog.pg_read_binary_file($1) as artifact", ("text", path))
+    return register_model(plpy, name, rows[0]["artifact"], features, sample, label, version, task, classes)
+
+
+@_boundary
+def register_sql_model(
+    plpy: Any,
+    name: str | None,
+    expression: str | None,
+    features: Sequence[str] | None,
+    sample: str | None,
+    label: str | None,
+    version: str | None,
+    task: Any,
+    classes: Sequence[str] | None,
+) -> str:
+    from pg_distill import registration
+
+    return registration.register_sql(
+        _database(plpy),
+        name=name,
+        expression=expression,
+        features=_texts(features, "features"),
+        sample=sample,
+        label=label,
+        version=version,
+        task=task,
+        classes=_texts(classes, "classes"),
+    )
+
+
+@_boundary
+def register_logged_model(
+    plpy: Any,
+    name: str | None,
+    outputs: Sequence[str] | None,
+    features: Sequence[str] | None,
+    sample: str | None,
+    label: str | None,
+    version: str | None,
+    task: Any,
+    classes: Sequence[str] | None,
+    latency_ms: float | None,
+) -> str:
+    from pg_distill import registration
+
+    return registration.register_logged(
+        _database(plpy),
+        name=name,
+        outputs=_texts(outputs, "outputs"),
+        features=_texts(features, "features"),
+        sample=sample,
+        label=label,
+        version=version,
+        task=task,
+        classes=_texts(classes, "classes"),
+        latency_ms=latency_ms,
+    )
+
+
+def _texts(values: Sequence[Any] | None, name: str) -> list[str] | None:
+    """Return a text[] argument, which must be flat and without NULL."""
+    if values is None:
+        return None
+    if any(value is None for value in values):
+        raise NullNotAllowed(f"{name} must not hold NULL")
+    if any(not isinstance(value, str) for value in values):
+        raise InvalidParameter(f"{name} must be an array of one dimension")
+    return list(values)
+
+
+@_boundary
+def activate_model(plpy: Any, name: str | None, version: str | None) -> str:
+    from pg_distill import registry
+
+    if name is None or version is None:
+        raise NullNotAllowed("name and version must not be NULL")
+    return registry.activate(_database(plpy), name, version)
+
+
+@_boundary
+def drop_model(plpy: Any, model: str | None) -> None:
+    from pg_distill import registry
+
+    if model is None:
+        raise NullNotAllowed("model must not be NULL")
+    registry.drop(_database(plpy), model)
+
+
+@_boundary
+def distill_model(plpy: Any, *arguments: Any) -> str | None:
+    from pg_distill import distillation
+    from pg_distill.options import Options
+
+    outcome = distillation.distill(_database(plpy), Options(**_distill_arguments(arguments)))
+    if outcome.student_id is None:
+        plpy.warning(
+            outcome.summary, detail=f"This is run {outcome.run_id}; its candidates are in distill.candidates."
+        )
+    else:
+        plpy.notice(outcome.summary)
+    return outcome.student_id
+
+
+def _distill_arguments(arguments: Sequence[Any]) -> dict[str, Any]:
+    """Return distill_model's arguments by name."""
+    from pg_distill.options import Options
+
+    given = dict(zip(Options.__dataclass_fields__, arguments, strict=True))
+    given["families"] = _texts(given["families"], "families")
+    return given
+
+
+@_boundary
+def submit(plpy: Any, *arguments: Any) -> str:
+    from pg_distill import jobs
+    from pg_distill.options import Options
+
+    given = _distill_arguments(arguments)
+    return jobs.submit(_database(plpy), Options(**given), given)
+
+
+@_boundary
+def cancel(plpy: Any, run_id: str | None) -> bool:
+    from pg_distill import job_queue
+
+    if run_id is None:
+        raise NullNotAllowed("run_id must not be NULL")
+    return job_queue.request_cancel(_database(plpy), run_id)
+
+
+@_boundary
+def run_next_job(plpy: Any) -> str | None:
+    from pg_distill import jobs
+
+    return jobs.run_next(_database(plpy))
+
+
+@_boundary
+def offer_models(
+    plpy: Any,
+    names: Sequence[str] | None,
+    artifacts: Sequence[bytes] | None,
+    schemas: str | None,
+    cascades: str | None,
+) -> list[float]:
+    from pg_distill import registration, registry
+    from pg_distill.onnx_model import Signature
+    from pg_distill.trainer import Trainer
+
+    found = _texts(names, "names")
+    if found is None or artifacts is None or schemas is None or cascades is None or None in artifacts:
+        raise NullNotAllowed("names, artifacts, schemas and cascades must not be NULL")
+    if not all(name.startswith(serving.OFFERED) for name in found):
+        raise InvalidParameter("a model that is offered has a name that no registered model can have")
+    if not all(isinstance(artifact, bytes) for artifact in artifacts):
+        raise NullNotAllowed("artifacts must be a list of files, none of them NULL")
+    try:
+        signatures = [Signature.from_json(given, gives) for given, gives in json.loads(schemas)]
+        behind = {
+            name: (str(teacher), float(threshold))
+            for name, (teacher, threshold) in json.loads(cascades).items()
+        }
+        models = list(zip(artifacts, signatures, strict=True))
+        offered = dict(zip(found, models, strict=True))
+    except (ArtifactCorrupted, AttributeError, TypeError, ValueError) as error:
+        raise InvalidParameter(
+            "names, artifacts, schemas and cascades do not fit one another", detail=f"{error!r}."
+        ) from None
+    db = _database(plpy)
+    # They come from another process: before this one opens them, a child does.
+    with Trainer(registration.trainer_limits(db), db.check_interrupts) as trainer:
+        trainer.check(models, registry.get_setting(db, "artifact_limit_mb") * 2**20)
+    return list(serving.offer_here(db, offered, behind).values())
+
+
+@_boundary
+def statement_seconds(plpy: Any, statement: str | None) -> float:
+    from pg_distill import latency
+
+    if statement is None:
+        raise NullNotAllowed("statement must not be NULL")
+    return latency.statement_seconds(_database(plpy), statement)
+
+
+@_boundary
+def describe_machine(plpy: Any) -> str:
+    from pg_distill import latency
+
+    return json.dumps(latency.describe_machine(_database(plpy)))
+
+
+@_boundary
+def check_inserted(plpy: Any, row: Mapping[str, Any]) -> None:
+    # Before anything is imported or asked: a superuser restores by it, a thousand models at a time.
+    db = PlpyDatabase(plpy)
+    db.check_search_path()
+    if database.is_superuser(db):
+        return
+    from pg_distill import registration
+
+    registration.check_inserted(_database(plpy), row)
+
+
+@_boundary
+def promote_candidate(plpy: Any, run_id: str | None, candidate: int | None) -> str:
+    from pg_distill import record
+
+    if run_id is None or candidate is None:
+        raise NullNotAllowed("run_id and candidate must not be NULL")
+    return record.promote(_database(plpy), run_id, candidate)
+
+
+@_boundary
+def last_run(plpy: Any, teacher: str | None) -> str | None:
+    from pg_distill import registry
+
+    if teacher is None:
+        raise NullNotAllowed("teacher must not be NULL")
+    return registry.last_run(_database(plpy), teacher)
+
+
+@_boundary
+def run_report(plpy: Any, run_id: str | None) -> dict[str, Any]:
+    from pg_distill import registry
+
+    if run_id is None:
+        raise NullNotAllowed("run_id must not be NULL")
+    return registry.find_run(_database(plpy), run_id)
+
+
+@_boundary
+def run_rows(plpy: Any, run_id: str | None) -> Iterator[tuple[str | None, str]]:
+    from pg_distill import material, registry
+    from pg_distill.options import Options
+    from pg_distill.sample import SPLIT_NAMES
+
+    if run_id is None:
+        raise NullNotAllowed("run_id must not be NULL")
+    db = _database(plpy)
+    run = registry.find_run(db, run_id)
+    if run["teacher_id"] is None:
+        raise InvalidState(f'the teacher of run "{run_id}" has been dropped')
+    registry.require_owner(db, run["owner"], f'the sample of run "{run_id}"')
+    options = Options(**json.loads(run["resolved"]))
+    sample = material.prepare(db, registry.find_model(db, options.teacher), options, with_rows=True).sample
+    sample = sample.keep_first({name: run[f"rows_{name}"] for name in SPLIT_NAMES})
+    if sample.digest != run["sample_digest"]:
+        plpy.warning(
+            f'the rows of run "{run_id}" are not as they were',
+            detail="Rows, labels, groups, times or weights have changed, or the run is of a release that split them otherwise."
+            " Figures recomputed from them will differ.",
+        )
+    assert sample.rows is not None
+    names = (*SPLIT_NAMES, None)
+    return iter([(names[part], row) for part, row in zip(sample.split, sample.rows, strict=True)])
+
+
+@_boundary
+def dominates_pareto(plpy: Any, latency: float | None, accuracy: float | None, frontier: Any) -> bool:
+    from pg_distill import pareto
+
+    return pareto.dominates_pareto(latency, accuracy, frontier)
+
+
+@functools.cache
+def _serving(plpy: Any) -> PlpyDatabase:
+    """Return the database to predict in; the version is checked at a backend's first prediction."""
+    return _database(plpy)
+
+
+def predict(plpy: Any, model: str | None, features: list[Any] | str | None, snapshot: bytes | None) -> float:
+    # Called for each row, hence without _boundary, whose wrapper costs 0.1 us.
+    try:
+        predictor = serving.find(_serving(plpy), model, snapshot)
+        if isinstance(features, list):
+            return predictor.number(features)
+        return predictor.last(features)
+    except PgDistillError as error:
+        _raise(plpy, error)
+        raise
+
+
+def predict_mixed(
+    plpy: Any, model: str | None, numbers: list[Any] | None, strings: list[Any] | None, snapshot: bytes | None
+) -> float:
+    try:
+        predictor = serving.find(_serving(plpy), model, snapshot)
+        return predictor.last(predictor.row(numbers, strings))
+    except PgDistillError as error:
+        _raise(plpy, error)
+        raise
+
+
+@_boundary
+def predict_proba_mixed(
+    plpy: Any, model: str | None, numbers: list[Any] | None, strings: list[Any] | None, snapshot: bytes | None
+) -> list[float]:
+    predictor = serving.find(_serving(plpy), model, snapshot)
+    return predictor.probabilities(predictor.row(numbers, strings)).tolist()  # type: ignore[no-any-return]
+
+
+@_boundary
+def predict_proba(
+    plpy: Any, model: str | None, features: list[Any] | str | None, snapshot: bytes | None
+) -> list[float]:
+    return serving.find(_serving(plpy), model, snapshot).probabilities(features).tolist()  # type: ignore[no-any-return]
+
+
+@_boundary
+def predict_class(
+    plpy: Any, model: str | None, features: list[Any] | str | None, snapshot: bytes | None
+) -> str:
+    return serving.find(_serving(plpy), model, snapshot).class_name(features)
+
+
+@_boundary
+def predict_batch(
+    plpy: Any, model: str | None, features: bytes | None, snapshot: bytes | None
+) -> list[float]:
+    db = _serving(plpy)
+    return serving.predict_batch(db, serving.find(db, model, snapshot), features)
+
+
+@_boundary
+def score(
+    plpy: Any, model: str | None, query: str | None, key: str | None, snapshot: bytes | None
+) -> Iterator[tuple[str, str, str | None, str]]:
+    from pg_distill import scoring
+
+    if query is None or key is None:
+        raise NullNotAllowed("query and key_column must not be NULL")
+    db = _serving(plpy)
+    chunks = scoring.score(db, serving.find(db, model, snapshot), query, key)
+
+    def raising() -> Iterator[tuple[str, str, str | None, str]]:
+        try:  # a generator raises where it is run
+            yield from chunks
+        except PgDistillError as error:
+            _raise(plpy, error)
+
+    return raising()
+
+
+@_boundary
+def choose_model(
+    plpy: Any,
+    name: str | None,
+    max_latency_ms: float | None,
+    min_accuracy: float | None,
+    snapshot: bytes | None,
+) -> str:
+    from pg_distill import registry
+
+    db = _serving(plpy)
+    db.check_search_path()
+    if name is None:
+        raise NullNotAllowed("name must not be NULL")
+    return serving.once(
+        snapshot,
+        ("choose", name, max_latency_ms, min_accuracy),
+        lambda: registry.choose_member(db, name, max_latency_ms=max_latency_ms, min_accuracy=min_accuracy),
+    )
+
+
+@_boundary
+def create_function(
+    plpy: Any, model: str | None, function_name: str | None, as_sql: bool | None, replace: bool | None
+) -> str:
+    from pg_distill import functions
+
+    if model is None or function_name is None:
+        raise NullNotAllowed("model and function_name must not be NULL")
+    return functions.create_function(
+        _database(plpy), model, function_name, as_sql=bool(as_sql), replace=bool(replace)
+    )
+
+
+@_boundary
+def to_sql(plpy: Any, model: str | None) -> str:
+    from pg_distill import functions
+
+    if model is None:
+        raise NullNotAllowed("model must not be NULL")
+    return functions.to_sql(_database(plpy), model)
+
+
+@_boundary
+def warm_up(plpy: Any, models: Sequence[str] | None) -> list[tuple[str, float]]:
+    names = _texts(models, "models")
+    if names is None:
+        raise NullNotAllowed("models must not be NULL")
+    return serving.warm_up(_serving(plpy), names)
+
+
+@_boundary
+def check(
+    plpy: Any,
+    model: str | None,
+    sample: str | None,
+    label: str | None,
+    max_rows: int | None,
+    seed: int | None,
+) -> list[dict[str, Any]]:
+    from pg_distill import watching
+
+    if model is None or max_rows is None or seed is None:
+        raise NullNotAllowed("model, max_rows and seed must not be NULL")
+    return watching.check(_database(plpy), model, sample=sample, label=label, max_rows=max_rows, seed=seed)
+
+
+@_boundary
+def remeasure(plpy: Any, model: str | None) -> list[dict[str, Any]]:
+    from pg_distill import watching
+
+    if model is None:
+        raise NullNotAllowed("model must not be NULL")
+    return watching.remeasure(_database(plpy), model)
+
+
+@_boundary
+def prune(
+    plpy: Any, keep_versions: int | None, older_than: str | None, model_name: str | None, dry_run: bool | None
+) -> list[dict[str, Any]]:
+    from pg_distill import registry
+
+    if dry_run is None:
+        raise NullNotAllowed("dry_run must not be NULL")
+    return registry.prune(
+        _database(plpy), keep_versions=keep_versions, older_than=older_than, name=model_name, dry_run=dry_run
+    )

@@ -1,0 +1,90 @@
+-- A name is resolved once a statement. The wrappers are inlined, and hand on the snapshot in which it is resolved: what
+-- was found under the same snapshot, role and command is found again without a query. STABLE: it is the statement's.
+
+CREATE FUNCTION distill._predict(model text, features float8[], snapshot bytea) RETURNS float8
+LANGUAGE plpython3u STABLE AS $$
+import pg_distill.sqlapi as sqlapi
+return sqlapi.predict(plpy, model, features, snapshot)
+$$;
+COMMENT ON FUNCTION distill._predict(text, float8[], bytea) IS 'internal: predict, given the statement''s snapshot';
+CREATE FUNCTION distill.predict(model text, features float8[]) RETURNS float8
+LANGUAGE sql STABLE
+RETURN distill._predict(model, features, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+COMMENT ON FUNCTION distill.predict(text, float8[]) IS 'the probability of the last class (binary) or the value (regression) for a row of numeric features in order';
+
+CREATE FUNCTION distill._predict(model text, "row" jsonb, snapshot bytea) RETURNS float8
+LANGUAGE plpython3u STABLE AS $$
+import pg_distill.sqlapi as sqlapi
+return sqlapi.predict(plpy, model, row, snapshot)
+$$;
+COMMENT ON FUNCTION distill._predict(text, jsonb, bytea) IS 'internal: predict, given the statement''s snapshot';
+CREATE FUNCTION distill.predict(model text, "row" jsonb) RETURNS float8
+LANGUAGE sql STABLE
+RETURN distill._predict(model, "row", pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+COMMENT ON FUNCTION distill.predict(text, jsonb) IS 'the probability of the last class (binary) or the value (regression) for a row of named columns';
+
+CREATE FUNCTION distill._predict_proba(model text, features float8[], snapshot bytea) RETURNS float8[]
+LANGUAGE plpython3u STABLE AS $$
+import pg_distill.sqlapi as sqlapi
+return sqlapi.predict_proba(plpy, model, features, snapshot)
+$$;
+COMMENT ON FUNCTION distill._predict_proba(text, float8[], bytea) IS 'internal: predict_proba, given the statement''s snapshot';
+CREATE FUNCTION distill.predict_proba(model text, features float8[]) RETURNS float8[]
+LANGUAGE sql STABLE
+RETURN distill._predict_proba(model, features, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+COMMENT ON FUNCTION distill.predict_proba(text, float8[]) IS 'the probability of each class, in the order of the model''s classes for a row of numeric features in order';
+
+CREATE FUNCTION distill._predict_proba(model text, "row" jsonb, snapshot bytea) RETURNS float8[]
+LANGUAGE plpython3u STABLE AS $$
+import pg_distill.sqlapi as sqlapi
+return sqlapi.predict_proba(plpy, model, row, snapshot)
+$$;
+COMMENT ON FUNCTION distill._predict_proba(text, jsonb, bytea) IS 'internal: predict_proba, given the statement''s snapshot';
+CREATE FUNCTION distill.predict_proba(model text, "row" jsonb) RETURNS float8[]
+LANGUAGE sql STABLE
+RETURN distill._predict_proba(model, "row", pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+COMMENT ON FUNCTION distill.predict_proba(text, jsonb) IS 'the probability of each class, in the order of the model''s classes for a row of named columns';
+
+CREATE FUNCTION distill._predict_class(model text, features float8[], snapshot bytea) RETURNS text
+LANGUAGE plpython3u STABLE AS $$
+import pg_distill.sqlapi as sqlapi
+return sqlapi.predict_class(plpy, model, features, snapshot)
+$$;
+COMMENT ON FUNCTION distill._predict_class(text, float8[], bytea) IS 'internal: predict_class, given the statement''s snapshot';
+CREATE FUNCTION distill.predict_class(model text, features float8[]) RETURNS text
+LANGUAGE sql STABLE
+RETURN distill._predict_class(model, features, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+COMMENT ON FUNCTION distill.predict_class(text, float8[]) IS 'the most probable class for a row of numeric features in order';
+
+CREATE FUNCTION distill._predict_class(model text, "row" jsonb, snapshot bytea) RETURNS text
+LANGUAGE plpython3u STABLE AS $$
+import pg_distill.sqlapi as sqlapi
+return sqlapi.predict_class(plpy, model, row, snapshot)
+$$;
+COMMENT ON FUNCTION distill._predict_class(text, jsonb, bytea) IS 'internal: predict_class, given the statement''s snapshot';
+CREATE FUNCTION distill.predict_class(model text, "row" jsonb) RETURNS text
+LANGUAGE sql STABLE
+RETURN distill._predict_class(model, "row", pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+COMMENT ON FUNCTION distill.predict_class(text, jsonb) IS 'the most probable class for a row of named columns';
+
+CREATE FUNCTION distill._predict(model text, numbers float8[], strings text[], snapshot bytea) RETURNS float8
+LANGUAGE plpython3u STABLE AS $$
+import pg_distill.sqlapi as sqlapi
+return sqlapi.predict_mixed(plpy, model, numbers, strings, snapshot)
+$$;
+COMMENT ON FUNCTION distill._predict(text, float8[], text[], bytea) IS 'internal: predict, given the statement''s snapshot';
+CREATE FUNCTION distill.predict(model text, numbers float8[], strings text[]) RETURNS float8
+LANGUAGE sql STABLE
+RETURN distill._predict(model, numbers, strings, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+COMMENT ON FUNCTION distill.predict(text, float8[], text[]) IS 'the probability of the last class (binary) or the value (regression) for a row of numeric features in order and string features in order';
+
+CREATE FUNCTION distill._predict_proba(model text, numbers float8[], strings text[], snapshot bytea) RETURNS float8[]
+LANGUAGE plpython3u STABLE AS $$
+import pg_distill.sqlapi as sqlapi
+return sqlapi.predict_proba_mixed(plpy, model, numbers, strings, snapshot)
+$$;
+COMMENT ON FUNCTION distill._predict_proba(text, float8[], text[], bytea) IS 'internal: predict_proba, given the statement''s snapshot';
+CREATE FUNCTION distill.predict_proba(model text, numbers float8[], strings text[]) RETURNS float8[]
+LANGUAGE sql STABLE
+RETURN distill._predict_proba(model, numbers, strings, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+COMMENT ON FUNCTION distill.predict_proba(text, float8[], text[]) IS 'the probability of each class for a row of numeric features in order and string features in order';
