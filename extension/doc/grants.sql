@@ -1,0 +1,70 @@
+-- What each kind of user needs, for four roles of these names; change the names as you like. Run by a superuser.
+-- The extension makes no roles: they belong to the whole server, a second database would find them there, and pg_dump does not carry them.
+-- It does carry these GRANTs.
+
+-- reads what is registered and how good it is, but no artifact and no stored SQL
+GRANT USAGE ON SCHEMA distill TO distill_reader, distill_predictor, distill_engineer, distill_admin;
+GRANT SELECT (id, name, version, active, task, kind, sha256, size_bytes, input_schema, output_schema, label, metric, accuracy, accuracy_low,
+    accuracy_high, avg_latency_ms, latency_low_ms, latency_high_ms, p50_latency_ms, p95_latency_ms, p99_latency_ms, latency_declared,
+    measured_on, measured_at, teacher_id, created_at, updated_at, owner, form, threshold) ON distill.models TO distill_reader;
+-- of a run all but the options it was asked for and carried out with, which hold the query of its sample; so no run_report either
+GRANT SELECT (run_id, teacher_id, student_id, teacher_name, teacher_version, student_name, student_version, accepted, summary, seed, metric,
+    teacher_accuracy, teacher_accuracy_low, teacher_accuracy_high, student_accuracy, student_accuracy_low, student_accuracy_high,
+    teacher_latency_ms, teacher_latency_low_ms, teacher_latency_high_ms, student_latency_ms, student_latency_low_ms,
+    student_latency_high_ms, latency_declared, pareto_score, fidelity, lift, majority_accuracy, teacher_log_loss, student_log_loss, figures,
+    predict_path, rows_total, rows_fit, rows_select, rows_test, rows_unlabelled, sample_digest, machine, timings, started_at, created_at, owner)
+    ON distill.runs TO distill_reader;
+GRANT SELECT ON distill.families, distill.frontier, distill.leaderboard, distill.metrics
+    TO distill_reader, distill_predictor, distill_engineer, distill_admin;
+GRANT EXECUTE ON FUNCTION distill.last_run, distill.dominates_pareto TO distill_reader, distill_predictor, distill_engineer, distill_admin;
+
+-- predicts: functions run with the caller's rights, so it reads the models' rows, artifacts included
+GRANT SELECT ON distill.models, distill.runs, distill.settings TO distill_predictor, distill_engineer, distill_admin;
+GRANT EXECUTE ON FUNCTION
+    distill.predict(text, float8[]), distill._predict(text, float8[], bytea),
+    distill.predict(text, jsonb), distill._predict(text, jsonb, bytea),
+    distill.predict(text, float8[], text[]), distill._predict(text, float8[], text[], bytea),
+    distill.predict_proba(text, float8[]), distill._predict_proba(text, float8[], bytea),
+    distill.predict_proba(text, jsonb), distill._predict_proba(text, jsonb, bytea),
+    distill.predict_proba(text, float8[], text[]), distill._predict_proba(text, float8[], text[], bytea),
+    distill.predict_class(text, float8[]), distill._predict_class(text, float8[], bytea),
+    distill.predict_class(text, jsonb), distill._predict_class(text, jsonb, bytea),
+    distill.predict_batch, distill._predict_batch, distill._array_bytes,
+    distill.score, distill._score, distill._open_cursor, distill._float8_of_bits,
+    distill.choose_model, distill._choose_model, distill.warm_up, distill.to_sql, distill.show_settings,
+    distill._read_only, distill._run_pending, distill.run_report
+    TO distill_predictor, distill_engineer, distill_admin;
+
+-- registers and distils. No right to write the column owner, which decides for whom stored SQL runs: it is current_user
+GRANT INSERT (name, version, active, task, kind, artifact, expression, sha256, size_bytes, input_schema, output_schema, sample, label, teacher_id, form,
+    threshold)
+    ON distill.models TO distill_engineer, distill_admin;
+GRANT UPDATE (active, metric, accuracy, accuracy_low, accuracy_high, avg_latency_ms, latency_low_ms, latency_high_ms, p50_latency_ms,
+    p95_latency_ms, p99_latency_ms, latency_declared, measured_on, measured_at) ON distill.models TO distill_engineer, distill_admin;
+GRANT DELETE ON distill.models TO distill_engineer, distill_admin;
+GRANT SELECT, INSERT ON distill.candidates TO distill_engineer, distill_admin;
+GRANT UPDATE (artifact, expression) ON distill.candidates TO distill_engineer, distill_admin; -- prune empties them, a trigger refuses anything else
+GRANT EXECUTE ON FUNCTION distill_model, distill.register_model, distill.register_model_file, distill.register_sql_model,
+    distill.register_logged_model, distill.activate_model, distill.drop_model, distill.promote_candidate, distill.run_rows,
+    distill.create_function, distill.check, distill.remeasure, distill.prune TO distill_engineer, distill_admin;
+GRANT SELECT ON distill.sizes TO distill_engineer, distill_admin;
+-- and by jobs: each is seen, run and cancelled by its submitter alone (row-level security, and a trigger)
+GRANT SELECT, INSERT, UPDATE, DELETE ON distill.job_queue TO distill_engineer, distill_admin;
+GRANT SELECT ON distill.jobs TO distill_engineer, distill_admin;
+GRANT EXECUTE ON FUNCTION distill.submit, distill.cancel, distill.run_next_job,
+    distill._describe_machine, distill._offer_models, distill._statement_seconds TO distill_engineer, distill_admin;
+GRANT INSERT (run_id, teacher_id, student_id, teacher_name, teacher_version, student_name, student_version, accepted, summary, requested,
+    resolved, seed, metric, teacher_accuracy, teacher_accuracy_low, teacher_accuracy_high, student_accuracy, student_accuracy_low,
+    student_accuracy_high, teacher_latency_ms, teacher_latency_low_ms, teacher_latency_high_ms, student_latency_ms, student_latency_low_ms,
+    student_latency_high_ms, latency_declared, pareto_score, fidelity, lift, majority_accuracy, teacher_log_loss, student_log_loss, figures,
+    predict_path, rows_total, rows_fit, rows_select, rows_test, rows_unlabelled, sample_digest, machine, timings, started_at)
+    ON distill.runs TO distill_engineer, distill_admin;
+
+-- changes limits, too
+GRANT INSERT, UPDATE, DELETE ON distill.settings TO distill_admin;
+GRANT EXECUTE ON FUNCTION distill.change_setting TO distill_admin;
+
+-- registers files of the server (register_model_file; the dbt macro's path): both grants are needed, and any file that the server's account
+-- can read may be read by them, so nobody has them unless you say so
+-- GRANT pg_read_server_files TO distill_admin;
+-- GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text) TO distill_admin;

@@ -1,0 +1,29 @@
+{% macro predict(model, features=none, row=none) %}
+    {{- pg_distill.prediction("predict", model, features, row) -}}
+{% endmacro %}
+
+{% macro predict_class(model, features=none, row=none) %}
+    {{- pg_distill.prediction("predict_class", model, features, row) -}}
+{% endmacro %}
+
+{% macro predict_proba(model, features=none, row=none) %}
+    {{- pg_distill.prediction("predict_proba", model, features, row) -}}
+{% endmacro %}
+
+{% macro score(model, rows, key_column, key_type="text") %}
+    {%- set query = "select * from " ~ rows if rows.identifier is defined else rows -%}
+    (select s.key::{{ key_type }} as {{ adapter.quote(key_column) }}, s.prediction
+     from distill.score({{ pg_distill.sql_value(model) }}, {{ pg_distill.sql_value(query) }}, {{ pg_distill.sql_value(key_column) }}) as s)
+{%- endmacro %}
+
+{# One prediction, of an array of numeric columns or of a row with its column names. #}
+{% macro prediction(function, model, features, row) %}
+    {%- if (features is none) == (row is none) -%}
+        {%- do exceptions.raise_compiler_error(function ~ " wants either features or row") -%}
+    {%- endif -%}
+    {%- if row is not none -%}
+        distill.{{ function }}({{ pg_distill.sql_value(model) }}, to_jsonb({{ row }}))
+    {%- else -%}
+        distill.{{ function }}({{ pg_distill.sql_value(model) }}, array[{{ features | join(", ") }}]::float8[])
+    {%- endif -%}
+{% endmacro %}

@@ -1,0 +1,57 @@
+{% macro register(
+    name, path=none, expression=none, outputs=none, sample=none, label=none, features=none, version=none, task=none,
+    classes=none, latency_ms=none
+) %}
+    {%- if not execute -%}{{ return("") }}{%- endif -%}
+    {%- set kinds = [path, expression, outputs] | reject("none") | list -%}
+    {%- if kinds | length != 1 -%}
+        {%- do exceptions.raise_compiler_error("register wants one of path, expression and outputs") -%}
+    {%- endif -%}
+    {%- if path is not none -%}
+        {%- set function, own = "register_model_file", {"path": path} -%}
+        {%- set content = "pg_read_binary_file(" ~ pg_distill.sql_value(path) ~ ")" -%}
+    {%- elif expression is not none -%}
+        {%- set function, own = "register_sql_model", {"expression": expression} -%}
+        {%- set content = "convert_to(" ~ pg_distill.sql_value(expression) ~ ", 'UTF8')" -%}
+    {%- else -%}
+        {%- set function, own = "register_logged_model", {"outputs": outputs, "latency_ms": latency_ms} -%}
+        {%- set content = "convert_to(" ~ pg_distill.sql_value(tojson(outputs)) ~ ", 'UTF8')" -%}
+    {%- endif -%}
+    {# The registry keeps a relation as a query, with its schema. A query has a blank in it, a relation's plain name has none. #}
+    {%- if sample is string and not modules.re.search("\\s", sample) -%}
+        {%- set stored = "(select format('SELECT * FROM %I.%I', n.nspname, c.relname) from pg_class c"
+            ~ " join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass(" ~ pg_distill.sql_value(sample) ~ "))" -%}
+    {%- elif sample.identifier is defined -%}
+        {%- set stored = "format('SELECT * FROM %I.%I', " ~ pg_distill.sql_value(sample.schema) ~ ", "
+            ~ pg_distill.sql_value(sample.identifier) ~ ")" -%}
+    {%- else -%}
+        {%- set stored = pg_distill.sql_value(sample) ~ "::text" -%}
+    {%- endif -%}
+    {%- set present = run_query(
+        "select m.version from distill.models m where m.active and m.name = " ~ pg_distill.sql_value(name)
+        ~ " and m.sha256 = encode(sha256(" ~ content ~ "), 'hex')"
+        ~ " and m.label is not distinct from " ~ pg_distill.sql_value(label) ~ "::text"
+        ~ " and m.sample is not distinct from " ~ stored
+        ~ (" and m.version = " ~ pg_distill.sql_value(version) if version is not none else "")
+    ).rows -%}
+    {%- if present | length -%}
+        {%- do log('model "' ~ name ~ ":" ~ present[0]["version"] ~ '" is registered already', info=true) -%}
+        {{ return("") }}
+    {%- endif -%}
+    {%- do own.update(
+        {"name": name, "sample": sample, "label": label, "features": features, "version": version, "task": task,
+         "classes": classes}
+    ) -%}
+    {%- do run_query("select distill." ~ function ~ "(" ~ pg_distill.sql_arguments(own) ~ ")") -%}
+    {%- set made = pg_distill.active_version(name) -%}
+    {%- do log('registered model "' ~ name ~ ":" ~ made ~ '"', info=true) -%}
+    {{ return("") }}
+{% endmacro %}
+
+{% macro active_version(name) %}
+    {%- if not execute -%}{{ return(none) }}{%- endif -%}
+    {%- set rows = run_query(
+        "select m.version from distill.models m where m.active and m.name = " ~ pg_distill.sql_value(name)
+    ).rows -%}
+    {{ return(rows[0]["version"] if rows | length else none) }}
+{% endmacro %}
