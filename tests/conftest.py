@@ -1,0 +1,243 @@
+"""Fixtures over real servers; see servers.py, and pytest --fixtures for what each one is for."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import servers
+from psycopg import sql
+from servers import create_database, drop_database
+
+TEMPLATE = "pg_distill_template"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--server",
+        default="auto",
+        help="auto: every server that can be had here (default); all: every server, one missing is an error; "
+        "local, pg15, pg17, or several with commas; or a connection string of a superuser; none: skip what needs a server",
+    )
+    parser.addoption(
+        "--upgraded-from",
+        help="a released version: the tests' databases are made with it and brought up by ALTER EXTENSION UPDATE",
+    )
+    parser.addoption("--long", action="store_true", help="also the tests that take minutes each")
+    parser.addoption(
+        "--seed", type=int, help="the seed of the tests of faults; a new one each time unless given"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        long = [item for item in items if item.get_closest_marker("long") is not None]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item.get_closest_marker("long") is None]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of one server in one process where xdist runs several: it is started once.
+
+    The mark xdist_group would say the same, but has no effect with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneProcessAServer(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            of = SERVER.search(nodeid)
+            return of[1] if of else nodeid
+
+    return OneProcessAServer(config, log)
+
+
+SERVER = re.compile(rf"\[(?:.*-)?({'|'.join((*servers.CONTAINERS, 'local'))})(?:-.*)?\]$")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "one_server(name): proves the same on every server; where there are several it runs on this one",
+    )
+    config.addinivalue_line("markers", "long: takes minutes, and runs with --long only")
+    config.addinivalue_line(
+        "markers",
+        "local: runs on the local cluster too where there are containers (all tests do where there are none)",
+    )
+    # A test run that is told to end removes its servers first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    chosen, missing = _choose(config.getoption("--server"))
+    config.stash[CHOSEN] = chosen
+    config.stash[MISSING] = missing
+
+
+CHOSEN = pytest.StashKey[list[str]]()
+MISSING = pytest.StashKey[dict[str, str]]()
+
+
+def _choose(option: str) -> tuple[list[str], dict[str, str]]:
+    """Give the servers to run on, and why the others are left out."""
+    if option == "none":
+        return [], {}
+    known = [*servers.CONTAINERS, "local"]
+    names = known if option in ("auto", "all") else option.split(",")
+    if not set(names) <= set(known):
+        return [option], {}
+    faults = servers.available()
+    missing = {name: fault for name in names if (fault := faults[name]) is not None}
+    # A run that skips every test of a server is no proof of anything: it has to be asked for.
+    if len(missing) == len(names) or (missing and option != "auto"):
+        raise pytest.UsageError(
+            "; ".join(f"server {name}: {fault}" for name, fault in missing.items())
+            + "; --server=none runs the tests that need no server"
+        )
+    return [name for name in names if name not in missing], missing
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    chosen, missing = config.stash[CHOSEN], config.stash[MISSING]
+    named = [name if name in (*servers.CONTAINERS, "local") else "dsn" for name in chosen]
+    lines = [f"servers: {', '.join(named) or 'none'}"]
+    return lines + [f"no server {name}: {fault}" for name, fault in missing.items()]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show how many faults the tests of faults injected, from which seeds."""
+    reports = [
+        r for found in terminalreporter.stats.values() for r in found if getattr(r, "when", "") == "teardown"
+    ]
+    tallies = [(r.nodeid, value) for r in reports for key, value in r.user_properties if key == "faults"]
+    if tallies:
+        terminalreporter.section("faults injected")
+    failed = {report.nodeid for report in terminalreporter.stats.get("failed", [])}
+    for name, tally in tallies:
+        counts = ", ".join(f"{what} {n}" for what, n in tally.items())
+        terminalreporter.write_line(
+            f"{name}: {counts}; lost {'something: it failed' if name in failed else 0}"
+        )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that uses a server on each server chosen."""
+    if "server" not in metafunc.fixturenames:
+        return
+    names = metafunc.config.stash[CHOSEN]
+    enough = metafunc.definition.get_closest_marker("one_server")
+    if enough is not None and enough.args[0] in names:
+        names = [enough.args[0]]
+    if len(names) > 1 and metafunc.definition.get_closest_marker("local") is None:
+        names = [name for name in names if name != "local"]
+    ids = [name if name in (*servers.CONTAINERS, "local") else "dsn" for name in names]
+    metafunc.parametrize("server", names or [None], ids=ids or ["none"], indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
+    """Give a running server. One that a test breaks comes from `start_server`."""
+    if request.param is None:
+        pytest.skip("no server")
+    with servers.start(request.param) as running:
+        yield running
+
+
+@pytest.fixture
+def start_server(server: servers.Server) -> Iterator[Callable[..., servers.Server]]:
+    """Start one more server of the same kind, to crash: start_server(init=False, settings={...})."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*, init: bool = True, settings: dict[str, str] | None = None) -> servers.Server:
+            if isinstance(server, servers.External):
+                pytest.skip("a server of somebody else is not started or crashed")
+            if isinstance(server, servers.Local) and not init:
+                pytest.skip("the postmaster is PID 1 in a container only")
+            return stack.enter_context(servers.start(server.name, init=init, settings=settings))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def template(request: pytest.FixtureRequest, server: servers.Server) -> Iterator[str]:
+    """Give a UTF-8 database with pg_distill, to copy: nobody may be connected to it."""
+    older = request.config.getoption("--upgraded-from")
+    create_database(server, TEMPLATE, version=older)
+    if older:
+        with server.connect(TEMPLATE) as connection:
+            connection.execute("ALTER EXTENSION pg_distill UPDATE")
+    yield TEMPLATE
+    drop_database(server, TEMPLATE)
+
+
+@pytest.fixture
+def database(server: servers.Server, template: str) -> Iterator[str]:
+    """Give the name of a fresh database with pg_distill."""
+    name = "pg_distill_test"
+    create_database(server, name, template)
+    yield name
+    drop_database(server, name)
+
+
+@pytest.fixture
+def connect(server: servers.Server, database: str) -> Iterator[Callable[..., psycopg.Connection]]:
+    """Open sessions in the fresh database: connect(user=..., autocommit=True, application_name=...)."""
+    with contextlib.ExitStack() as stack:
+
+        def open_session(
+            *, user: str | None = None, autocommit: bool = True, **keywords: Any
+        ) -> psycopg.Connection:
+            if user is not None:
+                keywords |= {"user": user, "password": user}
+            connection = server.connect(database, autocommit=autocommit, **keywords)
+            stack.callback(connection.close)
+            return connection
+
+        yield open_session
+
+
+@pytest.fixture
+def db(connect: Callable[..., psycopg.Connection]) -> psycopg.Connection:
+    """Give the superuser's session in the fresh database, in autocommit."""
+    return connect()
+
+
+@pytest.fixture
+def role(server: servers.Server, database: str) -> Iterator[Callable[..., str]]:
+    """Create login roles, with their name as password: role("alice", "CREATEDB", grant=["pg_monitor"])."""
+    made: list[str] = []
+
+    def create(name: str, *options: str, grant: list[str] | None = None) -> str:
+        with server.connect(database) as connection:
+            statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {} {}").format(
+                sql.Identifier(name), sql.Literal(name), sql.SQL(" ".join(options))
+            )
+            connection.execute(statement)
+            made.append(name)
+            for parent in grant or []:
+                connection.execute(
+                    sql.SQL("GRANT {} TO {}").format(sql.Identifier(parent), sql.Identifier(name))
+                )
+        return name
+
+    yield create
+    # The roles own and are granted things in this database only, so it goes first.
+    drop_database(server, database)
+    with server.connect() as connection:
+        for name in reversed(made):
+            connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def dbt_command() -> str:
+    """Return dbt's program, in an environment of its own: it and the converters want other versions of protobuf."""
+    done = subprocess.run(
+        ["make", "--silent", "--directory", str(servers.ROOT), "build/dbt/.made"],
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return str(servers.ROOT / "build" / "dbt" / "bin" / "dbt")

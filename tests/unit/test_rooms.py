@@ -1,0 +1,152 @@
+"""A room of the module imports the rooms below it, never one above."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MODULE = Path(__file__).resolve().parents[2] / "python" / "pg_distill"
+
+# From the street to the cellar. A package is one room.
+ROOMS = (
+    "sqlapi",
+    "cli",
+    "conversion",
+    "jobs",
+    "report",
+    "watching",
+    "distillation",
+    "record",
+    "verdict",
+    "material",
+    "registration",
+    "functions",
+    "scoring",
+    "serving",
+    "latency",
+    "options",
+    "teachers",
+    "job_queue",
+    "registry",
+    "trainer",
+    "cluster",
+    "process",
+    "wire",
+    "guard",
+    "sample",
+    "progress",
+    "search",
+    "students",
+    "native",
+    "onnx_graph",
+    "transfer_set",
+    "soft_labels",
+    "onnx_model",
+    "measure",
+    "pareto",
+    "database",
+    "frame",
+    "quoting",
+    "errors",
+)
+
+# Numpy in, values out: neither a database nor the processes above them.
+PURE = (
+    "progress",
+    "search",
+    "students",
+    "native",
+    "transfer_set",
+    "soft_labels",
+    "measure",
+    "pareto",
+    "frame",
+    "onnx_model",
+)
+
+# Libraries that only some rooms may import: plpy is handed in, psycopg is the way from outside.
+CONFINED: dict[str, set[str]] = {
+    "plpy": set(),
+    "psycopg": {"cli", "database", "jobs", "report"},
+    "pickle": set(),
+}
+
+
+def _files() -> list[Path]:
+    return sorted(path for path in MODULE.rglob("*.py") if path != MODULE / "__init__.py")
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(MODULE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    """Give the dotted names that a file imports anywhere, relative ones made absolute."""
+    package = ("pg_distill", *path.relative_to(MODULE).parts[:-1])
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _imported_rooms(path: Path) -> set[str]:
+    parts = [name.split(".") for name in _imports(path)]
+    return {part[1] for part in parts if part[0] == "pg_distill" and len(part) > 1} & set(ROOMS) - {
+        _room(path)
+    }
+
+
+def test_every_room_has_its_place() -> None:
+    assert {_room(path) for path in _files()} <= set(ROOMS)
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda path: str(path.relative_to(MODULE)))
+def test_imports_go_down_only(path: Path) -> None:
+    below = ROOMS[ROOMS.index(_room(path)) + 1 :]
+    assert _imported_rooms(path) <= set(below)
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda path: str(path.relative_to(MODULE)))
+def test_libraries_stay_in_their_rooms(path: Path) -> None:
+    libraries = {name.split(".")[0] for name in _imports(path)}
+    assert [name for name, rooms in CONFINED.items() if name in libraries and _room(path) not in rooms] == []
+
+
+def test_pure_rooms_have_no_database() -> None:
+    impure = [path.name for path in _files() if _room(path) in PURE and "database" in _imported_rooms(path)]
+    assert impure == []
+
+
+@pytest.mark.parametrize("room", ["database", "registry", "latency", "sample", "serving", "teachers"])
+def test_casts_name_the_servers_own_types(room: str) -> None:
+    """A temporary type called text would come before the server's."""
+    casts = re.findall(
+        r"::(?:text|int[248]|float[48]|uuid|jsonb|bytea|name|timestamptz)\b",
+        (MODULE / f"{room}.py").read_text(),
+    )
+    assert casts == []
+
+
+def test_a_backend_loads_no_trainer_library() -> None:
+    """A backend must stay small: what only the trainer needs is imported in the trainer's child."""
+    code = "import sys, pg_distill.sqlapi; print(*{name.split('.')[0] for name in sys.modules})"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env={"PYTHONPATH": str(MODULE.parent)},
+    )
+    assert {"onnx", "lightgbm", "scipy", "sklearn"} & set(done.stdout.split()) == set()

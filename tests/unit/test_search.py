@@ -1,0 +1,429 @@
+from __future__ import annotations
+
+import pickle
+import time
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from pg_distill import pareto, search
+from pg_distill.errors import InvalidData
+from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.search import Candidate, Config, Problem
+from pg_distill.soft_labels import softmax
+from pg_distill.students import FAMILIES, load_family
+from student_rows import CLASSES, TASKS, run, transfer, truth
+
+CLASS_NAMES = {"binary": ("a", "b"), "multiclass": ("a", "b", "c", "d"), "regression": ()}
+METRIC = {"binary": "roc_auc", "multiclass": "accuracy", "regression": "r2"}
+FAST = Config(target_latency_ms=5.0, families=("linear", "mlp"), epochs=1, time_budget_s=15.0, threads=2)
+
+
+def problem(task: Task, n: int = 400, *, labels: bool = True) -> Problem:
+    metric = METRIC[task] if labels else "agreement"
+    fit, select = transfer(n, task, labels=labels), transfer(300, task, 1, labels=labels)
+    return Problem(task, CLASS_NAMES[task], metric, fit, select)
+
+
+def teacher(task: Task) -> Any:
+    def label(frame: Frame) -> FloatArray:
+        return truth(frame, task)
+
+    return label
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what is trained small; the stages stay as they are."""
+    monkeypatch.setattr(search, "SCREEN_ROWS", 1500)
+    monkeypatch.setattr(search, "FINISHERS", 1)
+    monkeypatch.setattr(search, "MORE_SEEDS", 1)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_candidate_has_a_reason_and_the_frontier_is_one(task: Task) -> None:
+    found = search.search(problem(task), FAST, teacher(task))
+    assert all(c.reason for c in found)
+    assert [c.number for c in found] == list(range(len(found)))
+    trained = [c for c in found if c.artifact]
+    assert any(c.is_control for c in trained)
+    assert any(not c.is_control for c in trained)
+    assert {c.family for c in trained} >= {"linear", "mlp"}
+    frontier = {(c.latency_ms, c.metric_select) for c in trained if c.on_frontier}
+    undominated = set(pareto.frontier([(c.latency_ms, c.metric_select) for c in trained]))
+    assert frontier >= undominated
+    for c in trained:
+        first = search.best_within(found, c.latency_ms)[0]
+        assert first.on_frontier
+        assert not c.on_frontier or c == first or (c.latency_ms, c.metric_select) in undominated
+    test = transfer(200, task, 7)
+    assert test.teacher_logits is not None
+    for c in trained:
+        outputs = run(c.artifact, test.frame)
+        assert outputs.shape == (200, CLASSES[task])
+        assert c.size_bytes == len(c.artifact)
+        if c.on_frontier and task != "regression":
+            wanted = softmax(test.teacher_logits)
+            assert (outputs.argmax(1) == wanted.argmax(1)).mean() > 1 / CLASSES[task]
+
+
+def identity(c: Candidate) -> tuple[object, ...]:
+    return c.family, repr(c.configuration), c.artifact, c.metric_select
+
+
+class Backwards(Executor):
+    """Runs nothing until asked for a result, and then the last task first."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(1)
+        self.held: list[tuple[Future[Any], Any, Any]] = []
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        # What any remote executor does with a task.
+        self.held.append((future, fn, pickle.loads(pickle.dumps(args))))
+        if len(self.held) == 2 or "rest" in kwargs:
+            self.flush()
+        else:
+            self.pool.submit(lambda: (time.sleep(0.2), self.flush()))
+        return future
+
+    def flush(self) -> None:
+        while self.held:
+            future, fn, args = self.held.pop()
+            future.set_result(pickle.loads(pickle.dumps(fn(*args))))
+
+
+@pytest.mark.parametrize("families", [("linear",), ("boosted", "mlp")])
+def test_candidates_do_not_depend_on_the_executor(
+    families: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Latencies decide which students are trained again, and which fit together.
+    monkeypatch.setattr(search, "latency_ms", lambda artifact, frame: len(artifact) * 1e-7)
+    for family in families:
+        sizes = load_family(family).sizes
+        monkeypatch.setattr(load_family(family), "sizes", lambda shape, sizes=sizes: sizes(shape)[:2])
+    config = replace(FAST, families=families, time_budget_s=1000.0)
+    one = search.search(problem("binary"), replace(config, threads=1), teacher("binary"))
+    two = search.search(problem("binary"), config, teacher("binary"))
+    other = search.search(problem("binary"), config, teacher("binary"), executor=Backwards())
+
+    assert {c.family for c in one if c.artifact} >= set(families)
+    assert [identity(c) for c in one] == [identity(c) for c in two] == [identity(c) for c in other]
+
+
+def test_nothing_is_trained_that_cannot_meet_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[Any] = []
+    monkeypatch.setattr(search, "_train", lambda task, data, select: trained.append(task))
+    config = replace(FAST, target_latency_ms=0.0001, families=tuple(FAMILIES))
+    found = search.search(problem("binary"), config, teacher("binary"))
+    assert not trained
+    assert {c.family for c in found} == set(FAMILIES) - {"first_trees"}  # the teacher has no trees
+    assert all("not trained" in c.reason and not c.artifact for c in found)
+    assert all(c.latency_ms > 0.0001 for c in found if "a smaller one" not in c.reason)
+
+
+def test_call_overhead_counts_against_the_target() -> None:
+    config = replace(FAST, target_latency_ms=1.0, call_overhead_ms=0.9999)
+    found = search.search(problem("binary"), config, teacher("binary"))
+    assert not any(c.artifact for c in found)
+
+
+def test_the_budget_is_kept_and_what_was_found_is_returned() -> None:
+    def slow(frame: Frame) -> FloatArray:
+        time.sleep(0.001 * len(frame))
+        return truth(frame, "binary")
+
+    start = time.monotonic()
+    config = replace(FAST, time_budget_s=5.0, epochs=1000)
+    found = search.search(problem("binary", 3000), config, slow)
+    assert time.monotonic() - start < 9.0
+    assert any(c.on_frontier for c in found)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_real_rows_are_learned_from_however_little_time_a_teacher_leaves(task: Task) -> None:
+    """Smallest first: the control and a student of the real rows are had after the budget has ended."""
+    asked: list[int] = []
+
+    def slow(frame: Frame) -> FloatArray:
+        asked.append(len(frame))
+        time.sleep(0.01 * len(frame))
+        return truth(frame, task)
+
+    start = time.monotonic()
+    found = search.search(problem(task), replace(FAST, time_budget_s=0.05), slow)
+    assert time.monotonic() - start < 20.0
+    usable = [c for c in found if c.artifact]
+    assert {c.is_control for c in usable} == {True, False}
+    assert any(c.on_frontier for c in found)
+    assert all(
+        dict(c.configuration["transfer_set"]).keys() == {"real"} for c in usable if c.family != "blend"
+    )
+    assert all(c.reason for c in found)
+    assert sum(asked) < 200
+
+
+def test_a_teacher_that_cannot_label_gets_no_augmented_rows() -> None:
+    found = search.search(problem("binary"), FAST, None)
+    assert any(c.artifact and not c.is_control for c in found)
+    kinds = {kind for c in found for kind in dict(c.configuration.get("transfer_set", {}))}
+    assert kinds == {"real"}
+
+
+def test_without_labels_agreement_chooses_and_there_is_no_control() -> None:
+    found = search.search(problem("multiclass", labels=False), FAST, teacher("multiclass"))
+    trained = [c for c in found if c.artifact]
+    assert trained
+    assert not any(c.is_control for c in found)
+    assert all(c.metric_select == c.fidelity_select for c in trained)
+
+
+def test_a_candidate_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pg_distill.students.mlp import Mlp
+
+    def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError("no luck")
+
+    monkeypatch.setattr(Mlp, "fit", broken)
+    found = search.search(problem("binary"), FAST, teacher("binary"))
+    assert any(c.reason == "ValueError: no luck" for c in found if c.family == "mlp")
+    assert any(c.artifact for c in found if c.family == "linear")
+
+
+def test_a_teacher_that_fails_on_augmented_rows_is_a_reason() -> None:
+    whole = problem("binary")
+    real = {tuple(row) for row in np.nan_to_num(whole.fit.frame.numbers()).tolist()}
+
+    def label(frame: Frame) -> FloatArray:
+        if any(tuple(row) not in real for row in np.nan_to_num(frame.numbers()).tolist()):
+            raise RuntimeError("teacher fell over")
+        return truth(frame, "binary")
+
+    found = search.search(whole, replace(FAST, families=("linear",)), label)
+    assert any(c.reason == "no transfer set: RuntimeError: teacher fell over" for c in found)
+    assert any(c.on_frontier and not c.is_control for c in found)
+
+
+def test_a_graph_that_disagrees_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pg_distill.students.linear import Linear
+
+    honest = Linear.predict_logits
+    monkeypatch.setattr(Linear, "predict_logits", lambda self, frame: honest(self, frame) * 1.5)
+    found = search.search(problem("binary"), replace(FAST, families=("linear",)), teacher("binary"))
+    tried = [c for c in found if c.seconds > 0]
+    assert tried
+    assert all("differ" in c.reason and not c.artifact for c in tried)
+
+
+def test_blends_are_candidates_and_average_their_parts() -> None:
+    found = search.search(problem("regression", 1500), FAST, teacher("regression"))
+    blends = [c for c in found if c.family == "blend" and c.artifact]
+    assert {c.is_control for c in blends} == {True, False}  # what a student is compared with is blended too
+    frame = transfer(100, "regression", 5).frame
+    for blend in blends:
+        parts = [found[number] for number in blend.configuration["parts"]]  # type: ignore[union-attr]
+        mean = np.mean([run(part.artifact, frame) for part in parts], axis=0)
+        np.testing.assert_allclose(run(blend.artifact, frame), mean, rtol=1e-4)
+
+
+def test_candidates_and_blends_are_calibrated_on_select() -> None:
+    from pg_distill.soft_labels import fit_sharpness
+
+    rows = problem("multiclass", 800)
+    assert rows.select.y is not None
+    config = replace(FAST, families=("linear", "tree"))  # these are not trained again with the select rows
+    found = search.search(rows, config, teacher("multiclass"))
+    trained = [c for c in found if c.artifact]
+    assert {c.family for c in trained} >= {"linear", "tree", "blend"}
+    for c in trained:
+        logits = np.log(np.maximum(run(c.artifact, rows.select.frame), 1e-30))
+        assert fit_sharpness(logits, rows.select.y) == pytest.approx(1.0, abs=0.01)
+    # Some of them had been too sure, or not sure enough.
+    assert any(b'"sharpness": 1.0,' not in c.artifact for c in trained if c.family != "blend")
+
+
+def test_progress_is_reported() -> None:
+    said: list[dict[str, Any]] = []
+    search.search(problem("binary"), replace(FAST, families=("linear",)), None, report=said.append)
+    assert said[0]["stage"] == "latency"
+    assert said[-1]["stage"] == "done"
+    assert {"screen", "sizes"} <= {s["stage"] for s in said}
+    assert all(0.0 <= s["done"] <= 1.0 for s in said)
+
+
+def test_no_rows_is_an_error() -> None:
+    whole = problem("binary")
+    with pytest.raises(InvalidData):
+        search.search(replace(whole, fit=whole.fit.take(np.arange(0))), FAST, None)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_ten_rows_and_a_constant_label_are_no_crash(task: Task) -> None:
+    whole = problem(task)
+    few = whole.fit.take(np.arange(10))
+    assert few.y is not None
+    few.y[:] = few.y[0]
+    found = search.search(replace(whole, fit=few), FAST, teacher(task))
+    assert all(c.reason for c in found)
+    assert any(c.artifact for c in found)
+
+
+def searching(whole: Problem, config: Config, executor: Executor, label: Any = None) -> Any:
+    return search._Search(whole, config, label, executor, lambda progress: None, is_local=True)
+
+
+@pytest.mark.parametrize("family", ["mlp", "boosted"])
+def test_a_student_is_not_replaced_by_a_refit_that_the_time_left_cuts(family: str) -> None:
+    size = {"mlp": {"hidden": [32], "bins": 16}, "boosted": {"rounds": 300, "leaves": 31}}[family]
+    executor = Noting()
+    run = searching(problem("binary", 3000), replace(FAST, epochs=8, time_budget_s=1000.0), executor)
+    [entry] = run.run("screen", [(family, size, search._Recipe(1.0, 0.5))])
+    first, fit_seconds = entry.artifact, entry.fit_seconds
+    assert fit_seconds > 0
+
+    def refit(seconds: float) -> None:
+        run.begun = time.monotonic()
+        run.deadline = run.begun + seconds
+        entry.configuration.pop("refit", None)
+        run.refit()
+        run.settle()
+
+    refit(fit_seconds)  # more rows take longer than that: known beforehand
+    assert len(executor.seconds) == 1
+    assert entry.artifact == first
+    assert entry.configuration["refit"] == "failed: no time to refit"
+    executor.most = 0.0  # it shows on the way
+    refit(1000.0)
+    assert len(executor.seconds) == 2
+    assert entry.artifact == first
+    assert entry.configuration["refit"] == "failed: no time to refit"
+    assert not entry.reason
+    executor.most = 1000.0
+    refit(1000.0)
+    assert entry.artifact != first
+    assert entry.configuration["refit"] == "with select rows"
+
+
+@pytest.mark.parametrize(
+    ("softest", "expected"),
+    [(0.5, {0.5}), (1.0, {1.0}), (3.0, {1.0, 1.7321, 3.0}), (10.0, {1.0, 3.1623, 10.0})],
+)
+def test_temperatures_go_up_to_the_softest_allowed(softest: float, expected: set[float]) -> None:
+    found = search.search(
+        problem("binary"), replace(FAST, families=("linear",), temperature=softest), teacher("binary")
+    )
+    assert {c.configuration["temperature"] for c in found if c.artifact and c.family == "linear"} == expected
+    run = searching(problem("binary"), replace(FAST, temperature=softest), ThreadPoolExecutor(1))
+    for family in ("mlp", "boosted", "first_trees"):
+        assert {recipe.temperature for recipe in run.recipes(family)} == expected
+
+
+def test_augmented_rows_do_not_depend_on_who_asked_before() -> None:
+    for kind in ("munge", "spunge", "hot_deck"):
+        runs = [
+            searching(problem("binary"), FAST, ThreadPoolExecutor(1), teacher("binary")) for _ in range(2)
+        ]
+        runs[0].augmented(kind, 100)
+        runs[0].augmented(kind, 700)
+        parts = [run.augmented(kind, 1300) for run in runs]
+        assert len(parts[0]) == 1300
+        np.testing.assert_array_equal(parts[0].frame.numbers(), parts[1].frame.numbers())
+        np.testing.assert_array_equal(parts[0].teacher_logits, parts[1].teacher_logits)
+
+
+def test_memory_bounds_the_augmented_rows() -> None:
+    whole = problem("binary")
+    width = len(whole.fit.frame.features) + 2
+    config = replace(FAST, transfer_bytes=8 * width * 250)
+    run = searching(whole, config, ThreadPoolExecutor(1), teacher("binary"))
+    assert len(run.augmented("munge", 200)) == 200
+    assert len(run.augmented("spunge", 200)) == 50
+    assert run.augmented("hot_deck", 200) is None
+
+
+def test_unlabelled_rows_count_and_can_be_left_out() -> None:
+    whole = problem("binary", 300)
+    extra = transfer(600, "binary", 5, labels=False)
+    run = searching(replace(whole, unlabelled=extra), FAST, ThreadPoolExecutor(1), teacher("binary"))
+    recipes = run.recipes("linear")
+    for recipe in recipes:
+        real = 300 if recipe.is_control or not recipe.unlabelled else 900
+        assert (run.transfer(recipe).source != 2).sum() == real * recipe.repeat
+        # Filled up to SCREEN_ROWS, 1500, of all real rows.
+        assert len(run.transfer(recipe)) <= 1800
+    assert {recipe.unlabelled for recipe in recipes} == {True, False}
+    assert {"real": 1, "unlabelled": 0} in [run.describe(recipe) for recipe in recipes]
+
+
+def test_few_rows_get_as_many_steps_and_more_made_up_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "SCREEN_ROWS", 80_000)
+    run = searching(
+        problem("binary", 640), replace(FAST, epochs=10), ThreadPoolExecutor(1), teacher("binary")
+    )
+    for recipe in run.recipes("mlp"):
+        rows = recipe.repeat + sum(share for _, share in recipe.augment)
+        short = recipe.is_control and recipe.repeat == search.REPEAT
+        assert short or rows * 640 * 10 / search.STEP_ROWS >= search.LEAST_STEPS
+    assert {sum(f for _, f in r.augment) for r in run.recipes("boosted")} == {0, search.SMALL_TREE_REPEAT}
+
+
+def test_an_undefined_metric_is_the_reason() -> None:
+    whole = problem("binary")
+    assert whole.select.y is not None
+    whole.select.y[:] = 1
+    found = search.search(whole, replace(FAST, families=("linear",)), None)
+    trained = [c for c in found if c.artifact]
+    assert trained
+    assert all("roc_auc is not defined" in c.reason and not c.on_frontier for c in trained)
+
+
+class Silent(Executor):
+    """Runs every other task and never answers the others."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(2)
+        self.count = 0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.count += 1
+        return self.pool.submit(fn, *args) if self.count % 2 else Future()
+
+
+def test_an_executor_that_gives_no_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "RESERVE_SECONDS", 0.5)
+    monkeypatch.setattr(search, "RESCUE_SECONDS", 0.5)
+    start = time.monotonic()
+    config = replace(FAST, families=("linear",), time_budget_s=4.0)
+    found = search.search(problem("binary"), config, teacher("binary"), executor=Silent())
+    assert time.monotonic() - start < 15.0
+    assert any(c.reason == "its executor gave no answer" for c in found)
+    assert any(c.on_frontier for c in found)
+
+
+class Noting(Executor):
+    """Runs tasks at once, and notes how long each may take; it can give them less."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.most = 1000.0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        task, *rows = args
+        self.seconds.append(task.seconds)
+        future: Future[Any] = Future()
+        future.set_result(fn(replace(task, seconds=min(task.seconds, self.most)), *rows))
+        return future
+
+
+def test_time_is_left_to_refit() -> None:
+    executor = Noting()
+    run = searching(problem("binary"), replace(FAST, time_budget_s=1000.0), executor)
+    run.deadline = run.begun + 100.0
+    run.run("finish", [("boosted", {"rounds": 10, "leaves": 8}, search._Recipe(1.0, 0.5))])
+    run.refit()
+    first, again = executor.seconds
+    assert first <= 100.0 * search.REFIT_FROM
+    assert again > first

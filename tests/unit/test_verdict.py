@@ -1,0 +1,247 @@
+"""Which student a run comes to, on made-up figures: the select rows give the order, the test rows say yes or no."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from pg_distill import measure, record, search, verdict
+from pg_distill.frame import Feature, Frame
+from pg_distill.latency import Timing
+from pg_distill.onnx_model import Signature
+from pg_distill.options import Options
+from pg_distill.registry import Model
+from pg_distill.soft_labels import softmax
+from pg_distill.trainer import Trial, _Workshop
+from pg_distill.transfer_set import TransferSet
+from pg_distill.wire import Message
+
+SIGNATURE = Signature((), (), None, "binary", ("0", "1"))  # type: ignore[arg-type]
+OPTIONS = Options("t", target_latency_ms=1.0, min_accuracy=0.8)
+
+
+def trial(number: int, select: float, latency: float = 0.1, **fields: Any) -> Trial:
+    """Return a candidate that was trained, and whose metric has no noise unless ``jackknife_select`` says so."""
+    known = {
+        "select_accuracy": select,
+        "trainer_latency_ms": latency,
+        "on_frontier": True,
+        "is_control": False,
+        "reason": "on the frontier",
+        "family": "mlp",
+        "expression": None,
+        "select_classes": 2,
+        "tie_break_select": 0.0,
+        "jackknife_select": [],
+    }
+    return Trial(number, known | fields, f"file {number}".encode(), SIGNATURE)
+
+
+def timing(mean: float) -> Timing:
+    none = dict.fromkeys(("p50_ms", "p95_ms", "p99_ms", "p50_high_ms", "p95_high_ms", "p99_high_ms"))
+    return Timing(measure.Latency(mean, mean, mean, **none, n_calls=1, n_blocks=1), 0.0, "predict")
+
+
+def timings(latencies: dict[int, float], **members: float) -> dict[str, Timing]:
+    return {verdict.offer_name(n): timing(ms) for n, ms in latencies.items()} | {
+        key: timing(ms) for key, ms in members.items()
+    }
+
+
+def model(key: str, artifact: bytes = b"", **fields: Any) -> Model:
+    known: dict[str, Any] = dict.fromkeys(Model.__dataclass_fields__)
+    known |= {"id": key, "name": key, "version": "1", "task": "binary", "kind": "onnx", "form": "predict"}
+    known |= {
+        "sha256": hashlib.sha256(artifact).hexdigest(),
+        "signature": SIGNATURE,
+        "latency_declared": False,
+    }
+    return Model(**(known | fields))
+
+
+def scores(value: float, classes: int = 2) -> dict[str, Any]:
+    return {
+        "score": value, "score_low": value - 0.01, "score_high": value + 0.01, "distinct_classes": classes,
+        "metrics": {"accuracy": value},
+    }  # fmt: skip
+
+
+def figures(teacher: float, candidates: dict[int, Any], members: dict[str, float] | None = None) -> Any:
+    return {
+        "teacher": scores(teacher),
+        "majority": 0.5,
+        "candidates": {str(n): v if isinstance(v, dict) else scores(v) for n, v in candidates.items()},
+        "members": {key: scores(v) for key, v in (members or {}).items()},
+    }
+
+
+TEACHER = model("t", b"teacher")
+
+
+# -- the order
+
+
+def test_within_noise_log_loss_decides_and_then_latency() -> None:
+    rng = np.random.default_rng(0)
+    noise, apart = rng.normal(scale=0.001, size=(2, 20))
+    top = trial(0, 0.900, 0.5, tie_break_select=-0.4, jackknife_select=list(0.9 + noise))
+    near = trial(1, 0.897, 0.5, tie_break_select=-0.3, jackknife_select=list(0.897 + apart))
+    fast = trial(2, 0.897, 0.1, tie_break_select=-0.3, jackknife_select=list(0.897 + apart))
+    # As far from the top, but on the same rows always worse by as much: that is no noise.
+    worse = trial(3, 0.897, 0.5, tie_break_select=-0.2, jackknife_select=list(0.897 + noise))
+    assert [t.number for t in verdict.preferred([worse, top, near, fast])] == [2, 1, 0, 3]
+    # Nobody asked for SQL: it is the answer where it is more accurate, not where it is as good.
+    as_sql = replace(fast, number=4, twin=2)
+    assert [t.number for t in verdict.preferred([worse, top, as_sql], sql_wanted=False)] == [0, 4, 3]
+    as_sql = replace(as_sql, fields={**as_sql.fields, "tie_break_select": -0.5})
+    assert [t.number for t in verdict.preferred([worse, top, as_sql], sql_wanted=True)] == [4, 0, 3]
+
+
+def test_the_best_within_the_target_are_always_timed() -> None:
+    frontier = [trial(i, 0.5 + i / 100, i / 10) for i in range(1, 31)]
+    for target in (0.5, 1.25, 2.0, 3.5):
+        found = verdict.finalists(frontier, target, 0.05)
+        assert len(found) == verdict.MAX_TIMED
+        assert found == sorted(found, key=lambda t: t.number)
+        numbers = [t.number for t in found]
+        best = max(t.number for t in frontier if t.number / 10 + 0.05 <= target)
+        assert {best, best - 1, best - 2} <= set(numbers)
+        assert {1, 30} <= set(numbers)
+
+
+def test_a_frontier_that_is_not_timed_keeps_its_files_and_says_so() -> None:
+    trials = [trial(i, 0.5 + i / 100, i / 10) for i in range(1, 31)]
+    timed = {t.number for t in verdict.finalists(trials, 1.0, 0.0)}
+    assert {t.number for t in verdict.kept_by_search(trials)} == set(range(1, 31))
+    decision = verdict.Verdict(False, trials[0], "late", None, {1: "late"})
+    for t in trials[1:]:
+        reason = record._reason(t, decision, 1.0, timed=t.number in timed, beaten=False)
+        assert ("to be timed" in reason) == (t.number not in timed)
+
+
+def test_controls_are_compared_with_within_the_target() -> None:
+    controls = [trial(i, 0.5 + i / 100, i / 10, is_control=True) for i in range(1, 10)]
+    other = trial(20, 0.99, 0.1)
+    for target, number in ((0.55, 5), (5.0, 9), (0.01, 1)):
+        found = verdict.best_control([*controls, other], target, 0.0)
+        assert found is not None
+        assert found.number == number
+    assert verdict.best_control([other], 1.0, 0.0) is None
+
+
+def test_one_class_for_every_row_comes_last() -> None:
+    idle, useful = trial(0, 0.980, select_classes=1), trial(1, 0.979)
+    known = timings({0: 0.1, 1: 0.1}, t=5.0)
+    order = verdict.ranked([idle, useful], known, 1.0, TEACHER, (0.99, 2))
+    assert [t.number for t in order] == [1, 0]
+    assert [t.number for t in verdict.ranked([idle], known, 1.0, TEACHER, (0.99, 2))] == [0]
+    # A teacher that names one class itself is no reason.
+    assert [t.number for t in verdict.ranked([idle, useful], known, 1.0, TEACHER, (0.99, 1))] == [0, 1]
+
+
+def test_where_none_meets_the_target_the_fastest_is_the_nearest() -> None:
+    order = verdict.ranked(
+        [trial(0, 0.9), trial(1, 0.8)], timings({0: 3.0, 1: 2.0}, t=5.0), 1.0, TEACHER, (0.99, 2)
+    )
+    assert [t.number for t in order] == [1]
+
+
+def test_a_sql_form_as_good_as_the_answer_is_the_answer_where_it_is_wanted() -> None:
+    noise = 0.001 * np.random.default_rng(0).normal(size=(2, 20))
+    top = trial(0, 0.806, tie_break_select=-0.43, jackknife_select=list(0.806 + noise[0]))
+    answer = trial(1, 0.803, tie_break_select=-0.42, jackknife_select=list(0.803 + noise[1]))
+    as_sql = replace(
+        trial(2, 0.803, statement_latency_ms=0.1, jackknife_select=list(0.803 + noise[0])), twin=3
+    )
+    as_sql = replace(as_sql, fields={**as_sql.fields, "tie_break_select": -0.44})
+    known = timings({0: 0.1, 1: 0.1, 2: 0.01}, t=5.0)
+    for wanted, numbers in ((True, [2, 1, 0]), (False, [1, 0, 2])):
+        found = verdict.ranked([top, answer, as_sql], known, 1.0, TEACHER, (0.99, 2), sql_wanted=wanted)
+        assert [t.number for t in found] == numbers
+
+
+# -- the verdict
+
+
+def decide(order: list[Trial], known: Any, found: Any, *members: Model) -> verdict.Verdict:
+    return verdict.decide(OPTIONS, "accuracy", TEACHER, {m.id: m for m in members}, order, known, found)
+
+
+def test_the_first_that_is_acceptable_is_accepted() -> None:
+    order = [trial(0, 0.95), trial(1, 0.94), trial(2, 0.93)]
+    known = timings({0: 0.3, 1: 0.2, 2: 0.1}, t=5.0, m=0.25)
+    decision = decide(order, known, figures(0.9, {0: 0.86, 1: 0.85, 2: 0.89}, {"m": 0.87}), model("m", b"m"))
+    assert decision.accepted
+    assert decision.chosen is order[1]  # not the best on the test rows
+    assert list(decision.refused) == [0]
+
+
+def test_where_none_is_accepted_the_first_is_the_nearest() -> None:
+    order = [trial(0, 0.95), trial(1, 0.94)]
+    known = timings({0: 0.3, 1: 0.2}, t=5.0)
+    decision = decide(order, known, figures(0.9, {0: 0.7, 1: scores(0.9, classes=1)}))
+    assert not decision.accepted
+    assert decision.chosen is order[0]
+    assert list(decision.refused) == [0, 1]
+    assert decide([], {}, figures(0.9, {})).chosen is None
+
+
+def test_a_file_that_the_family_has_does_not_improve_it() -> None:
+    """Not even where it was timed as the faster one of the two."""
+    order = [trial(0, 0.95)]
+    known = timings({0: 0.1}, t=5.0, m=0.2)
+    found = figures(0.9, {0: 0.88}, {"m": 0.88})
+    assert decide(order, known, found, model("m", b"another")).accepted
+    decision = decide(order, known, found, model("m", b"file 0"))
+    assert not decision.accepted
+    assert "m:1" in decision.reason
+    # It is the answer that the family has: a second run does not put the next best in its place.
+    found = figures(0.9, {0: 0.88, 1: 0.85}, {"m": 0.88})
+    known |= timings({1: 0.01})
+    assert not decide([*order, trial(1, 0.9)], known, found, model("m", b"file 0")).accepted
+    # A cascade of the same student is another model.
+    assert decide(order, known, found, model("m", b"file 0", form="cascade", threshold=0.7)).accepted
+
+
+def test_the_floor_warns_also_where_it_is_held_against_another_metric() -> None:
+    """A floor cannot bound a log loss: the accuracy beside it, with an interval of its own."""
+    ours = scores(-0.4) | {"metrics": {"accuracy": 0.81}}
+    found = figures(-0.3, {0: ours})
+    chosen = trial(0, -0.4)
+    known = timings({0: 0.1}, t=5.0)
+    decision = verdict.decide(OPTIONS, "neg_log_loss", TEACHER, {}, [chosen], known, found)
+    assert decision.accepted
+    for low, straddles in ((0.79, True), (0.805, False)):
+        compared = {"intervals": {"student": {"accuracy": [low, 0.83]}}, "versus": {}}
+        text = verdict.summarise(OPTIONS, "neg_log_loss", TEACHER, decision, None, known, found, compared)
+        assert ("straddles" in text) == straddles
+
+
+# -- cascades
+
+
+def test_cascades_are_planned_on_rows_that_their_student_has_not_learned() -> None:
+    """The file of a student that was trained again with the select rows knows them; its logits before do not."""
+    frame = Frame((Feature("x", "float"),), {"x": np.arange(200.0)})
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 200)
+    labelled = 4.0 * np.eye(2)[y]
+    rows = TransferSet(frame, labelled, y, None, np.zeros(200, np.uint8))
+    before = rng.normal(size=(200, 2))
+    workshop = _Workshop()
+    workshop.problem = search.Problem("binary", ("0", "1"), "accuracy", rows, rows)
+    workshop.candidates = {
+        7: search.Candidate(
+            7, "mlp", {}, b"a file", None, 6, 0.5, 0.5, 0.1, True, "", False, 1.0, select_logits=before
+        )
+    }
+    request = Message("cascade", {"shares": [[7, 0.25]], "first": 30, "most": 2}, {}, {})
+    [found] = workshop.cascade(request, None).fields["cascades"]  # type: ignore[arg-type]
+    own = softmax(before).max(axis=1)
+    asked = own < found["threshold"]
+    assert found["share"] == asked.mean() == 0.25
+    right = np.where(asked, True, before.argmax(axis=1) == y)
+    assert found["select_accuracy"] == right.mean() < 0.8
+    assert workshop.cascades == {30: (7, found["threshold"])}
