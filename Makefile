@@ -1,0 +1,210 @@
+# make                  joins the SQL sources into the extension's script
+# make install          the extension (PGXS) and its Python module, for the server of PG_CONFIG; uninstall undoes it
+# make demo             one real distillation, start to end
+# make test             every test on every server that can be had here; make lint, make bench, make bench-quality
+# make fuzz             hostile ONNX files by the thousand; make third-party, which exports of other software are taken
+# make docs             the reference under extension/doc, from the comments of the SQL objects
+# make test-faults      the long form of the faults, and every test on an upgraded extension; prints what was injected
+# make test-long        the tests of SQL with those that take minutes each: a million rows as SQL and ONNX, 10 million rows scored
+# make dist             the archive for PGXN
+# make images           the Docker images; IMAGES="15" for one of them
+EXTENSION = extension/pg_distill
+DISTILL_VERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" $(EXTENSION).control)
+
+# A release's scripts are committed and never edited. Until then they are build products: the install script joins the files
+# of sql/, an upgrade script those that its source under sql/upgrade/ includes.
+JOINED = build/pg_distill--$(DISTILL_VERSION).sql
+UPGRADES := $(patsubst sql/upgrade/%.sql,build/pg_distill--%.sql,$(wildcard sql/upgrade/*--$(DISTILL_VERSION).sql))
+PRODUCTS := $(JOINED) $(UPGRADES)
+FROZEN := $(wildcard extension/pg_distill--*.sql)
+DATA = $(FROZEN) $(filter-out $(FROZEN:extension/%=build/%),$(PRODUCTS))
+DOCS := $(wildcard extension/doc/*)
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs 2> /dev/null)
+EXTRA_CLEAN = build docker/certs/*.crt
+
+.DEFAULT_GOAL := all
+.PHONY: all install uninstall uninstall-docs clean install-dependencies install-module uninstall-module freeze check-frozen dist \
+	images lock lint test test-packages test-faults test-long unit fuzz third-party docs demo bench bench-quality
+
+ifneq ($(wildcard $(PGXS)),)
+include $(PGXS)
+all: $(PRODUCTS)
+install: install-module
+uninstall: uninstall-module uninstall-docs
+# PGXS installs documents by their last name and looks for them by their whole one.
+uninstall-docs:
+	rm -f $(addprefix '$(DESTDIR)$(docdir)/$(docmoduledir)'/, $(notdir $(DOCS)))
+else
+all: $(PRODUCTS)
+clean:
+	rm -rf $(EXTRA_CLEAN)
+install uninstall:
+	@echo "$(PG_CONFIG) names no PGXS makefile: set PG_CONFIG to the server's pg_config, or install the package that has it" >&2
+	@exit 1
+endif
+
+$(JOINED): $(wildcard sql/*.sql) $(EXTENSION).control
+	@mkdir -p build
+	printf '%s\n\n' '\echo Use "CREATE EXTENSION pg_distill" to load this file. \quit' | cat - $(sort $(filter %.sql,$^)) > $@.part
+	mv $@.part $@
+
+# A line "-- include FILE" of an upgrade's source stands for a whole file of sql/ that the older release had not.
+build/pg_distill--%.sql: sql/upgrade/%.sql $(wildcard sql/*.sql)
+	@mkdir -p build
+	{ printf '%s\n\n' '\echo Use "ALTER EXTENSION pg_distill UPDATE" to load this file. \quit'; \
+	  awk '/^-- include / { while ((found = getline line < ("sql/" $$3)) > 0) print line; if (found < 0) exit 1; next } { print }' $<; } > $@.part
+	mv $@.part $@
+
+# At a release: from then on an edit under sql/ needs a new default_version and an upgrade script. extension/RELEASED has the
+# digests of what was released.
+freeze: check-frozen
+	@test ! -e $(JOINED:build/%=extension/%) || { echo "$(DISTILL_VERSION) is released already" >&2; exit 1; }
+	cp $(PRODUCTS) extension/
+	cd extension && sha256sum $(PRODUCTS:build/%=%) >> RELEASED
+
+check-frozen: $(PRODUCTS)
+	@cd extension && sha256sum --check --quiet RELEASED
+	@for script in $(FROZEN:extension/%=%); do grep -q "  $$script$$" extension/RELEASED \
+	|| { echo "extension/$$script is not in extension/RELEASED: make freeze puts it there" >&2; exit 1; }; done
+	@for script in $(PRODUCTS:build/%=%); do test ! -e extension/$$script || cmp build/$$script extension/$$script \
+	|| { echo "sql/ differs from the released extension/$$script: give it a new default_version and an upgrade script" >&2; exit 1; }; done
+
+# The archive for PGXN: what is committed, META.json at its top, and a release's scripts where it names them.
+DIST = pg_distill-$(DISTILL_VERSION)
+dist: $(PRODUCTS)
+	git archive --format=zip --output=build/$(DIST).zip --prefix=$(DIST)/ --add-file=extension/META.json \
+		--prefix=$(DIST)/extension/ $(addprefix --add-file=,$(filter-out $(FROZEN:extension/%=build/%),$(PRODUCTS))) \
+		--prefix=$(DIST)/ HEAD
+	@echo build/$(DIST).zip
+
+# --- the Python module, in a virtual environment of the server's Python, which finds it by one .pth file ---
+
+# The Python that PL/Python was built with.
+SERVER_PYTHON ?= /usr/bin/python3
+MODULE_DIR ?= $(shell $(PG_CONFIG) --pkglibdir)/pg_distill
+MODULE_VENV = $(MODULE_DIR)/venv
+# A constraints file for pip; empty: the newest that pyproject.toml's ranges allow.
+CONSTRAINTS ?=
+PIP_INSTALL = $(DESTDIR)$(MODULE_VENV)/bin/python -m pip install -qq --no-warn-script-location $(addprefix --constraint ,$(CONSTRAINTS))
+# Two servers of one machine may share one Python: the name says whose file it is.
+PTH = $(shell $(SERVER_PYTHON) -c 'import site; print(site.getsitepackages()[0])')/pg_distill-$(firstword $(subst ., ,$(lastword $(shell $(PG_CONFIG) --version | cut -d' ' -f1,2)))).pth
+
+install-dependencies:
+	test -x $(DESTDIR)$(MODULE_VENV)/bin/python || $(SERVER_PYTHON) -m venv $(DESTDIR)$(MODULE_VENV)
+	$(SERVER_PYTHON) -c 'import tomllib; print(*tomllib.load(open("python/pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+	| $(PIP_INSTALL) --requirement /dev/stdin
+
+install-module: install-dependencies
+	$(PIP_INSTALL) --no-deps --force-reinstall ./python
+	mkdir -p '$(DESTDIR)$(dir $(PTH))'
+	echo "$(MODULE_VENV)/lib/python$$($(SERVER_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')/site-packages" > '$(DESTDIR)$(PTH)'
+
+uninstall-module:
+	rm -f '$(DESTDIR)$(PTH)'
+	rm -rf '$(DESTDIR)$(MODULE_DIR)'
+
+# --- images ---
+
+IMAGES ?= 15 17
+DEBIAN_15 = bookworm
+DEBIAN_17 = trixie
+# The host's network: a registry that the host reaches is then reached from the build too.
+DOCKER_BUILD_FLAGS ?= --network=host
+HOST_CERTIFICATES = /usr/local/share/ca-certificates
+
+images: $(addprefix image-,$(IMAGES))
+image-%:
+	@for file in $(wildcard $(HOST_CERTIFICATES)/*.crt); do cp -u "$$file" docker/certs/; done
+	docker build --force-rm $(DOCKER_BUILD_FLAGS) --file docker/Dockerfile --build-arg DEBIAN=$(DEBIAN_$*) --tag pg_distill:pg$* .
+
+# --- checks ---
+
+# The tests' Python is the server's where it can be, so that a temporary cluster can load from the same environment.
+TEST_PYTHON ?= $(shell for python in $(SERVER_PYTHON) python3; do \
+	$$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$python && break; done)
+VENV = build/venv
+# frameworks, too: exports of PyTorch, XGBoost and CatBoost as teachers
+TEST_EXTRAS ?= client,convert,dask,plot,test
+PYTEST = $(VENV)/bin/python -m pytest --config-file=python/pyproject.toml --rootdir=.
+# One process a server: their tests wait more than they work.
+PYTEST_FLAGS ?= --numprocesses=3
+# auto: every server that can be had here; local, pg15, pg17, none, or a connection string
+SERVER ?= auto
+
+$(VENV)/.made: python/pyproject.toml python/constraints.txt
+	@test -n "$(TEST_PYTHON)" || { echo "no Python >= 3.11 with the venv module: install python3-venv" >&2; exit 1; }
+	test -x $(VENV)/bin/python || $(TEST_PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -qq --constraint python/constraints.txt --editable './python[$(TEST_EXTRAS)]'
+	touch $@
+
+# dbt has an environment of its own: it wants an older protobuf than onnx is locked to.
+build/dbt/.made: python/pyproject.toml python/constraints-dbt.txt
+	@test -n "$(TEST_PYTHON)" || { echo "no Python >= 3.11 with the venv module: install python3-venv" >&2; exit 1; }
+	test -x build/dbt/bin/python || $(TEST_PYTHON) -m venv build/dbt
+	$(DBT_REQUIREMENTS) | build/dbt/bin/python -m pip install -qq --constraint python/constraints-dbt.txt --requirement /dev/stdin
+	touch $@
+DBT_REQUIREMENTS = $(TEST_PYTHON) -c 'import tomllib; \
+	print(*tomllib.load(open("python/pyproject.toml", "rb"))["project"]["optional-dependencies"]["dbt"], sep="\n")'
+
+# The newest of everything that the ranges allow, for CI and the images; to be run, tested and committed. The index's torch
+# brings 5 GB of CUDA: its version is the one of which CI has the CPU build.
+TORCH ?= 2.13.0
+lock:
+	rm -rf build/lock && $(TEST_PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install -qq './python[$(TEST_EXTRAS),frameworks]' 'torch==$(TORCH)'
+	{ head -1 python/constraints.txt; build/lock/bin/python -m pip freeze --exclude pg_distill | sed 's/+cpu$$//'; } > build/constraints.txt
+	rm -rf build/lock && $(TEST_PYTHON) -m venv build/lock
+	$(DBT_REQUIREMENTS) | build/lock/bin/python -m pip install -qq --requirement /dev/stdin
+	{ head -1 python/constraints-dbt.txt; build/lock/bin/python -m pip freeze; } > build/constraints-dbt.txt
+	rm -rf build/lock
+	mv build/constraints.txt build/constraints-dbt.txt python/
+
+lint: $(VENV)/.made check-frozen
+	$(VENV)/bin/ruff check --config python/pyproject.toml python tests
+	$(VENV)/bin/ruff format --check --config python/pyproject.toml python tests
+	$(VENV)/bin/mypy --config-file python/pyproject.toml python/pg_distill tests/servers.py
+	$(PYTEST) --server=none -q tests/unit/test_rooms.py
+
+unit: $(VENV)/.made
+	$(PYTEST) --server=none $(PYTEST_FLAGS) tests/unit
+
+# On Debian and Ubuntu, as root: the server where no Docker engine answers, and what a virtual environment needs.
+test-packages:
+	python3 python/demo/packages.py '$(SERVER)'
+
+test: test-packages $(VENV)/.made build/dbt/.made $(PRODUCTS)
+	$(PYTEST) --server='$(SERVER)' $(PYTEST_FLAGS) tests
+
+# Hostile ONNX files, 20,000 unless FUZZ_FLAGS says otherwise; the frameworks extra adds their exports to the seeds.
+fuzz: $(VENV)/.made
+	PYTHONPATH=python:tests $(VENV)/bin/python tests/fuzz/run.py $(FUZZ_FLAGS)
+
+# The table of which exports are taken, extension/doc/third_party_models.md; needs the frameworks extra.
+third-party: $(VENV)/.made
+	PYTHONPATH=python:tests $(VENV)/bin/python -W ignore tests/third_party.py
+
+# What takes minutes each: a million rows as SQL and as ONNX, 10 million rows scored.
+test-long: $(VENV)/.made build/dbt/.made $(PRODUCTS)
+	$(PYTEST) --server='$(SERVER)' --long $(PYTEST_FLAGS) tests/sql
+
+# An hour or so: 200 interrupts, 20 crashes of the server, 10 minutes of 16 sessions.
+RELEASED := $(patsubst extension/pg_distill--%.sql,%,$(filter-out extension/pg_distill--%--%.sql,$(FROZEN)))
+OLDER = $(filter-out $(DISTILL_VERSION),$(RELEASED))
+test-faults: $(VENV)/.made $(PRODUCTS)
+	$(PYTEST) --server='$(SERVER)' --long $(PYTEST_FLAGS) tests/faults tests/sql/test_upgrade.py
+	for version in $(OLDER); do $(PYTEST) --server='$(SERVER)' --upgraded-from=$$version $(PYTEST_FLAGS) tests || exit 1; done
+
+# The reference, from the comments of the SQL objects.
+docs: $(VENV)/.made $(PRODUCTS)
+	PYTHONPATH=tests $(VENV)/bin/python tests/docs/reference.py
+
+demo:
+	python3 python/demo/run.py $(DEMO_FLAGS)
+
+bench: $(VENV)/.made $(PRODUCTS)
+	$(VENV)/bin/python tests/bench/serving.py $(BENCH_FLAGS)
+
+bench-quality: $(VENV)/.made $(PRODUCTS)
+	$(VENV)/bin/python tests/bench/quality.py $(BENCH_FLAGS)
