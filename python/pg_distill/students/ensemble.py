@@ -22,6 +22,7 @@ from .export import Graph, Numbers
 __all__ = [
     "ALL",
     "LEAF",
+    "PREDICT_CELLS",
     "Columns",
     "Ensemble",
     "constant_tree",
@@ -309,12 +310,16 @@ class Ensemble:
         step = max(1, PREDICT_CELLS // max(1, len(self.roots)))
         for start in range(0, len(matrix), step):
             rows = slice(start, start + step)
-            found = self.values[self.leaves(matrix[rows])]
-            for k in range(len(self.base)):
-                column = k if self.values.shape[1] > 1 else 0
-                out[rows, k] = self.base[k] + found[:, (self.target == k) | (self.target == ALL), column].sum(
-                    axis=1
-                )
+            out[rows] = self.sums(self.leaves(matrix[rows]))
+        return out
+
+    def sums(self, leaves: npt.NDArray[Any]) -> FloatArray:
+        """Return the sums (n, outputs) of rows whose ``leaves`` (nodes, of all trees or of the first ones) are known."""
+        out = np.empty((len(leaves), len(self.base)))
+        found, target = self.values[leaves], self.target[: leaves.shape[1]]
+        for k in range(len(self.base)):
+            column = k if self.values.shape[1] > 1 else 0
+            out[:, k] = self.base[k] + found[:, (target == k) | (target == ALL), column].sum(axis=1)
         return out
 
     def snapped(self) -> Ensemble:

@@ -18,6 +18,7 @@ from . import Shape
 from .ensemble import (
     ALL,
     LEAF,
+    PREDICT_CELLS,
     Columns,
     Ensemble,
     constant_tree,
@@ -209,30 +210,38 @@ class Boosted(Calibrated):
                 elif number - self.rounds_ >= patience:
                     break
         self.loss_ = best
-        self.base_, self.scale_ = objective.base, objective.scale
         self.model_ = booster.model_to_string(num_iteration=max(1, self.rounds_))
         trees = _read_lightgbm(self.model_, outputs, self.columns_.missing) if self.rounds_ else []
         for tree in trees:
-            tree.values[:] *= self.scale_
-        self.ensemble_ = Ensemble.join(trees, self.base_).snapped()
-        self._sharpen(self.sharpness_)
+            tree.values[:] *= objective.scale
+        self.ensemble_ = Ensemble.join(trees, objective.base).scaled(self.sharpness_)
         return self
 
     def _sharpen(self, factor: float) -> None:
-        self.base_ = self.base_ * factor
-        self.scale_ *= factor
         self.ensemble_ = self.ensemble_.scaled(factor)
 
     def predict_logits(self, frame: Frame) -> FloatArray:
-        """Return (n, K) logits, (n, 1) values for regression, as LightGBM itself sums them."""
+        """Return (n, K) logits, (n, 1) values for regression: the values of the leaves that LightGBM itself finds.
+
+        Its own sums are of leaf values off the grid on which ONNX adds (``Ensemble.snapped``): over 500 trees that is 1e-4.
+        """
         import lightgbm
 
-        sums = np.zeros((len(frame), len(self.base_)))
+        ensemble = self.ensemble_
+        out = np.tile(ensemble.base, (len(frame), 1))
         if self.rounds_:
             booster = lightgbm.Booster(model_str=self.model_)
-            raw = booster.predict(self.columns_.matrix(frame), raw_score=True, num_threads=1)
-            sums = np.asarray(raw, np.float64).reshape(len(frame), -1)
-        return self.ensemble_.to_logits(sums * self.scale_ + self.base_, self.task)
+            matrix = self.columns_.matrix(frame)
+            trees = booster.num_trees()
+            # A tree of n leaves has n - 1 nodes before them.
+            sizes = np.diff(np.append(ensemble.roots, len(ensemble.feature)))[:trees]
+            first = ensemble.roots[:trees] + sizes // 2
+            step = max(1, PREDICT_CELLS // trees)
+            for start in range(0, len(matrix), step):
+                rows = slice(start, start + step)
+                found = booster.predict(matrix[rows], pred_leaf=True, num_threads=1)
+                out[rows] = ensemble.sums(first + np.asarray(found, np.int64).reshape(-1, trees))
+        return ensemble.to_logits(out, self.task)
 
     def add_to(self, graph: Graph) -> str:
         """Add the trees to ``graph``; return the name of its logits or values."""
