@@ -57,6 +57,8 @@ LABEL_SHARE = 0.15
 """Share of the time budget that labelling augmented rows may take."""
 CELL_BYTES = 8
 """Of a column of an augmented row, and of a logit of its label."""
+LABEL_ROWS = 4096
+"""Augmented rows that are labelled at once, between two looks at who has finished."""
 BLOCK_ROWS, HOT_DECK_ROWS = (512, 16384), 8192
 """Augmented rows are made in blocks of as many as there are real ones, but at least and at most so many: what a row is then
 hangs on its place alone, not on who asked before. Hot-deck blocks have no upper end: each grows trees of its own."""
@@ -69,6 +71,10 @@ RESCUE_SECONDS, RESCUE_FAMILIES = 3.0, 2
 SCREEN_ROWS, REPEAT, TREE_REPEAT = 80_000, 6, 3
 """Rows that a transfer set of the screen is filled up to, by at most this many times the real rows: augmented rows, or for
 iterative students that get none the real rows repeated, so that all take as many steps."""
+MOST_SCREENED = 100_000
+"""Rows that an iterative student gets in the screen, however many there are: recipes show on these."""
+LEAST_AUGMENTED = 0.5
+"""Augmented rows a real one, at least, where they are tried at all."""
 LEAST_STEPS, STEP_ROWS = 1500, 256
 """Steps that an iterative student should get however few the real rows are, and the rows that a step takes."""
 SMALL_ROWS, SMALL_TREE_REPEAT = 5000, 10
@@ -79,7 +85,7 @@ STAGE_END = {"screen": 0.25, "sizes": 0.5, "finish": 0.7, "refit": 0.97}
 """Shares of the time that measuring shapes left at which no task of the stage is started any more."""
 REFIT_FROM = 0.82
 """Share of that time at which every training before the refits is over: one large student must not take it from all."""
-TASK_SHARE = {"screen": 0.08, "sizes": 0.2, "finish": 0.3, "refit": 0.3, "rescue": 1.0}
+TASK_SHARE = {"screen": 0.08, "sizes": 0.15, "finish": 0.3, "refit": 0.3, "rescue": 1.0}
 """Most of the budget that one task of the stage may take."""
 SCREEN_CELLS = 600_000
 """Rows times outputs that a tree or linear student gets in the screen: recipes show on few rows, 26 classes cost 26-fold."""
@@ -97,8 +103,8 @@ FINISHERS = 4
 """Students that are trained again on larger transfer sets."""
 MORE_SEEDS = 8
 """Rounds in which, while time lasts, the best are trained with another seed, so that blends have parts."""
-MORE = 3
-"""How much larger those are."""
+MORE, MOST_ROWS, LEAST_MORE = 3, 300_000, 1.5
+"""How many times the augmented rows those have, up to so many of them; less than the last is not worth a training."""
 BLEND_FROM, BLEND_PARTS, BLEND_GAIN = 12, 4, 1e-4
 """Students that a blend is made from, most parts of one, and the least share of the log loss that a part must take off."""
 SHARED_MS = 0.004
@@ -262,6 +268,8 @@ class _Entry:
     fit_rows: int = 0
     tiles: int = 1
     """How often its rows are repeated, because there are few augmented ones."""
+    is_partial: bool = False
+    """Whether it was trained on some of its rows only, to compare recipes."""
     is_control: bool = False
     parts: tuple[int, ...] = ()
     refitted: Any = None
@@ -412,7 +420,9 @@ class _Search:
         )
         self.begun = self.start
         self.entries: list[_Entry] = []
-        self.pools: dict[str, TransferSet] = {}
+        self.pools: dict[str, list[TransferSet]] = {}
+        self.exhausted: set[str] = set()
+        self.broken: dict[str, str] = {}
         self.made: dict[str, list[Frame]] = {}
         self.blocks: dict[str, int] = {}
         self.augmenter: Augmenter | None = None
@@ -582,29 +592,65 @@ class _Search:
                 self._thresholds = {features[p].name: cuts for p, cuts in found.items() if p < len(features)}
         return self._thresholds
 
-    def augmented(self, kind: str, n: int) -> TransferSet | None:
-        """Return up to ``n`` rows of a kind, labelled by the teacher; fewer where labelling would take too long.
+    def wanted(self, recipe: _Recipe) -> list[tuple[str, int]]:
+        """Return how many augmented rows of each kind a recipe is to be taught."""
+        if recipe.is_control or self.label is None:
+            return []
+        real = len(self.problem.fit)
+        if recipe.unlabelled and self.problem.unlabelled is not None:
+            real += len(self.problem.unlabelled)
+        return [(kind, int(factor * real)) for kind, factor in recipe.augment]
 
-        They are the first ``n`` of one series for each kind, whoever has asked for how many before.
+    def had(self, kind: str) -> int:
+        """Return how many rows of a kind are made and labelled."""
+        return sum(len(part) for part in self.pools.get(kind, ()))
+
+    def missing(self, recipe: _Recipe) -> str | None:
+        """Return a kind of which a recipe needs rows that are still to be made; None where it has all it can get."""
+        for kind, n in self.wanted(recipe):
+            if self.had(kind) < n and kind not in self.exhausted:
+                return kind
+        return None
+
+    def make_more(self, kind: str) -> None:
+        """Make and label the next ``LABEL_ROWS`` of a kind, or find that there are no more to be had.
+
+        What a row is hangs on its place in its kind's series alone, not on who asks for how many.
         """
-        if self.label is None:
-            return None
-        pool = self.pools.get(kind)
-        while (missing := n - (0 if pool is None else len(pool))) > 0:
-            frame = self.make_rows(kind, missing)
+        frame = None
+        try:
+            frame = self.make_rows(kind, min(LABEL_ROWS, self.block_rows()))
+            if frame is None or self.label is None:
+                return
+            start = time.monotonic()
+            logits = self.label(frame)
+        except Exception as error:  # a teacher that fails on made-up rows must not end the run
+            self.broken[kind] = f"{type(error).__name__}: {error}"
+            frame = None
+            return
+        finally:
             if frame is None:
-                break
-            logits = self.label_rows(frame)
-            whole = len(logits) == len(frame)
-            frame = frame.take(np.arange(len(logits)))
-            made = TransferSet(frame, logits, None, None, np.full(len(frame), AUGMENTED, np.uint8))
-            made = made.take(np.flatnonzero(np.isfinite(logits).all(axis=1)))
-            self.pools[kind] = pool = made if pool is None else stack([pool, made])
-            if not whole or not len(made):
-                break
-        if pool is None:
+                self.exhausted.add(kind)
+        self.labelled_seconds += time.monotonic() - start
+        made = TransferSet(frame, logits, None, None, np.full(len(frame), AUGMENTED, np.uint8))
+        made = made.take(np.flatnonzero(np.isfinite(logits).all(axis=1)))
+        if not len(made):
+            self.exhausted.add(kind)
+            return
+        self.pools.setdefault(kind, []).append(made)
+
+    def augmented(self, kind: str, n: int) -> TransferSet | None:
+        """Return up to ``n`` rows of a kind, labelled by the teacher; fewer where labelling would take too long."""
+        while self.had(kind) < n and kind not in self.exhausted:
+            self.make_more(kind)
+        if not self.pools.get(kind):
             return None
-        return pool.take(np.arange(min(n, len(pool))))
+        self.pools[kind] = [stack(self.pools[kind])]
+        return self.pools[kind][0].take(np.arange(min(n, self.had(kind))))
+
+    def block_rows(self) -> int:
+        """Return how many augmented rows, but for hot-deck ones, are made at once."""
+        return int(np.clip(len(self.real_rows()), *BLOCK_ROWS))
 
     def make_rows(self, kind: str, n: int) -> Frame | None:
         """Return the next rows of a kind, as many as labelling time and memory allow; None where that is none."""
@@ -619,11 +665,10 @@ class _Search:
         affordable = int(max(0.0, seconds) / max(self.seconds_a_row, 1e-9))
         width = len(self.problem.fit.frame.features) + self.n_classes
         room = self.config.transfer_bytes // (CELL_BYTES * width)
-        n = min(n, affordable, room - sum(len(p) for p in self.pools.values()))
+        n = min(n, affordable, room - sum(self.had(k) for k in self.pools))
         if n < 1:
             return None
-        real = len(self.augmenter.frame)
-        size = max(real, HOT_DECK_ROWS) if kind == "hot_deck" else int(np.clip(real, *BLOCK_ROWS))
+        size = max(len(self.augmenter.frame), HOT_DECK_ROWS) if kind == "hot_deck" else self.block_rows()
         size = min(size, room)
         made = self.made.setdefault(kind, [])
         while sum(len(frame) for frame in made) < n and time.monotonic() < self.deadline:
@@ -641,20 +686,6 @@ class _Search:
         self.made[kind] = [frames.take(np.arange(n, len(frames)))] if n < len(frames) else []
         return frames.take(np.arange(n))
 
-    def label_rows(self, frame: Frame) -> FloatArray:
-        """Label batch by batch; stop where the budget ends."""
-        assert self.label is not None
-        start = time.monotonic()
-        parts = []
-        for first in range(0, len(frame), 4096):
-            if time.monotonic() > self.deadline:
-                break
-            parts.append(self.label(frame.take(np.arange(first, min(first + 4096, len(frame))))))
-        self.labelled_seconds += time.monotonic() - start
-        if not parts:
-            return np.zeros((0, self.n_classes))
-        return np.concatenate(parts)
-
     def transfer(self, recipe: _Recipe) -> TransferSet:
         """Return the rows that a recipe is taught on."""
         if recipe.is_control:
@@ -662,8 +693,8 @@ class _Search:
             return self.problem.fit.take(np.tile(rows, recipe.repeat))
         real = self.real_rows() if recipe.unlabelled else self.problem.fit
         parts = [real]
-        for kind, factor in recipe.augment:
-            made = self.augmented(kind, int(factor * len(real)))
+        for kind, n in self.wanted(recipe):
+            made = self.augmented(kind, n)
             if made is not None:
                 parts.append(made)
         if recipe.repeat > 1:
@@ -675,7 +706,7 @@ class _Search:
     def run(self, stage: str, plan: Iterable[tuple[str, Mapping[str, Any], _Recipe]]) -> list[_Entry]:
         """Train a stage's candidates in parallel and judge them."""
         waiting: list[_Entry] = []
-        known = {_key(e.family, e.size, e.recipe): e for e in self.entries if e.artifact}
+        known = {_key(e.family, e.size, e.recipe): e for e in self.entries if e.artifact and not e.is_partial}
         kept: list[_Entry] = []
         for family, size, recipe in plan:
             key = _key(family, size, recipe)
@@ -729,20 +760,30 @@ class _Search:
             else:
                 entry.reason = entry.reason or reason
 
+        def unmade() -> str | None:
+            """Return the kind of augmented rows that is wanted first and still to be made."""
+            return next((kind for e in queue if (kind := self.missing(e.recipe)) is not None), None)
+
         while queue or running:
             while queue and len(running) < self.config.threads:
-                entry = queue.pop(0)
                 now = time.monotonic()
                 if now > until and not rescue:
-                    leave_out(entry, NO_TIME_TO_REFIT if refit else NO_TIME)
+                    leave_out(queue.pop(0), NO_TIME_TO_REFIT if refit else NO_TIME)
                     done += 1
                     continue
-                try:
-                    data = self.rows_for(entry, stage)
-                except Exception as error:  # a teacher that fails on made-up rows must not end the run
-                    leave_out(entry, f"no transfer set: {type(error).__name__}: {error}")
+                place = next((i for i, e in enumerate(queue) if self.missing(e.recipe) is None), None)
+                if place is None:
+                    if running:
+                        break
+                    self.make_more(unmade() or "")
+                    continue
+                entry = queue.pop(place)
+                broken = [self.broken[kind] for kind, _ in self.wanted(entry.recipe) if kind in self.broken]
+                if broken:
+                    leave_out(entry, f"no transfer set: {broken[0]}")
                     done += 1
                     continue
+                data = self.rows_for(entry, stage)
                 end = 1.0 if refit else REFIT_FROM
                 seconds = self.begun + end * (self.deadline - self.begun) - now
                 seconds = min(seconds, TASK_SHARE[stage] * budget)
@@ -785,12 +826,18 @@ class _Search:
                 )
             if not running:
                 break
+            # Rows are made and labelled beside the trainings, a part at a time, and those that need none go first.
+            kind = unmade()
+            if kind is not None:
+                self.make_more(kind)
             # Threads of this process stop by their own deadline; another machine may never answer.
             patience = (
                 None if self.is_local else min(limit for _, limit in running.values()) - time.monotonic()
             )
+            if kind is not None:
+                patience = 0.0
             finished = wait(running, None if patience is None else max(0.0, patience), FIRST_COMPLETED).done
-            if not finished:
+            if not finished and not self.is_local:
                 finished = {f for f, (_, limit) in running.items() if limit <= time.monotonic()}
             for future in sorted(finished, key=lambda f: running[f][0].number):
                 entry, _ = running.pop(future)
@@ -805,17 +852,20 @@ class _Search:
     def rows_for(self, entry: _Entry, stage: str) -> TransferSet:
         """Return an entry's transfer set; students that work on all rows at once get fewer in the screen and in a bag."""
         data = self.transfer(entry.recipe)
-        if entry.family in ITERATIVE:
+        passes = entry.family in ITERATIVE
+        if passes and entry.recipe.augment:
             # A slow teacher labels few of them: the steps that they were to be worth are made of those that there are.
             real = len(data) - np.count_nonzero(data.source == AUGMENTED)
             wanted = real * (1 + sum(factor for _, factor in entry.recipe.augment))
-            entry.tiles = max(1, int(wanted / len(data) / entry.recipe.repeat)) if entry.recipe.augment else 1
-            return data.take(np.tile(np.arange(len(data)), entry.tiles)) if entry.tiles > 1 else data
+            entry.tiles = max(1, int(wanted / len(data) / entry.recipe.repeat))
+            if entry.tiles > 1:
+                data = data.take(np.tile(np.arange(len(data)), entry.tiles))
         most = len(data)
-        if entry.recipe.seed:
+        if entry.recipe.seed and not passes:
             most = int(BAG * most)
         if stage == "screen":
-            most = min(most, SCREEN_CELLS // self.n_classes)
+            most = min(most, MOST_SCREENED if passes else SCREEN_CELLS // self.n_classes)
+            entry.is_partial = most < len(data)
         if most >= len(data):
             return data
         order = np.random.default_rng([self.config.seed, entry.recipe.seed]).permutation(len(data))
@@ -889,7 +939,7 @@ class _Search:
 
         def mixed(**shares: float) -> tuple[tuple[str, float], ...]:
             most = self.most_repeats(family, size)
-            rows = float(np.clip(SCREEN_ROWS / size - 1, 1, most - 1 if passes else most))
+            rows = float(np.clip(SCREEN_ROWS / size - 1, LEAST_AUGMENTED, most - 1 if passes else most))
             return tuple((kind, round(share * rows, 2)) for kind, share in shares.items())
 
         if not kinds:
@@ -997,8 +1047,10 @@ class _Search:
             # The control first: it takes less time, and without it nobody knows what the teacher is for.
             plan.extend((entry.family, entry.size, recipe) for recipe in self.controls(entry.family)[:1])
             recipe = entry.recipe
-            if recipe.augment:
-                more = tuple((kind, round(factor * MORE, 2)) for kind, factor in recipe.augment)
+            real = len(self.real_rows() if recipe.unlabelled else self.problem.fit)
+            times = min(MORE, MOST_ROWS / real / max(1e-9, sum(factor for _, factor in recipe.augment)))
+            if recipe.augment and times >= LEAST_MORE:
+                more = tuple((kind, round(factor * times, 2)) for kind, factor in recipe.augment)
                 plan.append((entry.family, entry.size, replace(recipe, augment=more)))
         plan.extend((e.family, e.size, recipe) for e in best for recipe in self.controls(e.family)[1:])
         for entry in best:

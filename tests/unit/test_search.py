@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -337,11 +338,65 @@ def test_augmented_rows_do_not_depend_on_who_asked_before() -> None:
 def test_memory_bounds_the_augmented_rows() -> None:
     whole = problem("binary")
     width = len(whole.fit.frame.features) + 2
-    config = replace(FAST, transfer_bytes=8 * width * 250)
-    run = searching(whole, config, ThreadPoolExecutor(1), teacher("binary"))
-    assert len(run.augmented("munge", 200)) == 200
-    assert len(run.augmented("spunge", 200)) == 50
-    assert run.augmented("hot_deck", 200) is None
+    run = searching(whole, FAST, ThreadPoolExecutor(1), teacher("binary"))
+    part = min(search.LABEL_ROWS, run.block_rows())
+    run.config = replace(FAST, transfer_bytes=8 * width * (part + 50))
+    assert len(run.augmented("munge", part)) == part
+    assert len(run.augmented("spunge", part)) == 50
+    assert run.augmented("hot_deck", part) is None
+
+
+class WaitingExecutor(ThreadPoolExecutor):
+    """A thread whose trainings wait until there are augmented rows."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.rows_made = threading.Event()
+        self.waited: list[bool] = []
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self.waited.append(not self.rows_made.is_set())
+
+        def train() -> Any:
+            assert self.rows_made.wait(30.0)
+            return fn(*args, **kwargs)
+
+        return super().submit(train)
+
+
+def test_augmented_rows_are_made_beside_the_trainings() -> None:
+    executor = WaitingExecutor()
+    run = searching(problem("binary"), replace(FAST, threads=1), executor, teacher("binary"))
+    run.gate()
+    made: Any = run.make_more
+
+    def make_more(kind: str) -> None:
+        made(kind)
+        executor.rows_made.set()
+
+    run.make_more = make_more
+    size = run.sizes["linear"][0]
+    augmented, real = search._Recipe(1.0, 1.0, (("munge", 1.0),)), search._Recipe(1.0, 1.0)
+    # The one that needs rows is first in the plan; the other one trains while they are made.
+    entries = run.run("screen", [("linear", size, augmented), ("linear", size, real)])
+    assert executor.waited == [True, False]
+    assert [e.recipe for e in entries] == [augmented, real]
+    assert entries[0].fit_rows > entries[1].fit_rows
+
+
+def test_a_teacher_that_fails_on_augmented_rows_costs_their_recipes_only() -> None:
+    def label(frame: Frame) -> Any:
+        raise ValueError("no such row")
+
+    run = searching(problem("binary"), FAST, ThreadPoolExecutor(1), label)
+    run.gate()
+    size = run.sizes["linear"][0]
+    plan = [
+        ("linear", size, search._Recipe(1.0, 1.0, (("munge", 1.0),))),
+        ("linear", size, search._Recipe(1.0, 1.0)),
+    ]
+    assert [e.recipe for e in run.run("screen", plan)] == [search._Recipe(1.0, 1.0)]
+    assert "no such row" in run.entries[-2].reason
 
 
 def test_unlabelled_rows_count_and_can_be_left_out() -> None:
