@@ -4,7 +4,8 @@ One block is one SELECT that reads the clock before and after each call over row
 neither client nor SPI nor planning is timed. clock_timestamp() has steps of 1 us: the difference of two readings is off
 by up to a step but not biased, so means over a block hold below a step too; percentiles of single calls are
 given only where calls are long enough for it. Contenders take turns in random order, block by block, so that a
-noisy neighbour or a change of clock speed hits all of them.
+noisy neighbour or a change of clock speed hits all of them. Each block begins with calls that do not count: the
+contender before has filled the processor's caches with its own model, for which a query over a table pays once.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ __all__ = [
 ]
 
 BLOCKS = 20  # a contender: enough for a t interval over block means
-BLOCK_SECONDS = 0.05  # long against the clock's step and a time slice of the scheduler's
-MIN_BLOCK_CALLS, MAX_BLOCK_CALLS = 3, 500
+BLOCK_SECONDS = 0.06  # long against the clock's step and a time slice of the scheduler's
+LEAD_SHARE = 0.4  # of a block, at its beginning, that does not count
+MIN_BLOCK_CALLS, MAX_BLOCK_CALLS, MAX_LEAD_CALLS = 3, 500, 200
 WARM_UP_CALLS = 100
 STATEMENTS = 7  # of one row each; the median of so few is steady to some 10 %
 SQL_PATH = "the expression in a query"
@@ -206,8 +208,8 @@ def _timestamp(seconds: float) -> str | float:
         return seconds
 
 
-def _time_block(db: Database, contender: Contender, rows: Frame) -> FloatArray:
-    """Return the milliseconds of each call of one block."""
+def _time_block(db: Database, contender: Contender, rows: Frame, lead: int = 0) -> FloatArray:
+    """Return the milliseconds of each call of one block but the first ``lead``."""
     source, arguments = contender.source(rows)
     # OFFSET 0 keeps the calls between the clock readings; count(p) keeps them from being planned away.
     statement = (
@@ -220,7 +222,7 @@ def _time_block(db: Database, contender: Contender, rows: Frame) -> FloatArray:
         row = db.read_only(lambda: db.query_once(statement))[0]
     else:
         row = db.query(statement, *arguments, keep=False)[0]
-    return np.array(row["seconds"], np.float64) * 1000.0
+    return np.array(row["seconds"], np.float64)[lead:] * 1000.0
 
 
 def measure_latency(
@@ -235,7 +237,7 @@ def measure_latency(
     """
     order = random.Random(seed)
     share = seconds / max(1, len(contenders))
-    plan: dict[str, tuple[int, int]] = {}
+    plan: dict[str, tuple[int, int, int]] = {}
     cold: dict[str, float] = {}
     for contender in contenders:
         cold[contender.name] = float(_time_block(db, contender, _some(rows, 0, 1))[0])
@@ -245,18 +247,19 @@ def measure_latency(
             step = min(step * 4, WARM_UP_CALLS)
             db.check_interrupts()
         typical = float(np.median(_time_block(db, contender, _some(rows, done, MIN_BLOCK_CALLS)))) / 1000.0
-        calls = int(min(BLOCK_SECONDS, share / BLOCKS) / max(typical, 1e-7))
-        calls = max(MIN_BLOCK_CALLS, min(calls, MAX_BLOCK_CALLS, len(rows)))
-        plan[contender.name] = calls, max(3, min(BLOCKS, int(share / max(typical * calls, 1e-9))))
+        block = int(min(BLOCK_SECONDS, share / BLOCKS) / max(typical, 1e-7))
+        lead = min(int(LEAD_SHARE * block), MAX_LEAD_CALLS, len(rows))
+        calls = max(MIN_BLOCK_CALLS, min(block - lead, MAX_BLOCK_CALLS, len(rows)))
+        blocks = max(3, min(BLOCKS, int(share / max(typical * (lead + calls), 1e-9))))
+        plan[contender.name] = lead, calls, blocks
     timed: dict[str, list[FloatArray]] = {c.name: [] for c in contenders}
     for turn in range(BLOCKS):
         for contender in order.sample(list(contenders), len(contenders)):
-            calls, blocks = plan[contender.name]
+            lead, calls, blocks = plan[contender.name]
             if turn < blocks:
-                block = _some(
-                    rows, order.randrange(len(rows)), calls
-                )  # fresh rows: trees take longer for some
-                timed[contender.name].append(_time_block(db, contender, block))
+                # Fresh rows: trees take longer for some.
+                block_rows = _some(rows, order.randrange(len(rows)), lead + calls)
+                timed[contender.name].append(_time_block(db, contender, block_rows, lead))
                 db.check_interrupts()
     return {c.name: Timing(latency_statistics(timed[c.name]), cold[c.name], c.path) for c in contenders}
 

@@ -48,7 +48,7 @@ from .transfer_set import AUGMENTED, KINDS, Augmenter, TransferSet, labelling_se
 
 __all__ = ["Candidate", "Config", "Problem", "best_within", "latency_ms", "search"]
 
-WARM_UP_CALLS, TIMED_CALLS, TIMED_ROWS = 50, 400, 64
+WARM_UP_CALLS, TIMED_CALLS, TIMED_ROWS = 50, 400, 256
 """Calls before and while a candidate's latency is measured, and the rows that they go round."""
 AGREEMENT = 1e-4
 """Largest difference between ONNX and the trainer's arithmetic: of probabilities, or of values in deviations."""
