@@ -47,7 +47,7 @@ def require_own_login(db: Database) -> None:
 
     SET ROLE takes nothing away: a query can undo it by ``set_config('role', ...)`` and has the login role's rights then.
     """
-    [row] = db.query("select session_user::text as login, current_user::text as role")
+    [row] = db.query("select session_user::pg_catalog.text as login, current_user::pg_catalog.text as role")
     if row["login"] != row["role"]:
         raise InsufficientPrivilege(
             f'jobs of role "{row["role"]}" do not run in a session of role "{row["login"]}"',
@@ -96,7 +96,7 @@ def claim(db: Database, worker: str, lease_s: float) -> Job | None:
         " q.submitter = current_user and q.state = 'queued' and not q.cancel_requested"
         " and q.not_before <= pg_catalog.clock_timestamp()"
         f" or {_EXPIRED} order by q.submitted_at, q.run_id limit 1 for update skip locked)"
-        " returning run_id::text as run_id, arguments::text as arguments, search_path, claim_id::text as claim_id, attempts",
+        " returning run_id::pg_catalog.text as run_id, arguments::pg_catalog.text as arguments, search_path, claim_id::pg_catalog.text as claim_id, attempts",
         ("float8", lease_s),
         ("uuid", str(uuid.uuid4())),
         ("text", worker),
