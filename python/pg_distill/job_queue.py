@@ -96,7 +96,8 @@ def claim(db: Database, worker: str, lease_s: float) -> Job | None:
         " q.submitter = current_user and q.state = 'queued' and not q.cancel_requested"
         " and q.not_before <= pg_catalog.clock_timestamp()"
         f" or {_EXPIRED} order by q.submitted_at, q.run_id limit 1 for update skip locked)"
-        " returning run_id::pg_catalog.text as run_id, arguments::pg_catalog.text as arguments, search_path, claim_id::pg_catalog.text as claim_id, attempts",
+        " returning run_id::pg_catalog.text as run_id, arguments::pg_catalog.text as arguments, search_path,"
+        " claim_id::pg_catalog.text as claim_id, attempts",
         ("float8", lease_s),
         ("uuid", str(uuid.uuid4())),
         ("text", worker),
