@@ -25,7 +25,7 @@ from pg_distill.latency import (
 from pg_distill.material import Material, prepare
 from pg_distill.onnx_model import Signature
 from pg_distill.options import Options
-from pg_distill.progress import LATENCY_SECONDS, SEARCH, STAGES, Progress, Watch
+from pg_distill.progress import SEARCH, STAGES, Progress, Watch, latency_seconds
 from pg_distill.record import Run
 from pg_distill.registration import trainer_limits
 from pg_distill.registry import Model
@@ -204,7 +204,7 @@ def distill(
         trials = [*trials, *forms]
         finalists = [*finalists, *twins, *forms]
         members, files = _family(db, teacher)
-        timings = _time_all(db, teacher, members, files, finalists, material, options.seed)
+        timings = _time_all(db, teacher, members, files, finalists, material, options)
         cascades = []
         if options.cascade_wanted and can_stand_behind:
             cascades = _cascades(trainer, teacher, teacher_select, finalists, trials, timings, options)
@@ -403,7 +403,7 @@ def _time_all(
     files: Mapping[str, tuple[bytes, Signature]],
     finalists: Sequence[Trial],
     material: Material,
-    seed: int,
+    options: Options,
 ) -> dict[str, Timing]:
     """Time teacher, family and finalists in turns; keys are model ids and ``verdict``'s names.
 
@@ -438,7 +438,11 @@ def _time_all(
             contenders[name] = sql_contender(name, t.fields["expression"], t.signature, types)
     with serving.offer(db, offered, behind) as opened_ms:
         timings = measure_latency(
-            db, list(contenders.values()), material.timing_rows, seed=seed, seconds=LATENCY_SECONDS
+            db,
+            list(contenders.values()),
+            material.timing_rows,
+            seed=options.seed,
+            seconds=latency_seconds(options.time_budget_s),
         )
     timings = _with_opening(timings, opened_ms)
     return {key: timings[contender.name] for key, contender in contenders.items()}

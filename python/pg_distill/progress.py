@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["LATENCY_SECONDS", "STAGES", "Progress", "Standing", "Watch"]
+__all__ = ["STAGES", "Progress", "Standing", "Watch", "latency_seconds"]
 
-LATENCY_SECONDS = 20.0  # to time teacher, family and candidates together
+LATENCY_SECONDS, LATENCY_SHARE = (3.0, 20.0), 1 / 6
+"""To time teacher, family and candidates together: this share of the time budget, within bounds."""
 OTHER_SECONDS = 5.0  # what else comes after the search
 SEARCH = {"screen": (0.0, 0.25), "sizes": (0.25, 0.5), "finish": (0.5, 0.7), "refit": (0.7, 1.0)}
 """What part of its time budget each stage of the search may take at most: see ``search.STAGE_END``."""
@@ -23,6 +24,13 @@ STAGES = {
 }
 """What a stage does, in a word."""
 MOST = 0.99  # not 1 before the run is recorded
+
+
+def latency_seconds(time_budget_s: float) -> float:
+    """Return the seconds that timing takes, at most, of a run with this time budget; it comes after the search."""
+    least, most = LATENCY_SECONDS
+    return min(max(least, LATENCY_SHARE * time_budget_s), most)
+
 
 Watch = Callable[[str, float, str | None], None]
 """Is told the stage, how much of it is done (0..1), and the candidate that is being trained."""
@@ -53,7 +61,8 @@ class Progress:
         self._clock = clock
         self._started = self._since = clock()
         self._stage = "start"
-        self._tail = LATENCY_SECONDS + OTHER_SECONDS
+        self._timing = latency_seconds(time_budget_s)
+        self._tail = self._timing + OTHER_SECONDS
         self._left = time_budget_s + self._tail
         self._candidate: str | None = None
         self._most = 0.0
@@ -68,7 +77,7 @@ class Progress:
             left = max(self._budget - (now - self._started), 0.0) + self._tail
         else:
             left = {
-                "latency": LATENCY_SECONDS * (1.0 - done) + OTHER_SECONDS,
+                "latency": self._timing * (1.0 - done) + OTHER_SECONDS,
                 "evaluate": 3.0,
                 "register": 1.0,
             }.get(stage, 0.0)

@@ -877,6 +877,8 @@ class _Search:
         entry.reason = outcome.reason
         if outcome.student is None or outcome.logits is None:
             return
+        if not getattr(outcome.student, "complete_", True):
+            entry.configuration["cut_short"] = True
         entry.student, entry.artifact, entry.expression = (
             outcome.student,
             outcome.artifact,

@@ -14,6 +14,7 @@ from clusters import PATIENCE_S, Cluster
 from pg_distill import search
 from pg_distill.errors import InvalidState
 from pg_distill.search import Candidate, Config, Problem
+from pg_distill.students import load_family
 from student_rows import transfer, truth
 
 pytest.importorskip("distributed", reason="Dask is not installed (the extra dask)")
@@ -100,6 +101,8 @@ def test_the_same_candidates_as_here_though_workers_are_killed(
     monkeypatch.setattr(search, "SCREEN_ROWS", 600)
     monkeypatch.setattr(search, "FINISHERS", 1)
     monkeypatch.setattr(search, "MORE_SEEDS", 1)
+    sizes = [{"hidden": [8 * n], "bins": bins} for n in (1, 2, 3) for bins in (0, 16)]
+    monkeypatch.setattr(load_family("mlp"), "sizes", lambda shape: sizes)
     with threadpool_limits(1):
         here = _found(None)
     assert {"mlp", "blend"} <= {row[1] for row in here if row[3]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from pg_distill import search
-from pg_distill.progress import LATENCY_SECONDS, SEARCH, Progress
+from pg_distill.progress import SEARCH, Progress, latency_seconds
 
 
 def test_progress_follows_the_clock_and_never_falls() -> None:
@@ -45,7 +45,7 @@ def test_time_left_is_that_of_the_stages_to_come() -> None:
     progress.watch("screen", 0.0, "linear")
     whole = progress.now()
     assert (whole.stage, whole.candidate) == ("screen", "linear")
-    assert whole.seconds_left == pytest.approx(100 + LATENCY_SECONDS, abs=10)
+    assert whole.seconds_left == pytest.approx(100 + latency_seconds(100), abs=10)
     now[0] = 10.0
     assert progress.now().seconds_left == pytest.approx(whole.seconds_left - 10)
     # A stage that is over sooner than it might have been brings the end nearer.
