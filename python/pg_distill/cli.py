@@ -590,16 +590,19 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
 def predict(arguments: argparse.Namespace) -> int:
     """Predict for rows given here, or for those of a query."""
     with _connect(arguments) as connection:
+        [model] = _rows(
+            connection,
+            "SELECT m.task FROM distill.models m WHERE m.name = split_part(%s, ':', 1)"
+            " AND CASE WHEN %s LIKE '%%:%%' THEN m.version = split_part(%s, ':', 2) ELSE m.active END",
+            *[arguments.model] * 3,
+        ) or [{"task": "regression"}]  # predict itself says that there is none
+        task = model["task"]
         if arguments.query is not None:
             if arguments.key is None:
                 raise InvalidParameter("--query needs --key")
-            rows = _rows(
-                connection,
-                "SELECT s.key, s.prediction FROM distill.score(%s, %s, %s) s",
-                arguments.model,
-                arguments.query,
-                arguments.key,
-            )
+            form = "score_class(%s, %s, %s)" if task == "multiclass" else "score(%s, %s, %s)"
+            query = f"SELECT s.* FROM distill.{form} s"
+            rows = _rows(connection, query, arguments.model, arguments.query, arguments.key)
             _show(arguments, rows, "no rows")
             return DONE
         if arguments.features is not None:
@@ -608,13 +611,7 @@ def predict(arguments: argparse.Namespace) -> int:
         else:
             given: Iterable[str] = sys.stdin if arguments.row == ["-"] else arguments.row
             inputs, form = [line for line in given if line.strip()], "jsonb"
-        [model] = _rows(
-            connection,
-            "SELECT m.task FROM distill.models m WHERE m.name = split_part(%s, ':', 1)"
-            " AND CASE WHEN %s LIKE '%%:%%' THEN m.version = split_part(%s, ':', 2) ELSE m.active END",
-            *[arguments.model] * 3,
-        ) or [{"task": "regression"}]  # predict itself says that there is none
-        if model["task"] == "regression":
+        if task == "regression":
             query = f"SELECT distill.predict(%s, %s::{form}) AS prediction"
         else:
             query = (
@@ -623,7 +620,7 @@ def predict(arguments: argparse.Namespace) -> int:
             )
         rows = []
         for value in inputs:
-            more = (arguments.model,) if model["task"] != "regression" else ()
+            more = (arguments.model,) if task != "regression" else ()
             rows += _rows(connection, query, arguments.model, value, *more)
     _show(arguments, rows, "no rows")
     return DONE

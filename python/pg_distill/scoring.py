@@ -1,4 +1,4 @@
-"""score: predictions for every row that a query gives, in constant memory.
+"""score and score_class: predictions for every row that a query gives, in constant memory.
 
 What a row costs is its way in and out of Python, so rows go through in chunks: numbers come as the bytes of an array, of
 which numpy reads a chunk at once (a list of 20 floats takes 0.8 us, these bytes 0.1 us), an integer key among
@@ -24,17 +24,59 @@ from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
 from pg_distill.sample import canonical_column, check_columns, resolve_source
 from pg_distill.serving import Predictor, array_cells
 
-__all__ = ["score"]
+__all__ = ["score", "score_class"]
 
 CHUNK_ROWS = 4096
 """Rows a fetch: onnxruntime is as fast as it gets from some 1,000 on, and LIMIT wastes at most so many."""
 
-Chunk = tuple[str, str, str | None, str]
-"""Keys, their separator and what stands for NULL among them; predictions as an array of integers, their bits."""
+Keys = tuple[str, str, str | None]
+"""Keys as one text, their separator, and what stands for NULL among them."""
 
 
-def score(db: Database, predictor: Predictor, query: str, key: str) -> Iterator[Chunk]:
-    """Check that the query fits the model, and return its rows' keys and predictions, chunk by chunk.
+def score(
+    db: Database, predictor: Predictor, query: str, key: str
+) -> Iterator[tuple[str, str, str | None, str]]:
+    """Return the keys of a query's rows and their predictions, an array of integers: their bits.
+
+    Raises
+    ------
+    FeatureNotSupported
+        The model has more than two classes.
+    """
+    predictor.require_number()
+
+    def written(found: tuple[Keys, FloatArray]) -> tuple[str, str, str | None, str]:
+        keys, outputs = found
+        predictions = np.ascontiguousarray(outputs[:, -1], np.float64)
+        bits = ",".join(map(str, predictions.view(np.int64).tolist()))
+        return *keys, f"{{{bits}}}"
+
+    return map(written, _outputs(db, predictor, query, key))
+
+
+def score_class(
+    db: Database, predictor: Predictor, query: str, key: str
+) -> Iterator[tuple[str, str, str | None, str, str]]:
+    """Return the keys of a query's rows and their most probable classes: as one text, and its separator.
+
+    Raises
+    ------
+    FeatureNotSupported
+        The model is a regression.
+    """
+    predictor.require_classes()
+    classes = predictor.signature.classes
+
+    def written(found: tuple[Keys, FloatArray]) -> tuple[str, str, str | None, str, str]:
+        keys, outputs = found
+        joined, separator, _ = _join([classes[i] for i in outputs.argmax(axis=1).tolist()])
+        return *keys, joined, separator
+
+    return map(written, _outputs(db, predictor, query, key))
+
+
+def _outputs(db: Database, predictor: Predictor, query: str, key: str) -> Iterator[tuple[Keys, FloatArray]]:
+    """Check that the query fits the model, and return its rows' keys and the model's outputs (n, K), chunk by chunk.
 
     Parameters
     ----------
@@ -48,7 +90,6 @@ def score(db: Database, predictor: Predictor, query: str, key: str) -> Iterator[
     UndefinedColumn, DatatypeMismatch
         The query's columns do not fit the model.
     """
-    predictor.require_number()
     source = resolve_source(db, query)
     if key not in source.types:
         source.kind(key)  # raises
@@ -84,12 +125,11 @@ def score(db: Database, predictor: Predictor, query: str, key: str) -> Iterator[
 
         return predictor.in_slices(db, len(frame), part)
 
-    def chunks() -> Iterator[Chunk]:
+    def chunks() -> Iterator[tuple[Keys, FloatArray]]:
         while rows := db.read_only(lambda: cursor.fetch(CHUNK_ROWS)):
             values = array_cells(b"".join(map(_numbers, rows)), len(cells)) if cells else _NOTHING
-            predictions = np.ascontiguousarray(run(_frame(rows, values, numbers, strings))[:, -1], np.float64)
-            bits = ",".join(map(str, predictions.view(np.int64).tolist()))
-            yield *(_whole_keys(values) if whole else _join(list(map(_key, rows)))), f"{{{bits}}}"
+            outputs = run(_frame(rows, values, numbers, strings))
+            yield _whole_keys(values) if whole else _join(list(map(_key, rows))), outputs
         db.read_only(cursor.close)
 
     return chunks()
@@ -129,7 +169,7 @@ class _Words(Strings):
         )
 
 
-def _whole_keys(values: FloatArray) -> tuple[str, str, str | None]:
+def _whole_keys(values: FloatArray) -> Keys:
     """Return keys that are the bits of the last column but one, NULL where the last is not 0, as `_join` does."""
     keys = list(map(str, np.ascontiguousarray(values[:, -2]).view(np.int64).tolist()))
     missing = np.flatnonzero(values[:, -1])
@@ -138,7 +178,7 @@ def _whole_keys(values: FloatArray) -> tuple[str, str, str | None]:
     return ",".join(keys), ",", "" if len(missing) else None
 
 
-def _join(keys: list[str | None]) -> tuple[str, str, str | None]:
+def _join(keys: Sequence[str | None]) -> Keys:
     """Return keys as one text, a separator that is in none of them, and what stands for NULL, if that is needed."""
     separator = "\x1f"
     try:

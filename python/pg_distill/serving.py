@@ -47,6 +47,7 @@ __all__ = [
     "offer_here",
     "once",
     "predict_batch",
+    "predict_class_batch",
     "warm_up",
     "withdraw",
 ]
@@ -226,13 +227,17 @@ class Predictor:
         if self.signature.task == "multiclass":
             raise FeatureNotSupported(
                 f'model "{self.name}" has {len(self.signature.classes)} classes, which one number cannot tell',
-                hint="Use distill.predict_proba or distill.predict_class.",
+                hint="Use distill.predict_class or distill.predict_proba; of many rows distill.score_class.",
             )
+
+    def require_classes(self) -> None:
+        """Raise FeatureNotSupported for a regression."""
+        if self.signature.task == "regression":
+            raise FeatureNotSupported(f'model "{self.name}" is a regression', hint="Use distill.predict.")
 
     def probabilities(self, features: Features) -> FloatArray:
         """Return the (K,) probabilities of the classes for one row; FeatureNotSupported for a regression."""
-        if self.signature.task == "regression":
-            raise FeatureNotSupported(f'model "{self.name}" is a regression', hint="Use distill.predict.")
+        self.require_classes()
         return self.run(features)
 
     def class_name(self, features: Features) -> str:
@@ -547,6 +552,18 @@ def array_cells(arrays: bytes, width: int) -> FloatArray:
 def predict_batch(db: Database, predictor: Predictor, array: bytes | None) -> list[float]:
     """Return the prediction of each row of a two-dimensional array of numbers, given as its bytes."""
     predictor.require_number()
+    return _run_batch(db, predictor, array)[:, -1].tolist()  # type: ignore[no-any-return]
+
+
+def predict_class_batch(db: Database, predictor: Predictor, array: bytes | None) -> list[str]:
+    """Return the most probable class of each row of a two-dimensional array of numbers, given as its bytes."""
+    predictor.require_classes()
+    classes = predictor.signature.classes
+    return [classes[i] for i in _run_batch(db, predictor, array).argmax(axis=1).tolist()]
+
+
+def _run_batch(db: Database, predictor: Predictor, array: bytes | None) -> FloatArray:
+    """Return the outputs (n, K) for the rows of an array."""
     if array is None:
         raise NullNotAllowed("features must not be NULL")
     if len(array) < 4:
@@ -554,7 +571,7 @@ def predict_batch(db: Database, predictor: Predictor, array: bytes | None) -> li
     header = np.frombuffer(array, np.int32, min(len(array), 20) // 4)
     dimensions = int(header[0])
     if dimensions == 0:
-        return []
+        return np.empty((0, 1))
     if dimensions != 2:
         raise InvalidData(f"features must be an array of 2 dimensions, rows and columns, not {dimensions}")
     rows, columns = (int(n) for n in header[3:5]) if len(header) == 5 else (-1, -1)
@@ -562,7 +579,7 @@ def predict_batch(db: Database, predictor: Predictor, array: bytes | None) -> li
     if rows < 0 or columns < 0 or len(array) != _ARRAY_HEADER_BYTES + 8 * rows * columns:
         raise InvalidData("features must be the bytes of an array")
     cells = np.frombuffer(array, np.float64, rows * columns, _ARRAY_HEADER_BYTES).reshape(rows, columns)
-    return predictor.in_slices(db, rows, lambda part: predictor.run_many(cells[part]))[:, -1].tolist()  # type: ignore[no-any-return]
+    return predictor.in_slices(db, rows, lambda part: predictor.run_many(cells[part]))
 
 
 _ARRAY_HEADER_BYTES = (

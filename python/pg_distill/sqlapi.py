@@ -47,6 +47,7 @@ __all__ = [
     "predict",
     "predict_batch",
     "predict_class",
+    "predict_class_batch",
     "predict_mixed",
     "predict_proba",
     "predict_proba_mixed",
@@ -62,6 +63,7 @@ __all__ = [
     "run_report",
     "run_rows",
     "score",
+    "score_class",
     "show_settings",
     "statement_seconds",
     "submit",
@@ -521,17 +523,45 @@ def predict_batch(
 
 
 @_boundary
+def predict_class_batch(
+    plpy: Any, model: str | None, features: bytes | None, snapshot: bytes | None
+) -> list[str]:
+    db = _serving(plpy)
+    return serving.predict_class_batch(db, serving.find(db, model, snapshot), features)
+
+
+@_boundary
 def score(
     plpy: Any, model: str | None, query: str | None, key: str | None, snapshot: bytes | None
-) -> Iterator[tuple[str, str, str | None, str]]:
+) -> Iterator[tuple[str | None, ...]]:
     from pg_distill import scoring
 
+    return _chunks(plpy, scoring.score, model, query, key, snapshot)
+
+
+@_boundary
+def score_class(
+    plpy: Any, model: str | None, query: str | None, key: str | None, snapshot: bytes | None
+) -> Iterator[tuple[str | None, ...]]:
+    from pg_distill import scoring
+
+    return _chunks(plpy, scoring.score_class, model, query, key, snapshot)
+
+
+def _chunks(
+    plpy: Any,
+    form: Callable[[Any, serving.Predictor, str, str], Iterator[tuple[str | None, ...]]],
+    model: str | None,
+    query: str | None,
+    key: str | None,
+    snapshot: bytes | None,
+) -> Iterator[tuple[str | None, ...]]:
     if query is None or key is None:
         raise NullNotAllowed("query and key_column must not be NULL")
     db = _serving(plpy)
-    chunks = scoring.score(db, serving.find(db, model, snapshot), query, key)
+    chunks = form(db, serving.find(db, model, snapshot), query, key)
 
-    def raising() -> Iterator[tuple[str, str, str | None, str]]:
+    def raising() -> Iterator[tuple[str | None, ...]]:
         try:  # a generator raises where it is run
             yield from chunks
         except PgDistillError as error:

@@ -144,6 +144,8 @@ CASES: list[tuple[str, str, str, dict[str, Any]]] = [
     ("logged words", "22023", REGISTER_LOGGED.replace("{{p}}", "{{words}}").format("bad.log"), {}),
     ("score by a missing key", "42703", "SELECT count(*) FROM distill.score('cancer', 'cancer', 'nothing')", {}),
     ("score by nobody", "42704", "SELECT count(*) FROM distill.score('nobody', 'cancer', 'x0')", {}),
+    ("classes by a missing key", "42703", "SELECT count(*) FROM distill.score_class('cancer', 'cancer', 'nothing')", {}),
+    ("classes by nobody", "42704", "SELECT count(*) FROM distill.score_class('nobody', 'cancer', 'x0')", {}),
     *((f"{reader} of {what}", state, statement.format(rows), {}) for reader, statement in READERS.items() for what, state, rows in BAD_ROWS),
     ("NULL name", "22004", REGISTER.format("NULL, %(onnx)s"), {}),
     ("empty name", "42602", REGISTER.format("'', %(onnx)s"), {}),

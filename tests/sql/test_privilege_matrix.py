@@ -103,6 +103,8 @@ OPERATIONS = {
     f"SELECT distill.predict('cancer', {ROW})": "42501 42501 ok ok ok",
     f"SELECT distill.predict_proba('cancer', {ROW})": "42501 42501 ok ok ok",
     "SELECT * FROM distill.score('cancer', 'cancer', 'x0') LIMIT 1": "42501 42501 ok ok ok",
+    "SELECT * FROM distill.score_class('cancer', 'cancer', 'x0') LIMIT 1": "42501 42501 ok ok ok",
+    f"SELECT distill.predict_class_batch('cancer', ARRAY[{ROW}])": "42501 42501 ok ok ok",
     "SELECT distill_model('cancer', time_budget_s => -1)": "42501 42501 42501 22023 22023",
     REGISTER.format("new"): "42501 42501 42501 ok ok",
     "SELECT distill.register_model_file('m', '/etc/hostname')": "42501 42501 42501 42501 42501",

@@ -322,6 +322,54 @@ def test_score_is_predict_row_by_row(shared: Callable[[], psycopg.Connection]) -
     assert (rows, different) == (6002, 0)
 
 
+def test_classes_of_many_rows_are_those_of_one(shared: Callable[[], psycopg.Connection]) -> None:
+    """Ten classes of numbers, and two of rows with strings and NULLs, over more rows than a chunk."""
+    connection = shared()
+    connection.execute(
+        "CREATE TEMP TABLE d AS SELECT *, row_number() OVER () AS id FROM (TABLE digits UNION ALL TABLE digits UNION ALL TABLE digits) t;"
+        "CREATE TEMP TABLE p AS SELECT *, row_number() OVER () AS id FROM (TABLE passengers"
+        " UNION ALL SELECT 'fourth', '', NULL, 'NaN', 0 UNION ALL SELECT NULL, NULL, 1e9, -1, 0) t"
+    )
+    for model, table, count, least in (
+        ("digits_distilled", "d", 5391, 10),
+        ("survival_distilled", "p", 6002, 2),
+    ):
+        rows, different, classes = connection.execute(
+            f"SELECT count(*), count(*) FILTER (WHERE s.class <> distill.predict_class('{model}', to_jsonb(r))), count(DISTINCT s.class)"
+            f" FROM distill.score_class('{model}', '{table}', 'id') s JOIN {table} r ON r.id = s.key::int"
+        ).fetchone()  # type: ignore[misc]
+        assert (rows, different, classes) == (count, 0, least)
+    features = f"ARRAY[{', '.join(f'x{i}' for i in range(64))}]"
+    assert connection.execute(
+        f"SELECT distill.predict_class_batch('digits_distilled', array_agg({features} ORDER BY id))"
+        f" = array_agg(distill.predict_class('digits_distilled', {features}::float8[]) ORDER BY id) FROM d WHERE id < 500"
+    ).fetchone() == (True,)
+    assert value(connection, "SELECT distill.predict_class_batch('digits_distilled', '{}')") == []
+
+
+def test_classes_of_any_name_come_back(versions: psycopg.Connection) -> None:
+    classes = ["", "\x1f", '{,}"\\', "NULL"]
+    versions.execute("CREATE TABLE t AS SELECT k::int, k::float8 AS x FROM generate_series(0, 3) k")
+    versions.execute(
+        "SELECT distill.register_sql_model('odd', 'ARRAY[(x = 0)::int, (x = 1)::int, (x = 2)::int, (x = 3)::int]::float8[]',"
+        " '{x}', 't', task => 'multiclass', classes => %s)",
+        (classes,),
+    )
+    score = "SELECT key::int, class FROM distill.score_class('odd', %s, 'k')"
+    assert versions.execute(score, ("SELECT * FROM t ORDER BY k",)).fetchall() == list(enumerate(classes))
+    for i, name in enumerate(classes):
+        assert versions.execute(score, (f"SELECT * FROM t WHERE k = {i}",)).fetchall() == [(i, name)]
+    assert value(versions, "SELECT distill.predict_class_batch('odd', '{{3},{0}}')") == ["NULL", ""]
+    for statement in (
+        "SELECT * FROM distill.score_class('m', 't', 'k')",
+        "SELECT distill.predict_class_batch('m', '{{1}}')",
+        "SELECT * FROM distill.score('odd', 't', 'k')",
+        "SELECT distill.predict_batch('odd', '{{1}}')",
+    ):
+        with pytest.raises(errors.FeatureNotSupported):
+            versions.execute(statement)  # type: ignore[arg-type]
+
+
 def test_score_hands_keys_back_as_they_are(versions: psycopg.Connection) -> None:
     keys = ["a", "", None, "\x1f", '{,}"\\', "NULL", "é", "\x01\x02\x1e", None]
     versions.execute("CREATE TABLE t (k text, x float8)")

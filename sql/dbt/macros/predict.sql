@@ -16,6 +16,12 @@
      from distill.score({{ pg_distill.sql_value(model) }}, {{ pg_distill.sql_value(query) }}, {{ pg_distill.sql_value(key_column) }}) as s)
 {%- endmacro %}
 
+{% macro score_class(model, rows, key_column, key_type="text") %}
+    {%- set query = "select * from " ~ rows if rows.identifier is defined else rows -%}
+    (select s.key::{{ key_type }} as {{ adapter.quote(key_column) }}, s.class
+     from distill.score_class({{ pg_distill.sql_value(model) }}, {{ pg_distill.sql_value(query) }}, {{ pg_distill.sql_value(key_column) }}) as s)
+{%- endmacro %}
+
 {# One prediction, of an array of numeric columns or of a row with its column names. #}
 {% macro prediction(function, model, features, row) %}
     {%- if (features is none) == (row is none) -%}
