@@ -760,9 +760,12 @@ class _Search:
             else:
                 entry.reason = entry.reason or reason
 
-        def unmade() -> str | None:
-            """Return the kind of augmented rows that is wanted first and still to be made."""
-            return next((kind for e in queue if (kind := self.missing(e.recipe)) is not None), None)
+        def make_rows() -> bool:
+            """Make some of the augmented rows that are wanted first, if there are any to be made."""
+            kind = next((kind for e in queue if (kind := self.missing(e.recipe)) is not None), None)
+            if kind is not None:
+                self.make_more(kind)
+            return kind is not None
 
         while queue or running:
             while queue and len(running) < self.config.threads:
@@ -775,29 +778,18 @@ class _Search:
                 if place is None:
                     if running:
                         break
-                    self.make_more(unmade() or "")
+                    make_rows()
                     continue
                 entry = queue.pop(place)
-                broken = [self.broken[kind] for kind, _ in self.wanted(entry.recipe) if kind in self.broken]
-                if broken:
-                    leave_out(entry, f"no transfer set: {broken[0]}")
+                try:
+                    given = self.rows_and_seconds(entry, stage, now, refit=refit)
+                except MemoryError:
+                    given = "out of memory"
+                if isinstance(given, str):
+                    leave_out(entry, given)
                     done += 1
                     continue
-                data = self.rows_for(entry, stage)
-                end = 1.0 if refit else REFIT_FROM
-                seconds = self.begun + end * (self.deadline - self.begun) - now
-                seconds = min(seconds, TASK_SHARE[stage] * budget)
-                if rescue:
-                    seconds = RESCUE_SECONDS
-                if refit:
-                    data = stack([data, *[self.problem.select] * (entry.recipe.repeat * entry.tiles)])
-                    if REFIT_MARGIN * entry.fit_seconds * len(data) / max(1, entry.fit_rows) > seconds:
-                        leave_out(entry, NO_TIME_TO_REFIT)
-                        done += 1
-                        continue
-                else:
-                    entry.fit_rows = len(data)
-                    entry.configuration["rows"] = len(data)
+                data, seconds = given
                 task = _Task(
                     number=entry.number,
                     family=entry.family,
@@ -826,15 +818,12 @@ class _Search:
                 )
             if not running:
                 break
-            # Rows are made and labelled beside the trainings, a part at a time, and those that need none go first.
-            kind = unmade()
-            if kind is not None:
-                self.make_more(kind)
             # Threads of this process stop by their own deadline; another machine may never answer.
             patience = (
                 None if self.is_local else min(limit for _, limit in running.values()) - time.monotonic()
             )
-            if kind is not None:
+            # Rows are made and labelled beside the trainings, a part at a time, and those that need none go first.
+            if make_rows():
                 patience = 0.0
             finished = wait(running, None if patience is None else max(0.0, patience), FIRST_COMPLETED).done
             if not finished and not self.is_local:
@@ -848,6 +837,28 @@ class _Search:
                     future.cancel()
                 take(entry, outcome)
                 done += 1
+
+    def rows_and_seconds(
+        self, entry: _Entry, stage: str, now: float, *, refit: bool
+    ) -> tuple[TransferSet, float] | str:
+        """Return what a training gets, its rows and the seconds that it may take, or why it is left out."""
+        broken = [self.broken[kind] for kind, _ in self.wanted(entry.recipe) if kind in self.broken]
+        if broken:
+            return f"no transfer set: {broken[0]}"
+        data = self.rows_for(entry, stage)
+        if stage == "rescue":
+            seconds = RESCUE_SECONDS
+        else:
+            end = self.begun + (1.0 if refit else REFIT_FROM) * (self.deadline - self.begun)
+            seconds = min(end - now, TASK_SHARE[stage] * self.config.time_budget_s)
+        if refit:
+            data = stack([data, *[self.problem.select] * (entry.recipe.repeat * entry.tiles)])
+            if REFIT_MARGIN * entry.fit_seconds * len(data) / max(1, entry.fit_rows) > seconds:
+                return NO_TIME_TO_REFIT
+        else:
+            entry.fit_rows = len(data)
+            entry.configuration["rows"] = len(data)
+        return data, seconds
 
     def rows_for(self, entry: _Entry, stage: str) -> TransferSet:
         """Return an entry's transfer set; students that work on all rows at once get fewer in the screen and in a bag."""
