@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -132,6 +133,127 @@ def test_standby_and_its_promotion(
     finally:
         server.run("pg_ctl", "-D", f"{place}/data", "-m", "immediate", "stop", check=False)
         server.run("rm", "-rf", place)
+
+
+UPGRADE = """
+set -eu
+cd {place}
+initdb --pgdata=new --username=postgres --encoding=UTF8 --locale=C.UTF-8 --data-checksums --no-sync > initdb.log
+export LD_LIBRARY_PATH={place}/lib
+pg_upgrade --old-bindir={old} --new-bindir="$(dirname "$(readlink -f "$(command -v postgres)")")" --old-datadir=data --new-datadir=new \
+    --username=postgres --old-port={port} --new-port={port} --socketdir={place} --old-options='-c jit=off' > upgrade.log 2>&1 \
+    || {{ cat upgrade.log new/pg_upgrade_output.d/*/*.txt new/pg_upgrade_output.d/*/log/*.log >&2; exit 1; }}
+"""
+
+
+def _send(source: servers.Container, target: servers.Container, folder: str, *files: str) -> None:
+    """Copy files, with what links among them point to, into a folder of another container."""
+    tar = [
+        "docker",
+        "exec",
+        "--user",
+        "root",
+        source.container_id,
+        "tar",
+        "--create",
+        "--dereference",
+        "--exclude=*/lib/pg_distill",  # the module: the older version's is not asked for anything
+        "--directory=/",
+        *files,
+    ]
+    untar = [
+        "docker",
+        "exec",
+        "--interactive",
+        "--user",
+        "root",
+        target.container_id,
+        "tar",
+        "--extract",
+        f"--directory={folder}",
+    ]
+    with subprocess.Popen(tar, stdout=subprocess.PIPE) as sender:
+        subprocess.run(untar, stdin=sender.stdout, check=True)
+    assert sender.returncode == 0
+
+
+def test_upgraded_to_a_newer_major_version(
+    server: servers.Server, database: str, db: psycopg.Connection, before: tuple[Any, ...]
+) -> None:
+    """pg_upgrade, in a container of the newer version that is given the older one's programs and a copy of its cluster."""
+    newer = NEWER.get(server.name)
+    if newer is None or not isinstance(server, servers.Container):
+        pytest.skip(f"no server newer than {server.name}")
+    fault = servers.available()[newer]
+    if fault is not None:
+        pytest.skip(f"no server {newer}: {fault}")
+    place, port = "/tmp/upgrade", str(STANDBY_PORT)
+    bindir = server.run("sh", "-c", 'dirname "$(readlink -f "$(command -v postgres)")"').stdout.strip()
+    folders = [
+        bindir,
+        *(server.run("pg_config", what).stdout.strip() for what in ("--pkglibdir", "--sharedir")),
+    ]
+    copied = server.run("mktemp", "--directory").stdout.strip()
+    with servers.start(newer) as target:
+        assert isinstance(target, servers.Container)
+        try:
+            server.run(
+                "pg_basebackup",
+                "-h",
+                "/var/run/postgresql",
+                "-U",
+                "postgres",
+                "-D",
+                f"{copied}/data",
+                "-c",
+                "fast",
+            )
+            # What was copied from a running server is clean once it was started and stopped.
+            options = f"-k {copied} -p {port} -c listen_addresses="
+            server.run("pg_ctl", "-D", f"{copied}/data", "-w", "-l", f"{copied}/log", "-o", options, "start")
+            server.run("pg_ctl", "-D", f"{copied}/data", "-w", "stop")
+            target.run("mkdir", "-p", f"{place}/lib", user="postgres")
+            _send(server, target, "/", *(folder.removeprefix("/") for folder in folders))
+            _send(server, target, place, f"{copied}/data".removeprefix("/"))
+        finally:
+            server.run("rm", "-rf", copied)
+        target.run("sh", "-c", f"mv {place}{copied}/data {place}/ && chown -R postgres {place}", user="root")
+        # The older version's libraries that the newer system has not; their names tell them apart from its own.
+        linked = target.run("ldd", f"{bindir}/postgres").stdout
+        missing = [line.split()[0] for line in linked.splitlines() if "not found" in line]
+        while missing:
+            paths = server.run(
+                "sh", "-c", f"for f in {' '.join(missing)}; do ls /usr/lib/*/$f; done"
+            ).stdout.split()
+            _send(server, target, f"{place}/lib", *(path.removeprefix("/") for path in paths))
+            target.run(
+                "sh",
+                "-c",
+                f"find {place}/lib -type f -exec mv -t {place}/lib {{}} + 2> /dev/null; true",
+                user="root",
+            )
+            linked = target.run("env", f"LD_LIBRARY_PATH={place}/lib", "ldd", f"{bindir}/postgres").stdout
+            missing = [line.split()[0] for line in linked.splitlines() if "not found" in line]
+        target.run("sh", "-c", UPGRADE.format(place=place, old=bindir, port=port), timeout=300)
+        target.run(
+            "pg_ctl",
+            "-D",
+            f"{place}/new",
+            "-w",
+            "-l",
+            f"{place}/log",
+            "-o",
+            f"-k {place} -p {port} -c listen_addresses=",
+            "start",
+        )
+        where = ["-h", place, "-p", port, "-U", "postgres", "-d", database]
+        try:
+            ask = ["psql", "-X", "-A", "-t", "-F", "|", "-v", "ON_ERROR_STOP=1", *where, "-c"]
+            assert target.run(*ask, FIGURES).stdout.strip() == "|".join(map(str, before))
+            target.run(*ask, DISTIL_FEW)
+            assert target.run(*ask, "SELECT count(*) FROM distill.runs").stdout.strip() == "3"
+        finally:
+            target.run("pg_ctl", "-D", f"{place}/new", "-m", "immediate", "stop", check=False)
 
 
 def test_drop_extension_leaves_nothing(db: psycopg.Connection) -> None:
