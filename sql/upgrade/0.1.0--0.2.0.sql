@@ -1,4 +1,5 @@
--- From 0.1.0 to 0.2.0. What exists since 0.1.0 is changed here; a file that is new in 0.2.0 is included whole.
+-- From 0.1.0 to 0.2.0. What exists since 0.1.0 is changed here; a file that is new in 0.2.0 is included whole (and 69_parallel.sql,
+-- which has new functions to label).
 
 -- Students in SQL form.
 ALTER TABLE distill.models ADD COLUMN form text NOT NULL DEFAULT 'predict' CHECK (form IN ('predict', 'sql', 'cascade'));
@@ -109,6 +110,7 @@ END;
 -- include 63_batch_class.sql
 -- include 64_prune.sql
 -- include 65_guard.sql
+-- include 69_parallel.sql
 -- include 70_jobs.sql
 -- include 71_watch.sql
 -- include 80_view_columns.sql
