@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
 import servers
-from conftest import create_database
+from conftest import create_database, drop_database
 from faults.harness import (
     DATABASE,
     GUARD,
@@ -24,19 +25,42 @@ from faults.harness import (
 )
 from sql.conftest import cancer, load_cancer, names
 
-OTHER = "pg_distill_other"
+OTHER, TAUGHT = "pg_distill_other", "pg_distill_taught"
 DIED_SECONDS = 2.0  # what is promised, from when the signal or the garbage has been sent
 LONG = "SELECT distill_model('cancer', time_budget_s => 120, families => '{mlp}')"
 
 
+@pytest.fixture(scope="module")
+def victims(server: servers.Server) -> Iterator[Callable[[bool], servers.Server]]:
+    """Give servers of this file's own with a teacher in a database to copy: victims(init). No test here may harm them."""
+    made: dict[bool, servers.Server] = {}
+    with contextlib.ExitStack() as stack:
+
+        def give(init: bool) -> servers.Server:
+            if isinstance(server, servers.External):
+                pytest.skip("processes of somebody else's server are not killed")
+            if isinstance(server, servers.Local) and not init:
+                pytest.skip("the postmaster is PID 1 in a container only")
+            if init not in made:
+                made[init] = stack.enter_context(servers.start(server.name, init=init))
+                create_database(made[init], TAUGHT)
+                with made[init].connect(TAUGHT) as connection:
+                    load_cancer(connection)
+            return made[init]
+
+        yield give
+
+
 @pytest.fixture(params=[True, False], ids=["init", "postmaster is PID 1"])
-def victim(request: pytest.FixtureRequest, start_server: Callable[..., servers.Server]) -> servers.Server:
-    """Give a server of its own with a teacher, once under an init process and once without."""
-    server = start_server(init=request.param)
-    create_database(server, DATABASE)
-    with server.connect(DATABASE) as connection:
-        load_cancer(connection)
-    return server
+def victim(
+    request: pytest.FixtureRequest, victims: Callable[[bool], servers.Server]
+) -> Iterator[servers.Server]:
+    """Give a server with a fresh database that has a teacher, once under an init process and once without."""
+    server = victims(request.param)
+    create_database(server, DATABASE, TAUGHT)
+    yield server
+    for name in (DATABASE, OTHER):
+        drop_database(server, name)
 
 
 @pytest.mark.local

@@ -11,7 +11,7 @@ import pytest
 from psycopg import errors
 from sql.conftest import load_cancer, load_table, names
 
-pytestmark = pytest.mark.one_server("pg15")  # training is the same on every server
+pytestmark = pytest.mark.one_server("local")  # training is the same on every server
 
 EVERY_FAMILY = "families => '{linear,tree,boosted,mlp}'"
 
