@@ -142,7 +142,7 @@ def test_a_slow_and_better_teacher_gets_a_cascade_unasked(db: psycopg.Connection
         f"CREATE TABLE points AS SELECT x, CASE WHEN {no} THEN 'no' ELSE 'yes' END AS side"  # type: ignore[arg-type]
         " FROM (SELECT random() AS x FROM generate_series(1, 800)) s"
     )
-    slow = "(SELECT 0 * sum(sqrt(i)) FROM generate_series(1, 5000 + floor(x)::int) i)"
+    slow = "(SELECT 0 * sum(sqrt(i)) FROM generate_series(1, 10000 + floor(x)::int) i)"
     expression = f"CASE WHEN {no} THEN 0.02 ELSE 0.98 END + {slow}"
     db.execute(
         "SELECT distill.register_sql_model('knows', %s, '{x}', 'points', 'side', task => 'binary')",
@@ -153,9 +153,9 @@ def test_a_slow_and_better_teacher_gets_a_cascade_unasked(db: psycopg.Connection
         start = time.perf_counter()
         value(db, f"SELECT sum({expression}) FROM (SELECT x FROM points LIMIT 50) s")
         timed.append((time.perf_counter() - start) * 1000 / 50)
-    target = 0.6 * min(timed)
+    target = 0.6 * sorted(timed)[2]  # as busy as the machine is
     db.execute(
-        "SELECT distill_model('knows', min_accuracy => 0, time_budget_s => 3, target_latency_ms => %s)",
+        "SELECT distill_model('knows', min_accuracy => 0, time_budget_s => 6, target_latency_ms => %s)",
         (target,),
     )
     rows = db.execute(
