@@ -11,7 +11,7 @@ import pytest
 from psycopg import errors
 from sql.conftest import load_cancer, load_table, names
 
-pytestmark = pytest.mark.one_server("local")  # training is the same on every server
+pytestmark = pytest.mark.one_server("pg15")  # training is the same on every server
 
 EVERY_FAMILY = "families => '{linear,tree,boosted,mlp}'"
 
@@ -156,7 +156,7 @@ def test_a_student_of_an_all_negative_teacher_is_not_accepted_either(db: psycopg
         (names(6),),
     )
     sample = "sample => 'SELECT * FROM corner LIMIT 1500'"
-    call = f"SELECT distill_model('never', {sample}, min_accuracy => 0.8, time_budget_s => 4, families => '{{linear}}')"
+    call = f"SELECT distill_model('never', {sample}, min_accuracy => 0.8, time_budget_s => 10, families => '{{linear}}')"
     assert one(db, call) is None
     faster, accepted = one(
         db,
@@ -245,7 +245,7 @@ def test_a_teacher_worse_than_chance(db: psycopg.Connection) -> None:
         "SELECT distill.register_sql_model('wrong', 'CASE WHEN x > 0 THEN 0.1 ELSE 0.9 END', '{x,y}', 'points', 'side',"
         " task => 'binary', classes => '{0,1}')"
     )
-    db.execute(f"SELECT distill_model('wrong', min_accuracy => 0, time_budget_s => 5, {EVERY_FAMILY})")
+    db.execute(f"SELECT distill_model('wrong', min_accuracy => 0, time_budget_s => 10, {EVERY_FAMILY})")
     teacher, student = one(
         db, f"SELECT teacher_accuracy, student_accuracy FROM distill.run_report({last('wrong')})"
     )

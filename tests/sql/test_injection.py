@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 from sql.test_cascade import sigmoid
 
-pytestmark = pytest.mark.one_server("local")
+pytestmark = pytest.mark.one_server("pg17")
 
 # Each would change the canary, or break a statement, where it is put into SQL text unquoted.
 HOSTILE = (

@@ -21,7 +21,7 @@ import servers
 from psycopg import errors
 from sql.conftest import load_cancer, load_digits_table, load_survival
 
-pytestmark = pytest.mark.one_server("local")
+pytestmark = pytest.mark.one_server("pg17")
 
 Connect = Callable[..., psycopg.Connection]
 Role = Callable[..., str]
