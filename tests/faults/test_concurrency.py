@@ -25,7 +25,7 @@ from faults.harness import (
 SECONDS, LONG_SECONDS = 15.0, 600.0
 PATIENCE_S = 60.0  # that a busy machine may take longer until every act has happened
 NAMES = ("one", "other")
-KEPT, LONG_KEPT = 3, 30  # versions of a name, so that a long run does not end in a scan of thousands
+KEPT, LONG_KEPT = 6, 30  # versions of a name, so that a long run does not end in a scan of thousands
 
 # What a session may be told, and goes on: the version is gone; all places for trainings are taken; students depend on it; the run's
 # teacher has been dropped. Who registers, predicts or changes students alone is told nothing.
@@ -138,7 +138,8 @@ class Work:
         name = dice.choice(NAMES)
         pruned = connection.execute(
             "SELECT version FROM distill.prune(keep_versions => %s, model_name => %s, dry_run => false) WHERE pruned",
-            (self._kept // 2, name),
+            # More than the two that drop can take before they know what is gone: a name is never without a version.
+            (self._kept // 2 + 1, name),
         ).fetchall()
         with self._lock:
             self.dropped[name].update(version for (version,) in pruned)
