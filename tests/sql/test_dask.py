@@ -35,7 +35,7 @@ def cluster(server: servers.Server) -> Iterator[Cluster]:
 def candidates(db: psycopg.Connection, student: str) -> dict[tuple[str, str], tuple[str, float]]:
     """Distil, and return what was trained: digest and metric by family and recipe."""
     db.execute(
-        "SELECT distill_model('cancer', families => '{linear,tree,mlp}', epochs => 1, time_budget_s => 20,"
+        "SELECT distill_model('cancer', families => '{linear,tree,mlp}', epochs => 1, time_budget_s => 30,"
         " min_accuracy => 0, target_latency_ms => 1000, student_name => %s)",
         (student,),
     )
