@@ -567,6 +567,10 @@ class _Search:
         """Whether there are rows without a label beside those to fit on."""
         return bool(self.problem.unlabelled)
 
+    def count_real(self, *, unlabelled: bool = True) -> int:
+        """Return how many rows there are to fit on, and without a label if these count."""
+        return len(self.problem.fit) + (len(self.problem.unlabelled or ()) if unlabelled else 0)
+
     def real_rows(self) -> TransferSet:
         """Return fit and unlabelled rows."""
         unlabelled = self.problem.unlabelled
@@ -596,52 +600,50 @@ class _Search:
         """Return how many augmented rows of each kind a recipe is to be taught."""
         if recipe.is_control or self.label is None:
             return []
-        real = len(self.problem.fit)
-        if recipe.unlabelled and self.problem.unlabelled is not None:
-            real += len(self.problem.unlabelled)
+        real = self.count_real(unlabelled=recipe.unlabelled)
         return [(kind, int(factor * real)) for kind, factor in recipe.augment]
 
     def had(self, kind: str) -> int:
         """Return how many rows of a kind are made and labelled."""
         return sum(len(part) for part in self.pools.get(kind, ()))
 
+    def lacks(self, kind: str, n: int) -> bool:
+        """Whether ``n`` rows of a kind are not there yet, and more can be made."""
+        return self.had(kind) < n and kind not in self.exhausted
+
     def missing(self, recipe: _Recipe) -> str | None:
         """Return a kind of which a recipe needs rows that are still to be made; None where it has all it can get."""
-        for kind, n in self.wanted(recipe):
-            if self.had(kind) < n and kind not in self.exhausted:
-                return kind
-        return None
+        return next((kind for kind, n in self.wanted(recipe) if self.lacks(kind, n)), None)
 
     def make_more(self, kind: str) -> None:
         """Make and label the next ``LABEL_ROWS`` of a kind, or find that there are no more to be had.
 
         What a row is hangs on its place in its kind's series alone, not on who asks for how many.
         """
-        frame = None
+        made = None
         try:
             frame = self.make_rows(kind, min(LABEL_ROWS, self.block_rows()))
-            if frame is None or self.label is None:
-                return
-            start = time.monotonic()
-            logits = self.label(frame)
+            if frame is not None:
+                made = self.label_rows(frame)
         except Exception as error:  # a teacher that fails on made-up rows must not end the run
             self.broken[kind] = f"{type(error).__name__}: {error}"
-            frame = None
-            return
-        finally:
-            if frame is None:
-                self.exhausted.add(kind)
+        if made:
+            self.pools.setdefault(kind, []).append(made)
+        else:
+            self.exhausted.add(kind)
+
+    def label_rows(self, frame: Frame) -> TransferSet:
+        """Return augmented rows with the teacher's logits, but those for which these are not finite."""
+        assert self.label is not None
+        start = time.monotonic()
+        logits = self.label(frame)
         self.labelled_seconds += time.monotonic() - start
         made = TransferSet(frame, logits, None, None, np.full(len(frame), AUGMENTED, np.uint8))
-        made = made.take(np.flatnonzero(np.isfinite(logits).all(axis=1)))
-        if not len(made):
-            self.exhausted.add(kind)
-            return
-        self.pools.setdefault(kind, []).append(made)
+        return made.take(np.flatnonzero(np.isfinite(logits).all(axis=1)))
 
     def augmented(self, kind: str, n: int) -> TransferSet | None:
         """Return up to ``n`` rows of a kind, labelled by the teacher; fewer where labelling would take too long."""
-        while self.had(kind) < n and kind not in self.exhausted:
+        while self.lacks(kind, n):
             self.make_more(kind)
         if not self.pools.get(kind):
             return None
@@ -650,7 +652,7 @@ class _Search:
 
     def block_rows(self) -> int:
         """Return how many augmented rows, but for hot-deck ones, are made at once."""
-        return int(np.clip(len(self.real_rows()), *BLOCK_ROWS))
+        return int(np.clip(self.count_real(), *BLOCK_ROWS))
 
     def make_rows(self, kind: str, n: int) -> Frame | None:
         """Return the next rows of a kind, as many as labelling time and memory allow; None where that is none."""
@@ -939,7 +941,7 @@ class _Search:
         """Return the recipes that *screen* compares, the control first."""
         passes = family in ITERATIVE
         fit = len(self.problem.fit)
-        size = fit + (len(self.problem.unlabelled) if self.problem.unlabelled is not None else 0)
+        size = self.count_real()
         repeat = self.repeats(family, size)
         kinds = self.kinds()
         sharp, *softer = self.temperatures(family)
@@ -1060,7 +1062,7 @@ class _Search:
             # The control first: it takes less time, and without it nobody knows what the teacher is for.
             plan.extend((entry.family, entry.size, recipe) for recipe in self.controls(entry.family)[:1])
             recipe = entry.recipe
-            real = len(self.real_rows() if recipe.unlabelled else self.problem.fit)
+            real = self.count_real(unlabelled=recipe.unlabelled)
             times = min(MORE, MOST_ROWS / real / max(1e-9, sum(factor for _, factor in recipe.augment)))
             if recipe.augment and times >= LEAST_MORE:
                 more = tuple((kind, round(factor * times, 2)) for kind, factor in recipe.augment)
