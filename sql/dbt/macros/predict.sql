@@ -11,15 +11,18 @@
 {% endmacro %}
 
 {% macro score(model, rows, key_column, key_type="text") %}
-    {%- set query = "select * from " ~ rows if rows.identifier is defined else rows -%}
-    (select s.key::{{ key_type }} as {{ adapter.quote(key_column) }}, s.prediction
-     from distill.score({{ pg_distill.sql_value(model) }}, {{ pg_distill.sql_value(query) }}, {{ pg_distill.sql_value(key_column) }}) as s)
-{%- endmacro %}
+    {{- pg_distill._scored("score", "prediction", model, rows, key_column, key_type) -}}
+{% endmacro %}
 
 {% macro score_class(model, rows, key_column, key_type="text") %}
+    {{- pg_distill._scored("score_class", "class", model, rows, key_column, key_type) -}}
+{% endmacro %}
+
+{# The rows of score or score_class, whose answer is in a column of another name. #}
+{% macro _scored(function, answer, model, rows, key_column, key_type) %}
     {%- set query = "select * from " ~ rows if rows.identifier is defined else rows -%}
-    (select s.key::{{ key_type }} as {{ adapter.quote(key_column) }}, s.class
-     from distill.score_class({{ pg_distill.sql_value(model) }}, {{ pg_distill.sql_value(query) }}, {{ pg_distill.sql_value(key_column) }}) as s)
+    (select s.key::{{ key_type }} as {{ adapter.quote(key_column) }}, s.{{ answer }}
+     from distill.{{ function }}({{ pg_distill.sql_value(model) }}, {{ pg_distill.sql_value(query) }}, {{ pg_distill.sql_value(key_column) }}) as s)
 {%- endmacro %}
 
 {# One prediction, of an array of numeric columns or of a row with its column names. #}
