@@ -693,11 +693,14 @@ class _Slot:
         """Write one row's ``values``."""
         if self.pack is not None:
             try:
+                if self.takes_nan:
+                    self.pack(self.array, 0, *[math.nan if value is None else value for value in values])
+                    return
                 self.pack(self.array, 0, *values)
-                if self.takes_nan or not np.isnan(self.array).any():
+                if not np.isnan(self.array).any():
                     return
             except (struct.error, OverflowError, TypeError):
-                pass  # NULL, a string, a number past float32: below, one by one
+                pass  # NULL where it has no encoding, a string, a number past float32: below, one by one
         cells, element = self.cells, self.spec.element
         if element == "string":
             for position, value in enumerate(values):

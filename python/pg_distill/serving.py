@@ -339,10 +339,14 @@ class _SqlPredictor(Predictor):
         return label_by_sql(self._db, self._model, frame.select(self.signature.names))
 
 
+# Without json.loads' search for blanks around the value: jsonb's text has none.
+_decode = json.JSONDecoder().raw_decode
+
+
 def _row(features: Features) -> Mapping[str, Any]:
     if features is None:
         raise NullNotAllowed("features must not be NULL")
-    row: Any = json.loads(features) if isinstance(features, str) else features
+    row: Any = _decode(features)[0] if isinstance(features, str) else features
     if isinstance(row, dict):
         return row
     raise DatatypeMismatch("a row must be a jsonb object")
