@@ -51,6 +51,7 @@ from .onnx_model import (
     Null,
     OutputSpec,
     Signature,
+    decode,
     encode,
     first_line,
     open_session,
@@ -69,7 +70,6 @@ __all__ = [
     "derive_signature",
     "tree_thresholds",
     "trial_run",
-    "with_logits",
 ]
 
 STUDENT_KEY = "pg_distill.student"
@@ -1305,10 +1305,8 @@ def _check_predictions(predictions: FloatArray, signature: Signature) -> None:
 # -- teachers
 
 
-def with_logits(
-    model: onnx.ModelProto, signature: Signature, rows: Frame | None = None
-) -> tuple[bytes, OutputSpec] | None:
-    """Return the model with its logits as an output, and what that output is; None where the graph has none.
+def _with_logits(artifact: bytes, signature: Signature, rows: Frame | None = None) -> Model | None:
+    """Return the model that gives the logits of ``artifact``; None where the graph has none.
 
     The logits are what its last Softmax, Sigmoid or LogSoftmax reads, or the scores of its last ensemble or
     linear classifier with post_transform NONE. They are taken only if they reproduce the model's
@@ -1317,62 +1315,57 @@ def with_logits(
     """
     if signature.task == "regression" or signature.output.form == "label":
         return None
-    frame = rows if rows is not None else _synthetic(signature.features, signature.inputs)
     if signature.output.form == "logits":
-        return prune(model.SerializeToString(), [signature.output.name]), signature.output
-    expected = Model(model.SerializeToString(), signature).run_frame(frame)
-    for node in _Producers(model.graph).upstream(signature.output.name):
-        candidates = _logits_of(model, node, len(signature.classes))
-        if candidates is None:
-            continue
-        for artifact, output in candidates:
-            try:
-                found = Model(artifact, replace(signature, output=output)).run_frame(frame)
-            except PgDistillError:
-                continue
-            if np.allclose(found, expected, rtol=0, atol=_LOGITS_TOLERANCE):
-                return artifact, output
+        return Model(artifact, signature)
+    graph = onnx.ModelProto.FromString(artifact)
+    upstream = _Producers(graph.graph).upstream(signature.output.name)
+    node = next((n for n in upstream if n.op_type in (*_ACTIVATIONS, *_CLASSIFIERS)), None)
+    if node is None:
         return None
+    frame = rows if rows is not None else _synthetic(signature.features, signature.inputs)
+    outputs = _add_logits(graph, node, len(signature.classes))
+    try:  # in one session: that of a large teacher takes seconds to open
+        found = _run(graph, signature, frame, [signature.output.name, *(o.name for o in outputs)])
+        expected = decode(signature, found[signature.output.name], len(frame))
+    except PgDistillError:
+        return None
+    for output in outputs:
+        own = replace(signature, output=output)
+        with suppress(PgDistillError):
+            if np.allclose(
+                decode(own, found[output.name], len(frame)), expected, rtol=0, atol=_LOGITS_TOLERANCE
+            ):
+                return Model(graph.SerializeToString(), own)
     return None
 
 
 _LOGITS_NAME = "pg_distill_logits"
+_ACTIVATIONS = ("Softmax", "Sigmoid", "LogSoftmax")
+_CLASSIFIERS = ("TreeEnsembleClassifier", "LinearClassifier")
 
 
-def _logits_of(
-    model: onnx.ModelProto, node: onnx.NodeProto, classes: int
-) -> list[tuple[bytes, OutputSpec]] | None:
-    """Return copies of ``model`` that give the likely logits before ``node``; None if it is no activation."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+def _add_logits(model: onnx.ModelProto, node: onnx.NodeProto, classes: int) -> list[OutputSpec]:
+    """Add to ``model`` what are likely the logits before ``node``, and return what these tensors are."""
     name = node.input[0] if node.input else ""
-    if node.op_type in ("TreeEnsembleClassifier", "LinearClassifier"):
-        twin = next(n for n in copy.graph.node if n.output[:] == node.output[:])
+    if node.op_type in _CLASSIFIERS:
+        twin = model.graph.node.add()
+        twin.CopyFrom(node)
+        twin.name = f"{_LOGITS_NAME}_twin"
+        twin.output[:] = [f"{_LOGITS_NAME}_label", f"{_LOGITS_NAME}_scores"]
         for attribute in twin.attribute:
             if attribute.name == "post_transform":
                 attribute.s = b"NONE"
-        name = node.output[1]
-    elif node.op_type not in ("Softmax", "Sigmoid", "LogSoftmax"):
-        return None
-    out = []
-    # Of two scores the last is the log-odds where they are -s and s, or 1 - s and s.
-    for last_only in (False, True) if classes == 2 else (False,):
-        variant = onnx.ModelProto()
-        variant.CopyFrom(copy)
-        if last_only:
-            variant.graph.initializer.append(
-                numpy_helper.from_array(np.array([-1], np.int64), f"{_LOGITS_NAME}_column")
-            )
-            variant.graph.node.append(
-                helper.make_node("Gather", [name, f"{_LOGITS_NAME}_column"], [_LOGITS_NAME], axis=1)
-            )
-            if not any(o.domain in ("", "ai.onnx") for o in variant.opset_import):
-                variant.opset_import.append(helper.make_opsetid("", 17))
-                variant.ir_version = max(variant.ir_version, 8)
-        target = _LOGITS_NAME if last_only else name
-        artifact = prune(variant.SerializeToString(), [target])
-        out.append((artifact, OutputSpec(target, "logits", 1 if last_only else classes)))
-    return out
+        name = twin.output[1]
+    outputs = [OutputSpec(name, "logits", classes)]
+    if classes == 2:  # of two scores the last is the log-odds where they are -s and s, or 1 - s and s
+        column = f"{_LOGITS_NAME}_column"
+        model.graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), column))
+        model.graph.node.append(helper.make_node("Gather", [name, column], [_LOGITS_NAME], axis=1))
+        if not any(o.domain in ("", "ai.onnx") for o in model.opset_import):
+            model.opset_import.append(helper.make_opsetid("", 17))
+            model.ir_version = max(model.ir_version, 8)
+        outputs.append(OutputSpec(_LOGITS_NAME, "logits", 1))
+    return outputs
 
 
 class TeacherModel:
@@ -1387,11 +1380,10 @@ class TeacherModel:
 
     def __init__(self, artifact: bytes, signature: Signature, rows: Frame | None = None) -> None:
         self.signature = signature
-        found = with_logits(onnx.ModelProto.FromString(artifact), signature, rows)
+        found = _with_logits(artifact, signature, rows)
         self.logits_source: Literal["graph", "log-probabilities", "values"]
         if found is not None:
-            self.logits_source = "graph"
-            self._model = Model(found[0], replace(signature, output=found[1]))
+            self.logits_source, self._model = "graph", found
         else:
             self.logits_source = "values" if signature.task == "regression" else "log-probabilities"
             self._model = Model(artifact, signature)

@@ -32,7 +32,6 @@ from pg_distill.onnx_graph import (
     derive_signature,
     tree_thresholds,
     trial_run,
-    with_logits,
 )
 from pg_distill.onnx_model import Model, Signature
 
@@ -155,11 +154,8 @@ def test_where_logits_come_from(name: str, source: str) -> None:
     if name.startswith("PyTorch"):
         pytest.importorskip("torch")
     exported = models.exported(name)
-    model = check(exported.artifact)
-    signature = derive_signature(model, rows=exported.frame)
+    signature = derive_signature(check(exported.artifact), rows=exported.frame)
     assert TeacherModel(exported.artifact, signature, exported.frame).logits_source == source
-    found = with_logits(model, signature, exported.frame)
-    assert (found is not None) == (source == "graph")
 
 
 def test_the_logits_of_boosted_trees_are_their_raw_scores() -> None:
