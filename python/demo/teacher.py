@@ -104,6 +104,8 @@ def train(rows: pd.DataFrame, y: np.ndarray, say: Say) -> bytes:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         fitted = list(pool.map(fit, members()))
+    for _, model in fitted:  # from here on one at a time
+        model.set_params(n_jobs=os.cpu_count())
     say("weighing them against each other on rows that none has seen")
     stack = StackingClassifier(fitted, LogisticRegression(C=100.0), cv="prefit")
     stack.fit(matrix[stacked], y[stacked])
