@@ -66,6 +66,8 @@ RESERVE_SECONDS, RESERVE_SHARE = 2.0, 0.1
 """Kept back at the end of the budget, for the last measurements: so long, but no more than this share of it."""
 GATE_SHARE = 0.2
 """Share of the budget after which no more shapes are measured than each family's smallest: a busy machine is slow at it."""
+NEAR, NEAR_TRIES = 1.5, 3
+"""A shape whose latency is over what is allowed, but by less than this factor, is measured so many times more."""
 RESCUE_SECONDS, RESCUE_FAMILIES = 3.0, 2
 """Where the budget ended before a student or a control was had: what one training may take, and families that get one."""
 SCREEN_ROWS, REPEAT, TREE_REPEAT = 80_000, 6, 3
@@ -525,7 +527,7 @@ class _Search:
                 try:
                     artifact = _make(family, size, _Recipe(1.0, 1.0), _Untrained(self)).prototype(problem.fit)
                     if artifact is not None:
-                        latency = latency_ms(artifact, problem.select.frame)
+                        latency = self.least_latency_ms(artifact)
                 except PgDistillError as error:
                     self.note(family, size, f"not tried: {error.message}")
                     continue
@@ -545,6 +547,18 @@ class _Search:
             if fitting:
                 self.sizes[family] = fitting
         self.begun = time.monotonic()
+
+    def least_latency_ms(self, artifact: bytes) -> float:
+        """Return what a shape takes; the least of several measurements where it is near what is allowed.
+
+        Other work on the machine makes a call take longer, never shorter, and a shape that is left out here is gone.
+        """
+        latency = latency_ms(artifact, self.problem.select.frame)
+        for _ in range(NEAR_TRIES):
+            if not self.allowed_ms < latency <= NEAR * self.allowed_ms:
+                break
+            latency = min(latency, latency_ms(artifact, self.problem.select.frame))
+        return latency
 
     def all_sizes(self, family: str, shape: Shape) -> Sequence[Mapping[str, Any]]:
         """Return a family's sizes; none, with a note, where it cannot be had."""
