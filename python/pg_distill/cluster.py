@@ -136,7 +136,9 @@ class DaskExecutor(Executor):
             try:
                 # In a list: a list is sent item by item, whatever the items are.
                 return self._client.scatter([rows], broadcast=True, hash=False)[0]
-            except OSError as error:  # a worker died over it: the scheduler knows by now, or soon
+            # A worker died over it, which the scheduler knows by now, or soon; a KeyError is the scheduler's own, of a worker
+            # that was gone when its turn came.
+            except (OSError, KeyError) as error:
                 if attempt == ATTEMPTS or not self._is_connected():
                     raise InvalidState(
                         f"rows cannot be sent to the workers of the Dask scheduler at {self._where}: {error}"

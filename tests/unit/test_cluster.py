@@ -117,14 +117,14 @@ def test_rows_are_sent_again_where_a_worker_died_over_them(monkeypatch: pytest.M
     """The scheduler learns of a death a little later than the one who sends."""
     executor = object.__new__(DaskExecutor)
     executor._where = "here"
-    answers: list[Any] = [OSError("gone"), ["sent"]]
+    answers: list[Any] = [OSError("gone"), KeyError("tcp://gone"), ["sent"]]
 
     class Client:
         status = "running"
 
         def scatter(self, rows: Any, **_: Any) -> Any:
             answer = answers.pop(0)
-            if isinstance(answer, OSError):
+            if isinstance(answer, Exception):
                 raise answer
             return answer
 
