@@ -71,8 +71,10 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "local: runs on the local cluster too where there are containers (all tests do where there are none)",
     )
-    # A test run that is told to end removes its servers first.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A test run that is told to end removes its servers first. A shell's background job ignores SIGINT, and so would the programs
+    # that the tests interrupt, were it not handled here.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     chosen, missing = _choose(config.getoption("--server"))
     config.stash[CHOSEN] = chosen
     config.stash[MISSING] = missing
