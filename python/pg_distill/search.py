@@ -13,7 +13,7 @@ finish
 rescue
     trains the smallest on real rows, only where the budget has ended before there was a student, or a control;
 blend
-    averages the best, greedily (Caruana et al. 2004), while the sum of their latencies fits;
+    averages the best, controls among them, greedily (Caruana et al. 2004), while the sum of their latencies fits;
 refit
     trains those that nothing beats, and the best controls, once more with the select rows added, where the time left is
     enough for a whole training. Their metric stays the one that they had without these rows: it is what they were chosen by,
@@ -107,8 +107,9 @@ MORE_SEEDS = 8
 """Rounds in which, while time lasts, the best are trained with another seed, so that blends have parts."""
 MORE, MOST_ROWS, LEAST_MORE = 3, 300_000, 1.5
 """How many times the augmented rows those have, up to so many of them; less than the last is not worth a training."""
-BLEND_FROM, BLEND_PARTS, BLEND_GAIN = 12, 4, 1e-4
-"""Students that a blend is made from, most parts of one, and the least share of the log loss that a part must take off."""
+BLEND_FROM, BLEND_CONTROLS, BLEND_PARTS, BLEND_GAIN = 12, 4, 4, 1e-4
+"""Students that a blend is made from, controls beside them, most parts, and the least share of the log loss that a part must
+take off."""
 SHARED_MS = 0.004
 """What a session run costs before its first node: the parts of a blend share it."""
 
@@ -1118,8 +1119,11 @@ class _Search:
     def blend(self) -> None:
         """Average the best students, greedily, while the sum of their latencies fits; and the best controls likewise."""
         trained = [e for e in self.entries if e.student is not None]
-        self.blend_of(self.best(trained, BLEND_FROM))
-        self.blend_of(self.best([e for e in trained if e.is_control], BLEND_FROM))
+        best = self.best(trained, BLEND_FROM)
+        controls = self.best([e for e in trained if e.is_control], BLEND_FROM)
+        # What learned from labels alone errs elsewhere than what learned from the teacher, and gains more by a refit.
+        self.blend_of(best + [e for e in controls[:BLEND_CONTROLS] if e not in best])
+        self.blend_of(controls)
 
     def blend_of(self, pool: list[_Entry]) -> None:
         """Average students of ``pool``."""
