@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
-import socket
 import subprocess
 import sys
+import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +20,27 @@ class Cluster:
     """Give ``workers`` of one thread each; ``preamble`` is Python that they run first."""
 
     def __init__(self, workers: int, preamble: str = "") -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        host, _, port = self.address.partition(":")
         self.workers: list[subprocess.Popen[bytes]] = []
-        self.scheduler = self._run("dask_scheduler", "--host", host, "--port", port, "--no-show")
+        with tempfile.TemporaryDirectory() as folder:
+            # It chooses its port itself: one that was free a moment ago may be another cluster's by now.
+            file = Path(folder) / "scheduler.json"
+            options = ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file), "--no-show"]
+            self.scheduler = self._run("dask_scheduler", *options)
+            self.address = self._written_to(file)
         for _ in range(workers):
             self.start_worker(preamble)
         if workers:
             self.wait_for(workers)
+
+    def _written_to(self, file: Path) -> str:
+        """Return the scheduler's address, once it has written it down."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline and self.scheduler.poll() is None:
+            with suppress(FileNotFoundError, json.JSONDecodeError):
+                return str(json.loads(file.read_text())["address"]).removeprefix("tcp://")
+            time.sleep(0.05)
+        self.end()
+        raise RuntimeError("the scheduler did not start")
 
     def wait_for(self, workers: int) -> None:
         """Return when there are so many workers."""
