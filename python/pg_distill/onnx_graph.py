@@ -1325,7 +1325,8 @@ def _with_logits(artifact: bytes, signature: Signature, rows: Frame | None = Non
     frame = rows if rows is not None else _synthetic(signature.features, signature.inputs)
     outputs = _add_logits(graph, node, len(signature.classes))
     try:  # in one session: that of a large teacher takes seconds to open
-        found = _run(graph, signature, frame, [signature.output.name, *(o.name for o in outputs)])
+        names = dict.fromkeys([signature.output.name, *(o.name for o in outputs)])
+        found = _run(graph, signature, frame, list(names))
         expected = decode(signature, found[signature.output.name], len(frame))
     except PgDistillError:
         return None
@@ -1347,7 +1348,10 @@ _CLASSIFIERS = ("TreeEnsembleClassifier", "LinearClassifier")
 def _add_logits(model: onnx.ModelProto, node: onnx.NodeProto, classes: int) -> list[OutputSpec]:
     """Add to ``model`` what are likely the logits before ``node``, and return what these tensors are."""
     name = node.input[0] if node.input else ""
-    if node.op_type in _CLASSIFIERS:
+    transforms = any(a.name == "post_transform" and a.s != b"NONE" for a in node.attribute)
+    if node.op_type in _CLASSIFIERS and not transforms:
+        name = node.output[1]
+    elif node.op_type in _CLASSIFIERS:
         twin = model.graph.node.add()
         twin.CopyFrom(node)
         twin.name = f"{_LOGITS_NAME}_twin"
