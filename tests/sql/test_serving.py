@@ -427,9 +427,8 @@ def test_score_takes_constant_memory(versions: psycopg.Connection, count: int) -
         assert versions.execute(statement % rows).fetchone() == (rows, 2 * rows)  # type: ignore[arg-type]
         return float(value(versions, "SELECT peak_mib()"))
 
-    versions.execute(
-        "SET jit = off"
-    )  # the planner turns it on for millions of rows, and LLVM takes 50 MiB once
+    # The planner turns it on for millions of rows, and LLVM takes 50 MiB once.
+    versions.execute("SET jit = off")
     few = peak(50_000)
     assert peak(count) - few < 16
 
