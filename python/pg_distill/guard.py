@@ -36,6 +36,9 @@ ENDING_SIGNALS = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal
 POLL_SECONDS = 0.05  # between looks at whether the training process has been stopped
 HANG_SECONDS = 1.0  # without a beat and without being on a processor: it hangs
 OOM_SCORE = 1000  # of the training process: the kernel takes it first
+FAULTS = frozenset({signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV})
+"""How libraries end that do not look whether they were given the memory that they asked for."""
+NEAR_LIMIT_BYTES = 64 << 20  # what they may have asked for: of OpenBLAS and malloc the largest pieces at once
 
 
 def main() -> NoReturn:
@@ -58,7 +61,7 @@ def main() -> NoReturn:
         for descriptor in (0, 1, beat):
             os.close(descriptor)  # or the two others would not see each other's end
         os.write(control, f"pid {pid}\n".encode())
-        ending = _watch(control, beats, pid)
+        ending = _watch(control, beats, pid, _allowed(resource.RLIMIT_AS, order["limits"]["memory_bytes"]))
         if ending == f"killed {int(signal.SIGKILL)}" and _kernel_kills() > kills:
             ending = "memory"
         os.write(control, f"{ending}\n".encode())
@@ -68,14 +71,16 @@ def main() -> NoReturn:
         os._exit(0)
 
 
-def _watch(control: int, beats: int, pid: int) -> str:
+def _watch(control: int, beats: int, pid: int, memory_bytes: int) -> str:
     """Wait until the training process has ended, ending it where that is due, and say how."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(beats, select.POLLIN)
     look_at = math.inf  # until it has beaten for the first time: it may take long to import
     used: int | None = None
+    peak_bytes = 0
     while True:
+        peak_bytes = _peak_bytes(pid) or peak_bytes
         events = dict(poll.poll(POLL_SECONDS * 1000))
         if control in events or signal.sigpending() & ENDING_SIGNALS:
             _kill(pid)
@@ -86,6 +91,8 @@ def _watch(control: int, beats: int, pid: int) -> str:
             return f"stopped {os.WSTOPSIG(status)}"
         if found:
             code = os.waitstatus_to_exitcode(status)
+            if -code in FAULTS and peak_bytes > memory_bytes - NEAR_LIMIT_BYTES:
+                return "memory"
             return f"killed {-code}" if code < 0 else f"exited {code}"
         now = time.monotonic()
         if events.get(beats, 0) & select.POLLIN:
@@ -122,6 +129,21 @@ def _processor_ticks(pid: int) -> int | None:
         return None
 
 
+def _peak_bytes(pid: int) -> int | None:
+    """Return the most address space that a process has had; None where it has ended."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            return next((int(line.split()[1]) << 10 for line in file if line.startswith("VmPeak:")), None)
+    except OSError:
+        return None
+
+
+def _allowed(which: int, value: int) -> int:
+    """Return ``value``, or the hard limit where that is lower."""
+    _, hard = resource.getrlimit(which)
+    return value if hard == resource.RLIM_INFINITY else min(value, hard)
+
+
 def _stat(path: str) -> list[str]:
     with open(path, encoding="ascii", errors="replace") as file:
         return file.read().rpartition(")")[2].split()
@@ -153,8 +175,7 @@ def _become(module: str, limits: dict[str, int], beat: int) -> NoReturn:
         resource.RLIMIT_FSIZE: 0,  # no file of its own: Python ignores SIGXFSZ, so that a write is an OSError
     }
     for which, value in most.items():
-        _, hard = resource.getrlimit(which)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        value = _allowed(which, value)
         resource.setrlimit(which, (value, value))
     # The wire is ours alone: what a library prints goes to stderr.
     wire = [os.dup(0), os.dup(1), beat]

@@ -69,6 +69,15 @@ def fill_memory_in_c(request: Message, channel: Channel) -> Message:
     os.abort()
 
 
+def fill_memory_unchecked(request: Message, channel: Channel) -> Message:
+    """Write to what malloc gives, 16 MiB every 10 ms, without a look at whether it gave any."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    while True:
+        ctypes.memset(libc.malloc(ctypes.c_size_t(16 << 20)), 1, 16 << 20)
+        time.sleep(0.01)
+
+
 def die(request: Message, channel: Channel) -> Message:
     os.kill(os.getpid(), request.fields["signal"])
     time.sleep(60)
@@ -175,6 +184,7 @@ if __name__ == "__main__":
                 fail,
                 fill_memory,
                 fill_memory_in_c,
+                fill_memory_unchecked,
                 die,
                 crash,
                 leave,

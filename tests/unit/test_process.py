@@ -174,6 +174,13 @@ def test_a_c_library_that_runs_out_of_memory(child: ChildProcess) -> None:
         call(child, "fill_memory_in_c")
 
 
+def test_a_library_that_never_looks_what_it_was_given() -> None:
+    """It ends by SIGSEGV, within sight of its limit."""
+    with ChildProcess(MODULE, Limits(memory_bytes=600 << 20)) as child, pytest.raises(OutOfMemory) as caught:
+        call(child, "fill_memory_unchecked")
+    assert "Segmentation fault" in str(caught.value.detail)
+
+
 def test_no_room_for_a_file_is_a_full_disk(child: ChildProcess) -> None:
     """The child may write no file at all: what tries is told so under the SQLSTATE of a full disk."""
     with pytest.raises(DiskFull):
