@@ -43,8 +43,8 @@ OPSET = {"": 17, "ai.onnx.ml": 3}
 Say = Callable[[str], None]
 
 
-def members() -> list[tuple[str, str, Any]]:
-    """Return name, description and estimator of what is stacked.
+def members() -> list[tuple[str, Any]]:
+    """Return name and estimator of what is stacked.
 
     Boosted ensembles of many small trees, unlike in the columns and rows that each tree sees and in how it finds its splits.
     Found by trials on these rows: larger trees or a higher rate overfit, a single member of any size is worse.
@@ -65,10 +65,9 @@ def members() -> list[tuple[str, str, Any]]:
         "boosted_smooth": {"colsample_bytree": 0.45, "subsample": 0.7, "path_smooth": 10.0},
     }
     return [
-        (name, "LightGBM, 3,500 trees of 63 leaves",
-         lightgbm.LGBMClassifier(**boosted, **own, random_state=SEED + i))
+        (name, lightgbm.LGBMClassifier(**boosted, **own, random_state=SEED + i))
         for i, (name, own) in enumerate(unlike.items())
-    ]  # fmt: skip
+    ]
 
 
 def train(rows: pd.DataFrame, y: np.ndarray, say: Say) -> bytes:
@@ -94,9 +93,9 @@ def train(rows: pd.DataFrame, y: np.ndarray, say: Say) -> bytes:
     matrix = encode.fit_transform(rows).astype(np.float32)
     stacked = np.random.default_rng(SEED).random(len(y)) < STACK_SHARE
 
-    def fit(member: tuple[str, str, Any]) -> tuple[str, Any]:
-        name, description, model = member
-        say(f"training {name}: {description}")
+    def fit(member: tuple[str, Any]) -> tuple[str, Any]:
+        name, model = member
+        say(f"training {name}: LightGBM, {model.n_estimators:,} trees of {model.num_leaves} leaves")
         started = time.monotonic()
         model.fit(matrix[~stacked], y[~stacked], callbacks=[_progress(say, name)])
         say(f"  {name} took {time.monotonic() - started:.0f} s")
