@@ -392,7 +392,7 @@ class ChildProcess:
 
     def _death(self, check_interrupts: Callable[[], None]) -> PgDistillError:
         """Return the error that says how the child ended."""
-        assert self._control is not None
+        assert self._guard is not None and self._control is not None
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         given_up = time.monotonic() + KILL_SECONDS
@@ -400,6 +400,11 @@ class ChildProcess:
         while fate is None and self._read_status() and time.monotonic() < given_up:
             poll.poll(POLL_SECONDS * 1000)
             check_interrupts()
+            fate = self._look_at_guard()
+        told = self._status.count(b"\n") > 1
+        # The socket of a guard that is killed closes a moment before the guard can be waited for.
+        while not told and fate is None and self._guard.returncode is None and time.monotonic() < given_up:
+            time.sleep(POLL_SECONDS / 10)
             fate = self._look_at_guard()
         self._listen()
         said = self._said.decode(errors="replace").replace("\0", "").strip()

@@ -783,6 +783,8 @@ def label_within(
     started = time.monotonic()
     found: list[FloatArray] = []
     done, size, probed, told = 0, 1, 0.0, False
+    # A batch that had to wait for the processor does not speak for the others.
+    least_probed = min(PROBE_SECONDS, at_most_seconds / 2)
     while done < len(rows):
         begun = time.monotonic()
         found.append(label(rows.take(np.arange(done, min(done + size, len(rows))))))
@@ -791,7 +793,8 @@ def label_within(
         a_row = max((now - begun) / len(found[-1]), 1e-9)
         # The first batch pays for loading, and says little.
         probed += now - begun if len(found) > 1 else 0.0
-        if done < at_least and probed and now - started + a_row * (at_least - done) > at_most_seconds:
+        too_slow = now - started + a_row * (at_least - done) > at_most_seconds
+        if done < at_least and probed >= least_probed and too_slow:
             raise InvalidParameter(
                 f"the teacher takes {a_row:.3g} s a row, too long for the {at_least} rows that are the least",
                 hint="Allow more time (time_budget_s), or use a faster teacher.",
