@@ -62,8 +62,12 @@ def test_interrupted_at_random_moments(
     observer = server.connect(DATABASE)
     started = server.started_at()
     honoured: list[float] = []
-    for number in range(LONG_ROUNDS if long else ROUNDS):
-        way = WAYS[number % len(WAYS)]
+    rounds, tries = LONG_ROUNDS if long else ROUNDS, 0
+    # A distillation that was over first is no interrupt, and does not count.
+    while len(honoured) < rounds:
+        tries += 1
+        assert tries <= 2 * rounds
+        way = WAYS[len(honoured) % len(WAYS)]
         moment = dice.uniform(0.0, typical)
         observer.execute(DROP_STUDENTS)
         before = counts(observer)
@@ -122,5 +126,4 @@ def test_interrupted_at_random_moments(
     observer.close()
     tally["p99 ms"] = round(float(np.quantile(honoured, 0.99)) * 1000)
     tally["longest ms"] = round(max(honoured) * 1000)
-    assert len(honoured) > 0.5 * (LONG_ROUNDS if long else ROUNDS)
     assert np.quantile(honoured, 0.99) <= HONOURED_SECONDS, sorted(honoured)[-5:]
