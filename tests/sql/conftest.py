@@ -37,6 +37,30 @@ def load_table(connection: psycopg.Connection, name: str, columns: dict[str, str
             copy.write_row(row)
 
 
+_registered: dict[tuple[Any, ...], bytes] = {}
+
+
+def register(
+    connection: psycopg.Connection, teacher: str, statement: str, arguments: tuple[Any, ...]
+) -> None:
+    """Register a teacher; once a server and role, as it takes seconds: from then on put back the row that this made."""
+    found = connection.execute(
+        # Of other columns in another release.
+        "SELECT current_user, array_agg(attname::text ORDER BY attnum) FROM pg_attribute"
+        " WHERE attrelid = 'distill.models'::regclass AND attnum > 0"
+    ).fetchone()
+    assert found is not None
+    key = (connection.info.host, connection.info.port, teacher, found[0], *found[1])
+    if key in _registered:
+        with connection.cursor().copy("COPY distill.models FROM STDIN (FORMAT binary)") as copy:
+            copy.write(_registered[key])
+        return
+    connection.execute(statement, arguments)  # type: ignore[arg-type]
+    row = "COPY (SELECT * FROM distill.models WHERE name = %s) TO STDOUT (FORMAT binary)"
+    with connection.cursor().copy(row, (teacher,)) as copy:
+        _registered[key] = b"".join(copy)
+
+
 @cache
 def cancer() -> tuple[Any, Any, bytes]:
     """Breast cancer Wisconsin (569 x 30, binary) and a forest trained on a third of it."""
@@ -157,7 +181,9 @@ def load_cancer(connection: psycopg.Connection) -> None:
         columns,
         ([*map(float, row), int(label)] for row, label in zip(x, y, strict=True)),
     )
-    connection.execute(
+    register(
+        connection,
+        "cancer",
         "SELECT distill.register_model('cancer', %s, features => %s, sample => 'cancer', label => 'malignant')",
         (artifact, names(x.shape[1])),
     )
@@ -172,7 +198,9 @@ def load_digits_table(connection: psycopg.Connection) -> None:
         columns,
         ([*map(float, row), int(label)] for row, label in zip(x, y, strict=True)),
     )
-    connection.execute(
+    register(
+        connection,
+        "digits",
         "SELECT distill.register_model('digits', %s, features => %s, sample => 'digits', label => 'digit')",
         (artifact, names(x.shape[1])),
     )
@@ -184,7 +212,9 @@ def load_diabetes_table(connection: psycopg.Connection) -> None:
     load_table(
         connection, "diabetes", columns, ([*map(float, row), float(v)] for row, v in zip(x, y, strict=True))
     )
-    connection.execute(
+    register(
+        connection,
+        "diabetes",
         "SELECT distill.register_model('diabetes', %s, features => %s, sample => 'diabetes', label => 'progression')",
         (artifact, names(x.shape[1])),
     )
@@ -194,7 +224,9 @@ def load_survival(connection: psycopg.Connection) -> None:
     rows, artifact = survival()
     columns = {"cabin": "text", "port": "text", "age": "float8", "fare": "numeric", "survived": "int"}
     load_table(connection, "passengers", columns, rows)
-    connection.execute(
+    register(
+        connection,
+        "survival",
         "SELECT distill.register_model('survival', %s, sample => 'passengers', label => 'survived')",
         (artifact,),
     )

@@ -21,7 +21,7 @@ import servers
 from psycopg import errors
 from sql.conftest import load_cancer, load_digits_table, load_survival
 
-pytestmark = pytest.mark.one_server("pg17")
+pytestmark = pytest.mark.one_server("local")
 
 Connect = Callable[..., psycopg.Connection]
 Role = Callable[..., str]
@@ -436,7 +436,6 @@ def test_a_job_whose_connection_is_refused_waits(
     assert scalar(db, "SELECT takeovers FROM distill.job_queue") == 0
 
 
-@pytest.mark.one_server("local")  # a container that starts again has another port
 def test_a_job_outlives_restarts_of_the_server(
     start_server: Callable[..., servers.Server], work_here: Callable[..., threading.Thread]
 ) -> None:

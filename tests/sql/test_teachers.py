@@ -10,6 +10,8 @@ import pytest
 from psycopg import errors
 from sql.conftest import cancer, load_cancer, load_survival, names
 
+pytestmark = pytest.mark.one_server("local")  # training is the same on every server
+
 EXPRESSION = "1 / (1 + exp(-(case when cabin = 'first' then 1.5 when cabin = 'third' then -1 else 0 end - coalesce(age, 35) / 40 + 0.5)))"
 
 
@@ -19,7 +21,6 @@ def one(db: psycopg.Connection, statement: str, *arguments: Any) -> Any:
     return row[0] if len(row) == 1 else row
 
 
-@pytest.mark.local
 def test_sql_expression_is_a_teacher(db: psycopg.Connection) -> None:
     load_survival(db)
     db.execute(
