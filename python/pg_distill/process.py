@@ -515,9 +515,17 @@ def _start_watcher(requests: int, beat: int) -> None:
         os.set_blocking(beat, False)
         pause = 0.0
         try:
-            while not poll.poll(pause) and not signal.sigpending() & ENDING_SIGNALS:
-                with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    if poll.poll(pause) or signal.sigpending() & ENDING_SIGNALS:
+                        break
                     os.write(beat, b".")
+                except BlockingIOError:
+                    pass
+                except MemoryError:
+                    time.sleep(
+                        BEAT_SECONDS
+                    )  # whoever took it all is to say so, and not this thread by ending everything
                 pause = BEAT_SECONDS * 1000
         finally:
             os._exit(0)

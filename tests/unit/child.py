@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -9,6 +10,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pg_distill.errors import InvalidData
@@ -62,6 +64,19 @@ def fill_memory(request: Message, channel: Channel) -> Message:
     held = []
     while True:
         held.append(np.ones(1 << 22))
+
+
+def fill_memory_for_a_while(request: Message, channel: Channel) -> Message:
+    """Leave not even room for a small object, in pieces of every size that Python allocates by."""
+    held: list[Any] = [None]
+    for size in [*(1 << n for n in range(26, 9, -1)), *range(512, 0, -16)]:
+        with contextlib.suppress(MemoryError):
+            while True:
+                held = [held, bytes(size)]
+    time.sleep(2.0)
+    while held is not None:  # one by one: a chain of millions would end in a recursion
+        held = held[0]
+    return Message("done")
 
 
 def fill_memory_in_c(request: Message, channel: Channel) -> Message:
@@ -183,6 +198,7 @@ if __name__ == "__main__":
                 refuse,
                 fail,
                 fill_memory,
+                fill_memory_for_a_while,
                 fill_memory_in_c,
                 fill_memory_unchecked,
                 die,

@@ -169,6 +169,12 @@ def test_memory_is_limited_and_the_child_lives_on() -> None:
         assert call(child, "echo", np.ones(1000)).arrays["x"].sum() == 1000
 
 
+def test_a_child_without_any_memory_goes_on_beating() -> None:
+    """The thread that does so finds none either."""
+    with ChildProcess(MODULE, Limits(memory_bytes=600 << 20)) as child:
+        assert call(child, "fill_memory_for_a_while").kind == "done"
+
+
 def test_a_c_library_that_runs_out_of_memory(child: ChildProcess) -> None:
     with pytest.raises(OutOfMemory):
         call(child, "fill_memory_in_c")
