@@ -526,7 +526,18 @@ def _bytes(value: int | None) -> str:
 def _compact(value: Any) -> str:
     """Write a JSON object as ``key value`` pairs."""
     if not isinstance(value, Mapping):
-        return json.dumps(value, ensure_ascii=False)
-    return ", ".join(
-        f"{key} {v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)}" for key, v in value.items()
-    )
+        return _json(value)
+    return ", ".join(f"{key} {v if isinstance(v, str) else _json(v)}" for key, v in value.items())
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_rounded(value), ensure_ascii=False)
+
+
+def _rounded(value: Any) -> Any:
+    """Return a JSON value with four digits of each fraction: a third needs no sixteen."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(v) for key, v in value.items()}
+    return [_rounded(v) for v in value] if isinstance(value, list) else value
