@@ -523,9 +523,8 @@ def _start_watcher(requests: int, beat: int) -> None:
                 except BlockingIOError:
                     pass
                 except MemoryError:
-                    time.sleep(
-                        BEAT_SECONDS
-                    )  # whoever took it all is to say so, and not this thread by ending everything
+                    # Whoever took it all is to say so, and not this thread by ending the process.
+                    time.sleep(BEAT_SECONDS)
                 pause = BEAT_SECONDS * 1000
         finally:
             os._exit(0)
