@@ -61,9 +61,8 @@ def main() -> NoReturn:
         for descriptor in (0, 1, beat):
             os.close(descriptor)  # or the two others would not see each other's end
         os.write(control, f"pid {pid}\n".encode())
-        ending = _watch(control, beats, pid, _allowed(resource.RLIMIT_AS, order["limits"]["memory_bytes"]))
-        if ending == f"killed {int(signal.SIGKILL)}" and _kernel_kills() > kills:
-            ending = "memory"
+        memory_bytes = _allowed(resource.RLIMIT_AS, order["limits"]["memory_bytes"])
+        ending = _watch(control, beats, pid, memory_bytes, kills)
         os.write(control, f"{ending}\n".encode())
     except BaseException:
         _kill(pid)
@@ -71,8 +70,11 @@ def main() -> NoReturn:
         os._exit(0)
 
 
-def _watch(control: int, beats: int, pid: int, memory_bytes: int) -> str:
-    """Wait until the training process has ended, ending it where that is due, and say how."""
+def _watch(control: int, beats: int, pid: int, memory_bytes: int, kills: int) -> str:
+    """Wait until the training process has ended, ending it where that is due, and say how.
+
+    It has run out of memory where it crashes near ``memory_bytes``, or is killed while the kernel's ``kills`` rise.
+    """
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(beats, select.POLLIN)
@@ -91,7 +93,8 @@ def _watch(control: int, beats: int, pid: int, memory_bytes: int) -> str:
             return f"stopped {os.WSTOPSIG(status)}"
         if found:
             code = os.waitstatus_to_exitcode(status)
-            if -code in FAULTS and peak_bytes > memory_bytes - NEAR_LIMIT_BYTES:
+            near_limit = peak_bytes > memory_bytes - NEAR_LIMIT_BYTES
+            if (-code in FAULTS and near_limit) or (-code == signal.SIGKILL and _kernel_kills() > kills):
                 return "memory"
             return f"killed {-code}" if code < 0 else f"exited {code}"
         now = time.monotonic()

@@ -397,14 +397,14 @@ class ChildProcess:
         poll.register(self._control, select.POLLIN)
         given_up = time.monotonic() + KILL_SECONDS
         fate = self._look_at_guard()
-        while fate is None and self._read_status() and time.monotonic() < given_up:
-            poll.poll(POLL_SECONDS * 1000)
+        while fate is None and time.monotonic() < given_up:
+            if self._read_status():
+                poll.poll(POLL_SECONDS * 1000)
+            elif self._status.count(b"\n") > 1 or self._guard.returncode is not None:
+                break
+            else:  # a killed guard's socket closes a moment before the guard can be waited for
+                time.sleep(POLL_SECONDS / 10)
             check_interrupts()
-            fate = self._look_at_guard()
-        told = self._status.count(b"\n") > 1
-        # The socket of a guard that is killed closes a moment before the guard can be waited for.
-        while not told and fate is None and self._guard.returncode is None and time.monotonic() < given_up:
-            time.sleep(POLL_SECONDS / 10)
             fate = self._look_at_guard()
         self._listen()
         said = self._said.decode(errors="replace").replace("\0", "").strip()
