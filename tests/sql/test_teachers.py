@@ -10,8 +10,6 @@ import pytest
 from psycopg import errors
 from sql.conftest import cancer, load_cancer, load_survival, names
 
-pytestmark = pytest.mark.one_server("local")  # training is the same on every server
-
 EXPRESSION = "1 / (1 + exp(-(case when cabin = 'first' then 1.5 when cabin = 'third' then -1 else 0 end - coalesce(age, 35) / 40 + 0.5)))"
 
 
@@ -21,6 +19,7 @@ def one(db: psycopg.Connection, statement: str, *arguments: Any) -> Any:
     return row[0] if len(row) == 1 else row
 
 
+@pytest.mark.local
 def test_sql_expression_is_a_teacher(db: psycopg.Connection) -> None:
     load_survival(db)
     db.execute(
@@ -40,11 +39,11 @@ def test_sql_expression_is_a_teacher(db: psycopg.Connection) -> None:
     assert predicted == pytest.approx(
         one(db, f"SELECT {EXPRESSION} FROM (SELECT 'first' AS cabin, 20::float8 AS age) s")
     )
-    db.execute("SELECT distill_model('formula', min_accuracy => 0, time_budget_s => 10)")
+    db.execute("SELECT distill_model('formula', min_accuracy => 0, time_budget_s => 20)")
     fidelity, rows = one(
         db, "SELECT fidelity, rows_test FROM distill.run_report(distill.last_run('formula'))"
     )
-    assert fidelity > 0.8  # the search has ten seconds, on a machine that others use
+    assert fidelity > 0.85  # the search has twenty seconds
     assert rows > 1000
 
 
