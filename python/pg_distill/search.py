@@ -1141,22 +1141,25 @@ class _Search:
                     self.keep_blend(parts)
 
     def next_part(self, parts: list[_Entry], pool: list[_Entry]) -> _Entry | None:
-        """Return the student that improves a blend most by log loss and not less than by nothing in the metric."""
-        value, loss = self.score_blend(parts)
+        """Return the student that improves a blend's log loss most.
+
+        Not the metric: of few rows that is noise, and where the first student was lucky nothing would improve on it.
+        """
+        loss = self.score_blend(parts)
         found, best = None, loss + BLEND_GAIN * max(abs(loss), 1e-9)
         used = sum(e.latency_ms - SHARED_MS for e in parts) + SHARED_MS
         for entry in pool:
             if entry in parts or used + entry.latency_ms - SHARED_MS > self.allowed_ms:
                 continue
-            new_value, new_loss = self.score_blend([*parts, entry])
-            if new_loss > best and new_value >= value:
+            new_loss = self.score_blend([*parts, entry])
+            if new_loss > best:
                 found, best = entry, new_loss
         return found
 
-    def score_blend(self, parts: list[_Entry]) -> tuple[float, float]:
-        """Return metric and tie-break of the mean of some students on select."""
+    def score_blend(self, parts: list[_Entry]) -> float:
+        """Return the tie-break of the mean of some students on select."""
         logits = [e.logits for e in parts if e.logits is not None]
-        return self.judge(np.mean(logits, axis=0))[:2]
+        return self.judge(np.mean(logits, axis=0))[1]
 
     def keep_blend(self, parts: list[_Entry]) -> None:
         """Export a blend and make it a candidate."""
