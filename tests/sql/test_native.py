@@ -16,7 +16,7 @@ from pg_distill.database import quote_identifier
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model import NULL_STRING
 from pg_distill.soft_labels import logits_from_probabilities
-from pg_distill.students.trees import FirstTrees
+from pg_distill.students.first_trees import FirstTrees
 from pg_distill.transfer_set import TransferSet
 from servers import Server
 from student_rows import TASKS, edge_rows, make, rows, run, transfer, unsure

@@ -13,8 +13,8 @@ from pg_distill.soft_labels import log_softmax, logits_from_probabilities, one_h
 from pg_distill.students import Shape, load_family
 from pg_distill.students.blend import Blend
 from pg_distill.students.encoding import CategoryEncoder
+from pg_distill.students.first_trees import FirstTrees
 from pg_distill.students.mlp import MAX_ONE_HOT
-from pg_distill.students.trees import FirstTrees
 from pg_distill.transfer_set import TransferSet
 from student_rows import TASKS, difference, make, run, transfer, unsure
 

@@ -111,9 +111,9 @@ class Student(Protocol):
 
 FAMILIES: Mapping[str, str] = {
     "linear": "pg_distill.students.linear:Linear",
-    "tree": "pg_distill.students.trees:Tree",
-    "boosted": "pg_distill.students.trees:Boosted",
-    "first_trees": "pg_distill.students.trees:FirstTrees",
+    "tree": "pg_distill.students.tree:Tree",
+    "boosted": "pg_distill.students.boosted:Boosted",
+    "first_trees": "pg_distill.students.first_trees:FirstTrees",
     "mlp": "pg_distill.students.mlp:Mlp",
 }
 """Name of each family, and where its class is; the search tries them in this order."""
