@@ -230,6 +230,24 @@ def test_blends_are_candidates_and_average_their_parts() -> None:
         np.testing.assert_allclose(run(blend.artifact, frame), mean, rtol=1e-4)
 
 
+def test_a_blend_of_a_lucky_student_still_takes_what_lowers_its_loss() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        run = search._Search(problem("multiclass"), FAST, None, pool, lambda progress: None, is_local=True)
+    y = run.problem.select.y
+    assert y is not None
+    right = np.eye(4)[y]
+    confident = np.where(np.arange(len(y))[:, None] < 15, np.eye(4)[(y + 1) % 4], 4 * right)
+    lucky, better = (
+        search._Entry(number, "mlp", {}, search._Recipe(1.0, 1.0), {}, logits=logits, latency_ms=0.01)
+        for number, logits in enumerate((0.1 * right, confident))
+    )
+    run.score(lucky, 0.1 * right)
+    run.score(better, confident)
+    assert lucky.metric == 1.0 > better.metric
+    assert run.judge((lucky.logits + better.logits) / 2)[0] < lucky.metric  # type: ignore[operator]
+    assert run.next_part([lucky], [lucky, better]) is better
+
+
 def test_candidates_and_blends_are_calibrated_on_select() -> None:
     from pg_distill.soft_labels import fit_sharpness
 
