@@ -9,11 +9,13 @@ sizes
     trains all sizes by the best recipe; a family that lost the screen by more than ``HOPELESS`` only gets the sizes that
     are smaller than the one it lost with, for the fast end of the frontier;
 finish
-    trains the best on larger transfer sets, and their controls (labels alone) at the same size;
+    trains the best on larger transfer sets, and their controls (labels alone) at the same size; of a family no more than two
+    sizes, but what reads its numbers another way too, where it is nearly as good: blends gain by parts that err elsewhere;
 rescue
     trains the smallest on real rows, only where the budget has ended before there was a student, or a control;
 blend
-    averages the best, controls among them, greedily (Caruana et al. 2004), while the sum of their latencies fits;
+    averages the best of each kind (family, variant, taught or by labels alone) and what improves on that (Caruana et al. 2004),
+    while the sum of their latencies fits;
 refit
     trains those that nothing beats, and the best controls, once more with the select rows added, where the time left is
     enough for a whole training. Their metric stays the one that they had without these rows: it is what they were chosen by,
@@ -101,15 +103,18 @@ REFIT_MARGIN = 1.3
 """What a training on more rows may take, as a multiple of what the first one took for each row."""
 HANG_SHARE = 0.1
 """Of the budget, and at least the reserve: what another machine may be late with a candidate before it is given up."""
-FINISHERS = 4
-"""Students that are trained again on larger transfer sets."""
+FINISHERS, FINISHERS_A_FAMILY = 4, 2
+"""Students that are trained again on larger transfer sets, and how many sizes of one family: a third errs as the second does."""
+NEAR_LOSS = 1.1
+"""What loses on select at most so many times what the best one does is worth training and blending if it is of another kind."""
 MORE_SEEDS = 8
 """Rounds in which, while time lasts, the best are trained with another seed, so that blends have parts."""
 MORE, MOST_ROWS, LEAST_MORE = 3, 300_000, 1.5
 """How many times the augmented rows those have, up to so many of them; less than the last is not worth a training."""
-BLEND_FROM, BLEND_CONTROLS, BLEND_PARTS, BLEND_GAIN = 12, 4, 4, 1e-4
-"""Students that a blend is made from, controls beside them, most parts, and the least share of the log loss that a part must
-take off."""
+BLEND_FROM, BLEND_PARTS, BLEND_GAIN = 12, 6, 1e-4
+"""Students that a blend is filled up from, most parts, and the least share of the log loss that a part must take off."""
+BLEND_SHARES = (1.0, 0.5, 0.25)
+"""Shares of the latency allowed for which blends are made: the frontier has fast ones too."""
 SHARED_MS = 0.004
 """What a session run costs before its first node: the parts of a blend share it."""
 
@@ -1070,18 +1075,16 @@ class _Search:
         """Train the best again on more rows, and their controls; then, while time lasts, by other recipes and seeds."""
         best: list[_Entry] = []
         for entry in self.best(self.entries, len(self.entries)):
-            if len(best) < FINISHERS and (entry.family, entry.size) not in [(e.family, e.size) for e in best]:
+            sizes = [e.size for e in best if e.family == entry.family]
+            if len(best) < FINISHERS and len(sizes) < FINISHERS_A_FAMILY and entry.size not in sizes:
                 best.append(entry)
         plan: list[tuple[str, Mapping[str, Any], _Recipe]] = []
         for entry in best:
-            # The control first: it takes less time, and without it nobody knows what the teacher is for.
-            plan.extend((entry.family, entry.size, recipe) for recipe in self.controls(entry.family)[:1])
-            recipe = entry.recipe
-            real = self.count_real(unlabelled=recipe.unlabelled)
-            times = min(MORE, MOST_ROWS / real / max(1e-9, sum(factor for _, factor in recipe.augment)))
-            if recipe.augment and times >= LEAST_MORE:
-                more = tuple((kind, round(factor * times, 2)) for kind, factor in recipe.augment)
-                plan.append((entry.family, entry.size, replace(recipe, augment=more)))
+            is_first = entry is next(e for e in best if e.family == entry.family)
+            for size in [entry.size, *(self.near_variants(entry) if is_first else ())]:
+                # The control first: it takes less time, and without it nobody knows what the teacher is for.
+                recipes = [*self.controls(entry.family)[:1], *self.enlarged(entry.recipe)]
+                plan.extend((entry.family, size, recipe) for recipe in recipes)
         plan.extend((e.family, e.size, recipe) for e in best for recipe in self.controls(e.family)[1:])
         for entry in best:
             plan.extend((entry.family, entry.size, recipe) for recipe in found[entry.family][0])
@@ -1102,6 +1105,23 @@ class _Search:
                         )
             self.run("finish", again.values())
 
+    def enlarged(self, recipe: _Recipe) -> list[_Recipe]:
+        """Return a recipe with more augmented rows, if that is worth a training."""
+        real = self.count_real(unlabelled=recipe.unlabelled)
+        times = min(MORE, MOST_ROWS / real / max(1e-9, sum(factor for _, factor in recipe.augment)))
+        if not recipe.augment or times < LEAST_MORE:
+            return []
+        return [replace(recipe, augment=tuple((kind, round(n * times, 2)) for kind, n in recipe.augment))]
+
+    def near_variants(self, entry: _Entry) -> list[Mapping[str, Any]]:
+        """Return the size of the best student of another variant, if that is nearly as good as ``entry``."""
+        others = [
+            e
+            for e in self.entries
+            if e.family == entry.family and not e.is_control and _variant(e.size) != _variant(entry.size)
+        ]
+        return [e.size for e in self.best(others, 1) if e.tie_break >= _near(entry)]
+
     def rescue(self) -> None:
         """Train the smallest students on real rows, and their controls, where the budget ended before there was one.
 
@@ -1117,39 +1137,48 @@ class _Search:
         self.run("rescue", plan)
 
     def blend(self) -> None:
-        """Average the best students, greedily, while the sum of their latencies fits; and the best controls likewise."""
+        """Average the best student of each kind, controls among them; and the best controls likewise."""
         trained = [e for e in self.entries if e.student is not None]
-        best = self.best(trained, BLEND_FROM)
-        controls = self.best([e for e in trained if e.is_control], BLEND_FROM)
-        # What learned from labels alone errs elsewhere than what learned from the teacher, and gains more by a refit.
-        self.blend_of(best + [e for e in controls[:BLEND_CONTROLS] if e not in best])
-        self.blend_of(controls)
-
-    def blend_of(self, pool: list[_Entry]) -> None:
-        """Average students of ``pool``."""
-        for size in (2, BLEND_PARTS):
-            for start in pool[:3]:
+        for pool in (trained, [e for e in trained if e.is_control]):
+            for share in BLEND_SHARES:
                 if time.monotonic() > self.deadline:
                     return
-                parts = [start]
-                while len(parts) < size:
-                    better = self.next_part(parts, pool)
-                    if better is None:
-                        break
-                    parts.append(better)
+                parts = self.parts(pool, share * self.allowed_ms)
                 if len(parts) > 1:
                     self.keep_blend(parts)
 
-    def next_part(self, parts: list[_Entry], pool: list[_Entry]) -> _Entry | None:
-        """Return the student that improves a blend's log loss most.
+    def parts(self, pool: Iterable[_Entry], allowed_ms: float) -> list[_Entry]:
+        """Return which of ``pool`` to blend within a latency: first the best of each kind, then what lowers the loss most.
+
+        Of all subsets the one that is best on select is so by luck, mostly. What is near the best and of another kind errs
+        elsewhere, which no few rows need to show; and a student that has its control in it is hardly worse than that.
+        """
+        fitting = [e for e in pool if e.is_usable and e.latency_ms <= allowed_ms]
+        fitting.sort(key=lambda e: (-e.tie_break, e.number))
+        kinds: dict[tuple[Any, ...], _Entry] = {}
+        for entry in fitting:
+            if entry.tie_break >= _near(fitting[0]):
+                kinds.setdefault((entry.family, _variant(entry.size), entry.is_control), entry)
+        parts: list[_Entry] = []
+        for entry in kinds.values():
+            if len(parts) < BLEND_PARTS and _together_ms([*parts, entry]) <= allowed_ms:
+                parts.append(entry)
+        while 0 < len(parts) < BLEND_PARTS:
+            better = self.next_part(parts, fitting[:BLEND_FROM], allowed_ms)
+            if better is None:
+                break
+            parts.append(better)
+        return parts
+
+    def next_part(self, parts: list[_Entry], pool: list[_Entry], allowed_ms: float) -> _Entry | None:
+        """Return the student that improves a blend's log loss most, within a latency (Caruana et al. 2004).
 
         Not the metric: of few rows that is noise, and where the first student was lucky nothing would improve on it.
         """
         loss = self.score_blend(parts)
         found, best = None, loss + BLEND_GAIN * max(abs(loss), 1e-9)
-        used = sum(e.latency_ms - SHARED_MS for e in parts) + SHARED_MS
         for entry in pool:
-            if entry in parts or used + entry.latency_ms - SHARED_MS > self.allowed_ms:
+            if entry in parts or _together_ms([*parts, entry]) > allowed_ms:
                 continue
             new_loss = self.score_blend([*parts, entry])
             if new_loss > best:
@@ -1345,6 +1374,11 @@ def _screened(family: str, sizes: Sequence[Mapping[str, Any]], n_classes: int) -
     return len(sizes) // 2
 
 
+def _variant(size: Mapping[str, Any]) -> Any:
+    """Return what tells a size from others of its shape; None where there is nothing beside it to tell apart."""
+    return size.get(VARIANT) if len(size) > 1 else None
+
+
 def _variants(sizes: Sequence[Mapping[str, Any]], size: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the other sizes that differ from ``size`` in ``VARIANT`` alone."""
 
@@ -1354,6 +1388,16 @@ def _variants(sizes: Sequence[Mapping[str, Any]], size: Mapping[str, Any]) -> li
     if len(size) == 1:
         return []
     return [other for other in sizes if other != size and rest(other) == rest(size)]
+
+
+def _near(entry: _Entry) -> float:
+    """Return the least tie-break, a loss below 0, of what is nearly as good as ``entry``."""
+    return entry.tie_break - (NEAR_LOSS - 1) * abs(entry.tie_break)
+
+
+def _together_ms(parts: Sequence[_Entry]) -> float:
+    """Return what a blend of ``parts`` is expected to take."""
+    return sum(e.latency_ms - SHARED_MS for e in parts) + SHARED_MS
 
 
 def _ranked(usable: Sequence[_Entry]) -> list[_Entry]:

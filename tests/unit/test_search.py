@@ -220,7 +220,8 @@ def test_a_graph_that_disagrees_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_blends_are_candidates_and_average_their_parts() -> None:
-    found = search.search(problem("regression", 1500), FAST, teacher("regression"))
+    config = replace(FAST, families=("boosted", "mlp"))
+    found = search.search(problem("regression", 1500), config, teacher("regression"))
     blends = [c for c in found if c.family == "blend" and c.artifact]
     assert {c.is_control for c in blends} == {True, False}  # what a student is compared with is blended too
     frame = transfer(100, "regression", 5).frame
@@ -245,7 +246,7 @@ def test_a_blend_of_a_lucky_student_still_takes_what_lowers_its_loss() -> None:
     run.score(better, confident)
     assert lucky.metric == 1.0 > better.metric
     assert run.judge((lucky.logits + better.logits) / 2)[0] < lucky.metric  # type: ignore[operator]
-    assert run.next_part([lucky], [lucky, better]) is better
+    assert run.next_part([lucky], [lucky, better], 0.1) is better
 
 
 def test_candidates_and_blends_are_calibrated_on_select() -> None:
