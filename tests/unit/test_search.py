@@ -231,9 +231,33 @@ def test_blends_are_candidates_and_average_their_parts() -> None:
         np.testing.assert_allclose(run(blend.artifact, frame), mean, rtol=1e-4)
 
 
+def test_a_blend_has_the_best_of_each_kind_that_is_near_and_fits() -> None:
+    run = searching(problem("binary"), FAST, ThreadPoolExecutor(1))
+    y = run.problem.select.y
+    assert y is not None
+
+    def entry(
+        family: str, size: dict[str, int], alpha: float, sure: float, latency_ms: float
+    ) -> search._Entry:
+        made = search._Entry(len(run.entries), family, size, search._Recipe(1.0, alpha), {}, artifact=b"-")
+        run.score(made, sure * np.eye(2)[y])
+        made.is_control, made.latency_ms = alpha == 0.0, latency_ms
+        run.entries.append(made)
+        return made
+
+    binned = entry("mlp", {"hidden": 64, "bins": 16}, 1.0, 2.00, 0.02)
+    straight = entry("mlp", {"hidden": 32, "bins": 0}, 1.0, 1.99, 0.01)
+    trees = entry("boosted", {"rounds": 9, "leaves": 4}, 1.0, 1.98, 0.03)
+    control = entry("boosted", {"rounds": 9, "leaves": 4}, 0.0, 1.97, 0.01)
+    poor = entry("tree", {"leaves": 8}, 1.0, 1.00, 0.001)
+    assert binned.tie_break > straight.tie_break > trees.tie_break > control.tie_break > poor.tie_break
+    assert run.parts(run.entries, 1.0) == [binned, straight, trees, control]
+    # What does not fit beside the better ones is passed over, and what comes after it is not.
+    assert run.parts(run.entries, 0.035) == [binned, straight, control]
+
+
 def test_a_blend_of_a_lucky_student_still_takes_what_lowers_its_loss() -> None:
-    with ThreadPoolExecutor(1) as pool:
-        run = search._Search(problem("multiclass"), FAST, None, pool, lambda progress: None, is_local=True)
+    run = searching(problem("multiclass"), FAST, ThreadPoolExecutor(1))
     y = run.problem.select.y
     assert y is not None
     right = np.eye(4)[y]
