@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any
 
 from pg_distill import __version__
@@ -20,6 +21,9 @@ from pg_distill.errors import InvalidState
 __all__ = ["DaskExecutor"]
 
 CONNECT_SECONDS = 10.0
+SEND_SECONDS = (
+    60.0  # for rows to reach all workers: one that dies meanwhile can leave the scheduler waiting for good
+)
 KEPT_ROWS = 8  # sets of rows that the workers keep for tasks to come; those under way keep theirs
 ATTEMPTS = (
     3  # at a task whose rows went with the workers that had them, and at sending rows while workers die
@@ -135,9 +139,10 @@ class DaskExecutor(Executor):
         while True:
             try:
                 # In a list: a list is sent item by item, whatever the items are.
-                return self._client.scatter([rows], broadcast=True, hash=False)[0]
-            # A worker died over it, which the scheduler knows by now, or soon; a KeyError is the scheduler's own, of a worker
-            # that was gone when its turn came.
+                send = partial(self._client.scatter, [rows], broadcast=True, hash=False, asynchronous=True)
+                return self._client.sync(send, callback_timeout=SEND_SECONDS)[0]
+            # A worker died over it, which the scheduler knows by now, or soon (TimeoutError, too, is an OSError); a KeyError is
+            # the scheduler's own, of a worker that was gone when its turn came.
             except (OSError, KeyError) as error:
                 if attempt == ATTEMPTS or not self._is_connected():
                     raise InvalidState(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 import zlib
@@ -19,6 +20,7 @@ from student_rows import transfer, truth
 
 pytest.importorskip("distributed", reason="Dask is not installed (the extra dask)")
 
+from pg_distill import cluster as cluster_module
 from pg_distill.cluster import DaskExecutor
 
 
@@ -122,6 +124,9 @@ def test_rows_are_sent_again_where_a_worker_died_over_them(monkeypatch: pytest.M
     class Client:
         status = "running"
 
+        def sync(self, function: Any, callback_timeout: float) -> Any:
+            return function()
+
         def scatter(self, rows: Any, **_: Any) -> Any:
             answer = answers.pop(0)
             if isinstance(answer, Exception):
@@ -133,6 +138,23 @@ def test_rows_are_sent_again_where_a_worker_died_over_them(monkeypatch: pytest.M
     answers.extend(OSError("gone") for _ in range(3))
     with pytest.raises(InvalidState):
         executor._scattered("rows")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("cluster", [1], indirect=True)
+def test_sending_rows_ends_where_a_worker_never_answers(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where it is killed at the wrong moment: the scheduler then waits for good."""
+    monkeypatch.setattr(cluster_module, "SEND_SECONDS", 2.0)
+    with DaskExecutor(f"dask://{cluster.address}") as executor:
+        [worker] = cluster.workers
+        worker.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(InvalidState):
+                executor._scattered(transfer(100, "binary"))
+        finally:
+            worker.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.timeout(120)
