@@ -55,9 +55,9 @@ from .onnx_model import (
     encode,
     first_line,
     open_session,
-    prune,
     runtime_errors,
 )
+from .onnx_wire import prune
 
 __all__ = [
     "DEFAULT_LIMITS",

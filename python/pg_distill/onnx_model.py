@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from operator import itemgetter
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ from .errors import (
     UndefinedColumn,
 )
 from .frame import FloatArray, Frame, Kind, Task
+from .onnx_wire import Lookup, cut_lookups, prune
 
 __all__ = [
     "BATCH_ROWS",
@@ -47,14 +48,16 @@ __all__ = [
     "decode",
     "encode",
     "first_line",
+    "numbers_first",
     "open_session",
-    "prune",
     "read_number",
     "runtime_errors",
 ]
 
 NULL_STRING = "\x1f<NULL>"
 """What a student's graph reads for a NULL string; no column holds its control character by accident."""
+
+T = TypeVar("T")
 
 BATCH_ROWS = 4096
 """Rows a session run: enough to spread the call's cost, few enough to stay in the processor's cache."""
@@ -64,6 +67,7 @@ Null = Literal["nan", "string", "empty", "error"]
 Form = Literal["probabilities", "positive", "logits", "value", "label"]
 
 _PACK: Mapping[Element, str] = {"float32": "f", "float64": "d"}
+_NULL_STRINGS: Mapping[Null, str] = {"string": NULL_STRING, "empty": ""}
 _INTEGER_RANGE: Mapping[Element, tuple[float, float]] = {
     "int64": (-(2.0**63), 2.0**63 - 1024),  # the largest double below 2**63
     "int32": (-(2.0**31), 2.0**31 - 1),
@@ -152,6 +156,11 @@ class Signature:
     def names(self) -> tuple[str, ...]:
         """Names of the features, in order."""
         return tuple(feature.name for feature in self.features)
+
+    @property
+    def numbers_first(self) -> tuple[FeatureSpec, ...]:
+        """The features that are numbers, then the strings, both in order."""
+        return tuple(sorted(self.features, key=lambda feature: feature.kind == "string"))
 
     @property
     def is_numeric(self) -> bool:
@@ -256,99 +265,6 @@ def open_session(artifact: bytes, *, threads: int = 1) -> ort.InferenceSession:
     return session
 
 
-def prune(artifact: bytes, outputs: Sequence[str]) -> bytes:
-    """Return the graph with the tensors ``outputs`` as its only outputs, and only the nodes that these need.
-
-    onnxruntime runs every node whatever it is asked for: a ZipMap that makes a dict of each row, a label
-    that nobody reads. The stored artifact stays as its owner gave it; what a session is opened on is this.
-    It is cut on the wire format of protocol buffers, because a backend has no use for onnx's 30 MB:
-    ModelProto.graph is field 7, GraphProto.node 1 and output 12, NodeProto.input 1 and output 2,
-    ValueInfoProto.name 1. Nodes are in topological order (`onnx_graph.check`).
-
-    Raises
-    ------
-    InvalidArtifact
-        Where the bytes are not a message.
-    """
-    view = memoryview(artifact)
-    rest: list[bytes | memoryview] = []
-    graph: list[bytes | memoryview] = []
-    nodes: list[tuple[memoryview, list[str], list[str]]] = []
-    try:
-        for number, whole, payload in _wire_fields(view):
-            if number != 7:
-                rest.append(whole)
-                continue
-            for inner, inner_whole, inner_payload in _wire_fields(payload):
-                if inner == 1:
-                    names: tuple[list[str], list[str]] = ([], [])
-                    for n, _, value in _wire_fields(inner_payload):
-                        if n in (1, 2):
-                            names[n - 1].append(str(value, "utf-8"))
-                    nodes.append((inner_whole, *names))
-                elif inner != 12:
-                    graph.append(inner_whole)
-    except (IndexError, UnicodeDecodeError) as error:
-        raise InvalidArtifact("artifact is not readable as ONNX", detail=first_line(error)) from error
-    needed = set(outputs)
-    kept: list[bytes | memoryview] = []
-    for node, inputs, given in reversed(nodes):
-        if not needed.isdisjoint(given):
-            needed.update(inputs)
-            kept.append(node)
-    declared = (_wire_field(12, _wire_field(1, name.encode())) for name in outputs)
-    return b"".join([*rest, _wire_field(7, b"".join([*reversed(kept), *graph, *declared]))])
-
-
-def _wire_fields(view: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """Yield (number, field, payload) of a serialized message; IndexError where it is none."""
-    at, end = 0, len(view)
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = view[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-            if shift > 63:
-                raise IndexError("a varint is too long")
-
-    while at < end:
-        start = at
-        tag = varint()
-        wire = tag & 7
-        if wire == 0:
-            payload = at
-            varint()
-        elif wire in (1, 5):
-            payload, at = at, at + (8 if wire == 1 else 4)
-        elif wire == 2:
-            size = varint()
-            payload, at = at, at + size
-        else:
-            raise IndexError(f"wire type {wire} is not used by ONNX")
-        if at > end:
-            raise IndexError("a field ends after its message")
-        yield tag >> 3, view[start:at], view[payload:at]
-
-
-def _wire_field(number: int, payload: bytes) -> bytes:
-    """Return a field whose payload has a length."""
-
-    def varint(value: int) -> bytes:
-        out = bytearray()
-        while value > 0x7F:
-            out.append(value & 0x7F | 0x80)
-            value >>= 7
-        return bytes([*out, value])
-
-    return varint(number << 3 | 2) + varint(len(payload)) + payload
-
-
 def encode(signature: Signature, frame: Frame) -> dict[str, npt.NDArray[Any]]:
     """Return the graph's inputs for the rows of ``frame``, whose columns are found by name.
 
@@ -427,14 +343,20 @@ class Model:
     Attributes
     ----------
     predict_number
-        ``predict_number(values) -> float``: the last element of ``run_numbers(values)``: the probability of
-        the last class, or the value. The cheapest call there is.
+        ``predict_number(numbers) -> float``, or ``predict_number(numbers, strings)``: the last element of what
+        `run_numbers` or `run_mixed` gives: the probability of the last class, or the value. The cheapest call there is.
+    predict_position
+        Where the largest element stands, as cheaply.
     """
 
     def __init__(self, artifact: bytes, signature: Signature, *, threads: int = 1) -> None:
         self.signature = signature
         output = signature.output
-        self.session = open_session(prune(artifact, [output.name]), threads=threads)
+        graph = prune(artifact, [output.name])
+        strings = {spec.name for spec in signature.inputs if spec.element == "string"}
+        graph, self._lookups = cut_lookups(graph, strings) if strings else (graph, ())
+        self._looked_up = {lookup.source for lookup in self._lookups}
+        self.session = open_session(graph, threads=threads)
         self._outputs = [output.name]
         self._options = ort.RunOptions()
         self._options.log_severity_level = 4
@@ -442,13 +364,22 @@ class Model:
         self._run: Callable[..., Any] = getattr(getattr(self.session, "_sess", None), "run", self.session.run)
         self._batch = min((i.batch for i in signature.inputs if i.batch is not None), default=None)
         self._plan = [_Slot(signature, spec) for spec in signature.inputs]
-        self._feeds = {slot.spec.name: slot.array for slot in self._plan}
+        by_name = {slot.spec.name: slot for slot in self._plan}
+        self._row_lookups = [_RowLookup(lookup, by_name[lookup.source]) for lookup in self._lookups]
+        self._feeds = {name: slot.array for name, slot in by_name.items() if name not in self._looked_up}
+        self._feeds |= {lookup.target: lookup.array for lookup in self._row_lookups}
         straight = tuple(range(len(signature.features)))
         self._is_straight = signature.is_numeric and [i.features for i in signature.inputs] == [straight]
         self._is_plain = output.form in ("probabilities", "value")  # nothing left for `decode` to do
         self._bound: npt.NDArray[Any] | None = None
         self._run_bound = self._bind()
-        self.predict_number: Callable[[Sequence[Any]], float] = self._make_predict_number()
+        self.predict_number: Callable[..., float] = self._fastest(
+            lambda output: partial(output.item, output.size - 1), lambda answer: float(answer[-1])
+        )
+        self.predict_position: Callable[..., int] = self._fastest(
+            lambda output: cast(Callable[[], int], output.argmax) if output.size > 1 else None,
+            lambda answer: int(np.argmax(answer)),
+        )
 
     # -- one row
 
@@ -495,6 +426,23 @@ class Model:
             raise UndefinedColumn(f'feature "{error.args[0]}" is missing from the row') from None
         return self._finish()
 
+    def run_mixed(self, numbers: Sequence[Any], strings: Sequence[Any]) -> FloatArray:
+        """Predict one row given as its numbers and its strings, each in the order of the features; None is NULL.
+
+        Returns
+        -------
+        (K,) float64 probabilities, or (1,) the value.
+
+        Raises
+        ------
+        InvalidData, NullNotAllowed, DatatypeMismatch
+            As `run_numbers`.
+        """
+        values = numbers_first(self.signature, numbers, strings)
+        for slot in self._plan:
+            slot.fill(slot.pick_mixed(values))
+        return self._finish()
+
     def _fill_numbers(self, values: Sequence[Any]) -> None:
         expected = len(self.signature.features)
         if len(values) != expected:
@@ -507,12 +455,14 @@ class Model:
                 name = slot.features[0].name
                 raise FeatureNotSupported(
                     f'feature "{name}" is a string, which an array of numbers cannot hold',
-                    hint="Pass the features as one jsonb object.",
+                    hint="Pass numbers and strings as two arrays, or the row as jsonb.",
                 )
             slot.fill([values[i] for i in slot.spec.features])
 
     def _finish(self) -> FloatArray:
         """Run the graph on the buffers."""
+        for lookup in self._row_lookups:
+            lookup.fill()
         try:
             if self._run_bound is not None and self._bound is not None:
                 self._run_bound()
@@ -530,7 +480,8 @@ class Model:
 
         Strings cannot be bound, and labels need no speed. The output's shape is known only after a run.
         """
-        if not self.signature.is_numeric or self.signature.output.form == "label":
+        takes_strings = any(array.dtype == object for array in self._feeds.values())
+        if takes_strings or self.signature.output.form == "label":
             return None
         try:
             first = self._run(self._outputs, self._feeds, self._options)[0]
@@ -554,32 +505,53 @@ class Model:
             run, target = inner.run_with_iobinding, inner_binding
         return partial(run, target, options)
 
-    def _make_predict_number(self) -> Callable[[Sequence[Any]], float]:
-        def slow(values: Sequence[Any]) -> float:
-            return float(self.run_numbers(values)[-1])
+    def _fastest(
+        self, read: Callable[[npt.NDArray[Any]], Callable[[], T] | None], find: Callable[[FloatArray], T]
+    ) -> Callable[..., T]:
+        """Return the shortest way from one row's numbers, and strings where the model takes some, to an answer.
 
-        first, run, bound = self._plan[0], self._run_bound, self._bound
-        if run is None or bound is None or self.signature.output.form == "logits":
-            return slow
-        if not self._is_straight or first.pack is None:
-            return slow
-        pack, buffer, item, last = first.pack, first.array, bound.item, bound.size - 1
-        refuses_nan = not first.takes_nan
+        ``find`` makes it of what the ways above return; ``read(output)()`` of the bound output.
+        """
 
-        def fast(values: Sequence[Any]) -> float:
+        def slow(numbers: Sequence[Any], *strings: Sequence[Any]) -> T:
+            return find(self.run_mixed(numbers, *strings) if strings else self.run_numbers(numbers))
+
+        first, *looked_up = sorted(self._plan, key=lambda slot: slot.spec.element == "string")
+        run, pack, buffer, refuses_nan = self._run_bound, first.pack, first.array, not first.takes_nan
+        answer = None
+        if self._bound is not None and self.signature.output.form != "logits":
+            answer = read(self._bound)
+        if run is None or pack is None or answer is None or not self._is_simple(first, *looked_up):
+            return slow
+        lookups = [lookup.of_values() for lookup in self._row_lookups]
+        arrays = len(looked_up)
+
+        def fast(numbers: Sequence[Any], *strings: Sequence[Any]) -> T:
+            if len(strings) != arrays:
+                return slow(numbers, *strings)
             try:
-                pack(buffer, 0, *values)
+                pack(buffer, 0, *numbers)
+                for pack_codes, codes, get, default in lookups:
+                    pack_codes(codes, 0, *[get(value, default) for value in strings[0]])
             except (struct.error, OverflowError, TypeError):
-                return slow(values)  # NULL, a number past float32, or an error to name
-            if refuses_nan and math.isnan(sum(values)):
-                return slow(values)  # NaN, or infinities of both signs
+                return slow(numbers, *strings)  # NULL, a number past float32, or an error to name
+            if refuses_nan and math.isnan(sum(numbers)):
+                return slow(numbers, *strings)  # NaN, or infinities of both signs
             try:
                 run()
             except runtime_errors as error:
                 raise _failed(error) from error
-            return cast(float, item(last))
+            return answer()
 
         return fast
+
+    def _is_simple(self, first: _Slot, *others: _Slot) -> bool:
+        """Return whether one input takes all numbers in order, and at most one other all strings, which are looked up."""
+        features = [feature for slot in (first, *others) for feature in slot.features]
+        return tuple(features) == self.signature.numbers_first and (
+            not others
+            or (len(others) == 1 and others[0].spec.name in self._looked_up and others[0].null is not None)
+        )
 
     def terminate(self) -> None:
         """End the run that another thread is in, at its next operator; the model is of no use after that."""
@@ -657,12 +629,37 @@ class Model:
         out = np.empty((n, self.signature.width), np.float64)
         for start in range(0, n, step):
             rows = slice(start, min(start + step, n))
+            given = feeds(rows)
+            fed = {name: array for name, array in given.items() if name not in self._looked_up}
+            fed |= {lookup.target: lookup.numbers(given[lookup.source]) for lookup in self._lookups}
             try:
-                raw = self._run(self._outputs, feeds(rows), self._options)[0]
+                raw = self._run(self._outputs, fed, self._options)[0]
             except runtime_errors as error:
                 raise _failed(error) from error
             out[rows] = decode(self.signature, np.asarray(raw), rows.stop - start, logits=logits)
         return out
+
+
+class _RowLookup:
+    """The buffer of what one row's strings are looked up as."""
+
+    def __init__(self, lookup: Lookup, slot: _Slot) -> None:
+        self.target = lookup.target
+        self.array: npt.NDArray[Any] = np.zeros(slot.array.shape, lookup.element)
+        self._lookup, self._cells, self._null = lookup, slot.cells, slot.null
+        code = "q" if lookup.element == "int64" else "f"
+        self._pack: Callable[..., None] = struct.Struct(f"{self.array.size}{code}").pack_into
+
+    def fill(self) -> None:
+        """Look up the row that is in the slot."""
+        get, default = self._lookup.table.get, self._lookup.default
+        self._pack(self.array, 0, *[get(value, default) for value in self._cells.tolist()])
+
+    def of_values(self) -> tuple[Callable[..., None], npt.NDArray[Any], Callable[..., float], float]:
+        """Return how to write the buffer, the buffer, how to look a value or None up, and what others become."""
+        table, default = dict[Any, float](self._lookup.table), self._lookup.default
+        table[None] = table.get(self._null, default)
+        return self._pack, self.array, table.get, default
 
 
 class _Slot:
@@ -681,12 +678,21 @@ class _Slot:
         self.cells = self.array.reshape(-1)
         code = _PACK.get(spec.element)
         self.pack: Callable[..., None] | None = struct.Struct(f"{width}{code}").pack_into if code else None
+        encodings = {_NULL_STRINGS.get(f.null) for f in self.features}
+        self.null = encodings.pop() if len(encodings) == 1 else None
+        """What NULL is in an input of strings, where it is the same for all of its features."""
         self.takes_nan = all(f.null != "error" for f in self.features)
         self.plain = code is not None and all(f.null == "nan" for f in self.features)
         names = [f.name for f in self.features]
         pick = itemgetter(*names)
         self.pick: Callable[[Mapping[str, Any]], Sequence[Any]] = (
             pick if width > 1 else lambda row: (pick(row),)
+        )
+        order = {feature.name: place for place, feature in enumerate(signature.numbers_first)}
+        places = [order[name] for name in names]
+        together = places == list(range(places[0], places[0] + width))
+        self.pick_mixed: Callable[[Sequence[Any]], Sequence[Any]] = (
+            itemgetter(slice(places[0], places[0] + width)) if together else itemgetter(*places)
         )
 
     def fill(self, values: Sequence[Any]) -> None:
@@ -712,6 +718,23 @@ class _Slot:
                 if self.pack is None:
                     number = _integer(feature, element, number)
                 cells[position] = number
+
+
+def numbers_first(signature: Signature, numbers: Sequence[Any], strings: Sequence[Any]) -> tuple[Any, ...]:
+    """Return a row's numbers, then its strings, each in the order of the features.
+
+    Raises
+    ------
+    InvalidData
+        Where there are more or fewer than the model takes.
+    """
+    expected = sum(feature.kind == "string" for feature in signature.features)
+    others = len(signature.features) - expected
+    if (len(numbers), len(strings)) != (others, expected):
+        raise InvalidData(
+            f"expected {others} numbers and {expected} strings, not {len(numbers)} and {len(strings)}"
+        )
+    return (*numbers, *strings)
 
 
 def _string(feature: FeatureSpec, value: object) -> str:

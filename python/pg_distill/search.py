@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import measure, onnx_model, pareto
+from . import measure, onnx_model, onnx_wire, pareto
 from .errors import FeatureNotSupported, InvalidData, LimitExceeded, PgDistillError
 from .frame import FloatArray, Frame, Task
 from .soft_labels import kl, one_hot, softmax
@@ -352,18 +352,22 @@ def _make(family: str, size: Mapping[str, Any], recipe: _Recipe, task: Any) -> S
     return student
 
 
-def _feeds(session: Any, frame: Frame) -> dict[str, npt.NDArray[Any]]:
-    """Return what a student's session takes for ``frame``."""
+def _feeds(
+    session: Any, frame: Frame, lookups: Sequence[onnx_wire.Lookup] = ()
+) -> dict[str, npt.NDArray[Any]]:
+    """Return what a student's session takes for ``frame``; ``lookups`` are those that were cut from its graph."""
+    by_target = {lookup.target: lookup for lookup in lookups}
+    strings = [frame.strings(name).to_objects(onnx_model.NULL_STRING) for name in frame.string_names]
     feeds: dict[str, npt.NDArray[Any]] = {}
     for node in session.get_inputs():
         if node.name == "numbers":
             kind = np.float64 if "double" in node.type else np.float32
             with np.errstate(over="ignore"):
                 feeds["numbers"] = frame.numbers().astype(kind)
+        elif node.name in by_target:
+            feeds[node.name] = by_target[node.name].numbers(np.column_stack(strings))
         else:
-            names = frame.string_names
-            columns = [frame.strings(name).to_objects(onnx_model.NULL_STRING) for name in names]
-            feeds["strings"] = np.column_stack(columns)
+            feeds["strings"] = np.column_stack(strings)
     return feeds
 
 
@@ -379,10 +383,11 @@ def _disagreement(artifact: bytes, frame: Frame, logits: FloatArray, task: Task)
 
 
 def latency_ms(artifact: bytes, frame: Frame) -> float:
-    """Return the median of one-row ``session.run`` calls over real rows, in ms."""
-    session = onnx_model.open_session(artifact)
+    """Return the median of one-row ``session.run`` calls over real rows, in ms, of the graph that predict would run."""
+    graph, lookups = onnx_wire.cut_lookups(artifact, {"strings"})
+    session = onnx_model.open_session(graph)
     rows = [
-        _feeds(session, frame.take(np.array([i])))
+        _feeds(session, frame.take(np.array([i])), lookups)
         for i in np.linspace(0, len(frame) - 1, TIMED_ROWS).astype(int)
     ]
     run, names = session.run, [o.name for o in session.get_outputs()]

@@ -33,7 +33,7 @@ from pg_distill.errors import (
 )
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
 from pg_distill.onnx_model import Model as Session
-from pg_distill.onnx_model import Signature, read_number
+from pg_distill.onnx_model import Signature, numbers_first, read_number
 
 if TYPE_CHECKING:
     from pg_distill.registry import Model
@@ -54,8 +54,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-Features = list[Any] | str | dict[str, Any] | None
-"""A row: numbers in the order of the features, the text of a JSON object, or values by name."""
+Features = list[Any] | tuple[list[Any], list[Any]] | str | dict[str, Any] | None
+"""A row: numbers in the order of the features; numbers and strings; the text of a JSON object; values by name."""
 
 SESSION_OVERHEAD_BYTES = 256 * 2**10
 """What a session of a small graph takes beside its weights; see tests/bench/serving.py."""
@@ -193,9 +193,9 @@ class Predictor:
         """Return (n, K) probabilities or (n, 1) values of rows whose columns are found by name."""
         raise NotImplementedError
 
-    def number(self, features: list[Any]) -> float:
-        """Return the probability of the last class, or the value, for numbers in order."""
-        return self.last(features)
+    def number(self, numbers: list[Any], strings: list[Any] | None = None) -> float:
+        """Return the probability of the last class, or the value, for numbers, or numbers and strings, in order."""
+        return self.last(numbers if strings is None else (numbers, strings))
 
     def last(self, features: Features) -> float:
         """Return the probability of the last class, or the value, for one row.
@@ -207,20 +207,6 @@ class Predictor:
         """
         self.require_number()
         return float(self.run(features)[-1])
-
-    def row(self, numbers: list[Any] | None, strings: list[Any] | None) -> dict[str, Any]:
-        """Return one row given as its numbers and its strings, each in the order of the features."""
-        if numbers is None or strings is None:
-            raise NullNotAllowed("numbers and strings must not be NULL")
-        features = self.signature.features
-        names = (
-            [f.name for f in features if f.kind != "string"],
-            [f.name for f in features if f.kind == "string"],
-        )
-        for expected, given, what in zip(names, (numbers, strings), ("numbers", "strings"), strict=True):
-            if len(given) != len(expected):
-                raise InvalidData(f"expected {len(expected)} {what}, not {len(given)}")
-        return dict(zip([*names[0], *names[1]], [*numbers, *strings], strict=True))
 
     def require_number(self) -> None:
         """Raise FeatureNotSupported where one number cannot tell what the model says."""
@@ -250,15 +236,26 @@ class _OnnxPredictor(Predictor):
         super().__init__(name, session.signature)
         self.session = session
         if session.signature.task != "multiclass":
-            self.number = session.predict_number  # type: ignore[assignment, method-assign]
-        # The closure refers to the session: without this way back, eviction frees both at once, and not when Python's
+            self.number = session.predict_number  # type: ignore[method-assign]
+        self._position = session.predict_position
+        # The closures refer to the session: without this way back, eviction frees all at once, and not when Python's
         # collector of cycles, which knows nothing of a session's size, comes by.
-        del session.predict_number
+        del session.predict_number, session.predict_position
 
     def run(self, features: Features) -> FloatArray:
         if isinstance(features, list):
             return self.session.run_numbers(features)
+        if isinstance(features, tuple):
+            return self.session.run_mixed(*features)
         return self.session.run_row(_row(features))
+
+    def class_name(self, features: Features) -> str:
+        self.require_classes()
+        if isinstance(features, list):
+            return self.signature.classes[self._position(features)]
+        if isinstance(features, tuple):
+            return self.signature.classes[self._position(*features)]
+        return super().class_name(features)
 
     def run_many(self, rows: FloatArray) -> FloatArray:
         return self.session.run_array(rows)
@@ -316,13 +313,19 @@ class _SqlPredictor(Predictor):
     def run(self, features: Features) -> FloatArray:
         if isinstance(features, list):
             row: Mapping[str, Any] = dict(zip(self._names(len(features)), features, strict=True))
+        elif isinstance(features, tuple):
+            names = (feature.name for feature in self.signature.numbers_first)
+            row = dict(zip(names, numbers_first(self.signature, *features), strict=True))
         else:
             row = _row(features)
         return self.run_frame(_frame(self.signature, row)).reshape(-1)
 
     def _names(self, count: int) -> Sequence[str]:
         if not self.signature.is_numeric:
-            raise FeatureNotSupported(f'model "{self.name}" takes strings', hint="Pass a jsonb object.")
+            raise FeatureNotSupported(
+                f'model "{self.name}" takes strings',
+                hint="Pass numbers and strings as two arrays, or the row as jsonb.",
+            )
         names = self.signature.names
         if count != len(names):
             raise InvalidData(f"expected {len(names)} features, not {count}")

@@ -48,6 +48,7 @@ __all__ = [
     "predict_batch",
     "predict_class",
     "predict_class_batch",
+    "predict_class_mixed",
     "predict_mixed",
     "predict_proba",
     "predict_proba_mixed",
@@ -481,12 +482,18 @@ def predict(plpy: Any, model: str | None, features: list[Any] | str | None, snap
         raise
 
 
+def _mixed(numbers: list[Any] | None, strings: list[Any] | None) -> tuple[list[Any], list[Any]]:
+    if numbers is None or strings is None:
+        raise NullNotAllowed("numbers and strings must not be NULL")
+    return numbers, strings
+
+
 def predict_mixed(
     plpy: Any, model: str | None, numbers: list[Any] | None, strings: list[Any] | None, snapshot: bytes | None
 ) -> float:
     try:
         predictor = serving.find(_serving(plpy), model, snapshot)
-        return predictor.last(predictor.row(numbers, strings))
+        return predictor.number(*_mixed(numbers, strings))
     except PgDistillError as error:
         _raise(plpy, error)
         raise
@@ -497,7 +504,7 @@ def predict_proba_mixed(
     plpy: Any, model: str | None, numbers: list[Any] | None, strings: list[Any] | None, snapshot: bytes | None
 ) -> list[float]:
     predictor = serving.find(_serving(plpy), model, snapshot)
-    return predictor.probabilities(predictor.row(numbers, strings)).tolist()  # type: ignore[no-any-return]
+    return predictor.probabilities(_mixed(numbers, strings)).tolist()  # type: ignore[no-any-return]
 
 
 @_boundary
@@ -507,11 +514,25 @@ def predict_proba(
     return serving.find(_serving(plpy), model, snapshot).probabilities(features).tolist()  # type: ignore[no-any-return]
 
 
-@_boundary
 def predict_class(
     plpy: Any, model: str | None, features: list[Any] | str | None, snapshot: bytes | None
 ) -> str:
-    return serving.find(_serving(plpy), model, snapshot).class_name(features)
+    try:
+        return serving.find(_serving(plpy), model, snapshot).class_name(features)
+    except PgDistillError as error:
+        _raise(plpy, error)
+        raise
+
+
+def predict_class_mixed(
+    plpy: Any, model: str | None, numbers: list[Any] | None, strings: list[Any] | None, snapshot: bytes | None
+) -> str:
+    try:
+        predictor = serving.find(_serving(plpy), model, snapshot)
+        return predictor.class_name(_mixed(numbers, strings))
+    except PgDistillError as error:
+        _raise(plpy, error)
+        raise
 
 
 @_boundary

@@ -107,6 +107,7 @@ BEGIN ATOMIC
     FROM (SELECT distill._score(model, query, key_column, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot())) AS c) s;
 END;
 
+-- include 51_predict_class_mixed.sql
 -- include 63_batch_class.sql
 -- include 64_prune.sql
 -- include 65_guard.sql

@@ -234,6 +234,14 @@ WRONG = [
     ("SELECT distill.predict('m', '[0]'::jsonb)", "42804"),
     ("SELECT distill.predict('m', '{}'::jsonb)", "42703"),
     ("SELECT distill.predict('m', '{\"x\": \"a\"}'::jsonb)", "42804"),
+    ("SELECT distill.predict('m', NULL, '{}')", "22004"),
+    ("SELECT distill.predict('m', '{0}', NULL)", "22004"),
+    ("SELECT distill.predict('m', '{0,1}', '{}')", "22000"),
+    ("SELECT distill.predict('m', '{0}', '{a}')", "22000"),
+    ("SELECT distill.predict('m', '{NULL}', '{}')", "22004"),
+    ("SELECT distill.predict_class('m', '{0}', '{}')", "0A000"),
+    ("SELECT distill.predict_class(NULL, '{0}', '{}')", "22004"),
+    ("SELECT distill.predict_class('m', NULL::float8[])", "0A000"),
     # NULL and NaN are the same to a model, one by one, by name and in bulk; "m" has an encoding for neither.
     ("SELECT distill.predict('m', ARRAY['NaN'::float8])", "22004"),
     ("SELECT distill.predict('m', '{\"x\": \"NaN\"}'::jsonb)", "22004"),
@@ -247,6 +255,7 @@ WRONG = [
     ("SELECT distill.predict('rule', ARRAY[[0]])", "42804"),
     ("SELECT distill.predict('rule', '{{1,2},{3,4}}'::float8[])", "22000"),
     ("SELECT distill.predict_batch('rule', '{{1,2},{3,4}}')", "22000"),
+    ("SELECT distill.predict('rule', '{0,1}', '{}')", "22000"),
     ("SELECT distill.predict('rule', '[0]'::jsonb)", "42804"),
     ("SELECT distill.predict('rule', '{}'::jsonb)", "42703"),
     ("SELECT distill.predict('rule', '{\"x\": \"a\"}'::jsonb)", "42804"),
@@ -339,6 +348,12 @@ def test_classes_of_many_rows_are_those_of_one(shared: Callable[[], psycopg.Conn
             f" FROM distill.score_class('{model}', '{table}', 'id') s JOIN {table} r ON r.id = s.key::int"
         ).fetchone()  # type: ignore[misc]
         assert (rows, different, classes) == (count, 0, least)
+    # By two arrays as by name.
+    assert connection.execute(
+        "SELECT count(DISTINCT predict_class), count(*) FILTER (WHERE predict_class <> distill.predict_class('survival_distilled', row))"
+        " FROM (SELECT to_jsonb(p) AS row, distill.predict_class('survival_distilled', ARRAY[age, fare]::float8[], ARRAY[cabin, port])"
+        " FROM p) s"
+    ).fetchone() == (2, 0)
     features = f"ARRAY[{', '.join(f'x{i}' for i in range(64))}]"
     assert connection.execute(
         f"SELECT distill.predict_class_batch('digits_distilled', array_agg({features} ORDER BY id))"

@@ -36,8 +36,8 @@ from pg_distill.onnx_model import (
     OutputSpec,
     Signature,
     open_session,
-    prune,
 )
+from pg_distill.onnx_wire import prune
 
 NAN = math.nan
 
@@ -107,6 +107,9 @@ def test_every_way_in_gives_the_same_answer(form: str, body: str, width: int, el
         np.testing.assert_array_equal(model.run_row({"x0": row[0], "x1": row[1], "other": "z"}), answer)
         assert model.predict_number(row) == answer[-1]
         assert model.predict_number(tuple(row)) == answer[-1]
+        np.testing.assert_array_equal(model.run_mixed(row, []), answer)
+        assert model.predict_number(row, []) == answer[-1]
+        assert model.predict_position(row) == np.argmax(answer)
 
 
 def test_an_answer_outlives_the_next_call() -> None:
@@ -181,7 +184,7 @@ def test_timestamps_are_seconds_since_1970(text: str, expected: float) -> None:
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, 2.0, 3.0]])
 def test_a_wrong_count_is_invalid_data(values: Sequence[float]) -> None:
     model = softmax_model()
-    for call in (model.predict_number, model.run_numbers):
+    for call in (model.predict_number, model.predict_position, model.run_numbers):
         with pytest.raises(InvalidData, match=rf"expected 2 features, not {len(values)}"):
             call(values)
     with pytest.raises(InvalidData):
@@ -289,6 +292,13 @@ def test_columns_reach_their_inputs() -> None:
         amount = frame.number("amount")[i]
         row = {"city": cities[i], "amount": None if math.isnan(amount) else amount, "visits": i + 1}
         np.testing.assert_array_equal(model.run_row(row), answer)
+        np.testing.assert_array_equal(model.run_mixed([row["amount"], i + 1], [cities[i]]), answer)
+    for counts in (([1.0], ["a"]), ([1.0, 1, 2], ["a"]), ([1.0, 1], []), ([1.0, 1], ["a", "a"])):
+        with pytest.raises(InvalidData, match="2 numbers and 1 strings"):
+            model.run_mixed(*counts)
+    for value, error in ((1.5, InvalidData), (None, NullNotAllowed), ("a", DatatypeMismatch)):
+        with pytest.raises(error, match='"visits"'):
+            model.run_mixed([1.0, value], ["a"])
     for call in (model.predict_number, model.run_numbers):
         with pytest.raises(FeatureNotSupported, match='"city"'):
             call([0.0, 0.0, 1.0])
@@ -450,6 +460,7 @@ def test_without_the_private_interface_of_onnxruntime(monkeypatch: pytest.Monkey
     model = softmax_model()
     np.testing.assert_array_equal(model.run_array(rows), expected)
     assert [model.predict_number(row) for row in rows.tolist()] == expected[:, 1].tolist()
+    assert [model.predict_position(row) for row in rows.tolist()] == expected.argmax(axis=1).tolist()
 
 
 def test_without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,6 +475,7 @@ def test_without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = softmax_model()
     assert model._run_bound is None
     assert [model.predict_number(row) for row in rows.tolist()] == expected[:, 1].tolist()
+    assert [model.predict_position(row) for row in rows.tolist()] == expected.argmax(axis=1).tolist()
 
 
 def test_what_is_no_model_is_an_invalid_artifact() -> None:

@@ -47,6 +47,7 @@ ROOMS = (
     "transfer_set",
     "soft_labels",
     "onnx_model",
+    "onnx_wire",
     "measure",
     "pareto",
     "database",
@@ -67,6 +68,7 @@ PURE = (
     "pareto",
     "frame",
     "onnx_model",
+    "onnx_wire",
 )
 
 # Libraries that only some rooms may import: plpy is handed in, psycopg is the way from outside.

@@ -1,0 +1,253 @@
+"""A served graph is the stored one cut down: to the outputs that are read, and without its dictionaries of strings.
+
+Cut on the wire format of protocol buffers, because a backend has no use for onnx's 30 MB. The numbers of the fields are
+those of onnx.proto: ModelProto.graph 7; GraphProto.node 1, initializer 5, input 11, output 12; NodeProto.input 1, output 2,
+op_type 4, attribute 5, domain 7; ValueInfoProto.name 1, type 2; TypeProto.tensor_type 1, in it elem_type 1 and shape 2;
+TensorProto.name 8; AttributeProto.name 1, f 2, i 3, g 6, floats 7, ints 8, strings 9, graphs 11.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InvalidArtifact
+
+__all__ = ["Lookup", "cut_lookups", "prune"]
+
+_ELEMENTS = {"float32": 1, "int64": 7}  # of TensorProto.DataType
+
+
+def prune(artifact: bytes, outputs: Sequence[str]) -> bytes:
+    """Return the graph with the tensors ``outputs`` as its only outputs, and only the nodes that these need.
+
+    onnxruntime runs every node whatever it is asked for: a ZipMap that makes a dict of each row, a label
+    that nobody reads. The stored artifact stays as its owner gave it; what a session is opened on is this.
+    Nodes are in topological order (`onnx_graph.check`).
+
+    Raises
+    ------
+    InvalidArtifact
+        Where the bytes are not a message.
+    """
+    rest: list[bytes | memoryview] = []
+    graph: list[bytes | memoryview] = []
+    nodes: list[tuple[memoryview, list[str], list[str]]] = []
+    try:
+        for number, whole, payload in _fields(memoryview(artifact)):
+            if number != 7:
+                rest.append(whole)
+                continue
+            for inner, inner_whole, inner_payload in _fields(payload):
+                if inner == 1:
+                    names: tuple[list[str], list[str]] = ([], [])
+                    for n, _, value in _fields(inner_payload):
+                        if n in (1, 2):
+                            names[n - 1].append(str(value, "utf-8"))
+                    nodes.append((inner_whole, *names))
+                elif inner != 12:
+                    graph.append(inner_whole)
+    except (IndexError, UnicodeDecodeError) as error:
+        raise InvalidArtifact("artifact is not readable as ONNX", detail=f"{error}.") from error
+    needed = set(outputs)
+    kept: list[bytes | memoryview] = []
+    for node, inputs, given in reversed(nodes):
+        if not needed.isdisjoint(given):
+            needed.update(inputs)
+            kept.append(node)
+    declared = (_field(12, _field(1, name.encode())) for name in outputs)
+    return b"".join([*rest, _field(7, b"".join([*reversed(kept), *graph, *declared]))])
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A LabelEncoder that stood between an input of strings and the rest of the graph.
+
+    ``source`` is the graph's input, ``target`` the input of numbers that the cut graph has instead; a string that is not in
+    ``table`` becomes ``default``.
+    """
+
+    source: str
+    target: str
+    table: Mapping[str, float]
+    default: float
+    element: Literal["float32", "int64"]
+
+    def numbers(self, strings: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return what ``strings`` become, in the same shape."""
+        found = map(self.table.get, strings.ravel().tolist(), itertools.repeat(self.default))
+        return np.fromiter(found, self.element, strings.size).reshape(strings.shape)
+
+
+def cut_lookups(graph: bytes, sources: Collection[str]) -> tuple[bytes, tuple[Lookup, ...]]:
+    """Return a graph of `prune` without the LabelEncoders at its inputs of strings, ``sources``, and these.
+
+    A Python dictionary looks a few strings up in less time than onnxruntime takes to make a tensor of them, and a session
+    whose inputs are all of numbers can be bound to buffers. An input with other readers too stays as it is.
+    """
+    rest: list[memoryview] = []
+    parts: list[tuple[int, memoryview, memoryview]] = []
+    for number, whole, payload in _fields(memoryview(graph)):
+        if number == 7:
+            parts.extend(_fields(payload))
+        else:
+            rest.append(whole)
+    nodes = [_Node(payload) for number, _, payload in parts if number == 1]
+    if any(node.has_graph for node in nodes):
+        return graph, ()  # which may read any tensor from outside
+    taken = {_text(payload, 8) for number, _, payload in parts if number == 5}
+    taken |= {_text(payload, 1) for number, _, payload in parts if number == 12}
+    inputs: dict[str, tuple[memoryview, bytes]] = {}
+    lookups: list[Lookup] = []
+    for number, whole, payload in parts:
+        name = _text(payload, 1) if number == 11 else ""
+        if name not in sources or name in taken:
+            continue
+        found = [node.lookup(name) for node in nodes if name in node.inputs]
+        made = [lookup for lookup in found if lookup is not None and lookup.target not in taken]
+        if found and len(made) == len(found):
+            inputs[name] = whole, _shape(payload)
+            lookups.extend(made)
+    if not lookups:
+        return graph, ()
+    cut = {id(whole) for whole, _ in inputs.values()}
+    targets = {lookup.target for lookup in lookups}
+    encoders = {id(node.payload) for node in nodes if not targets.isdisjoint(node.outputs)}
+    kept: list[memoryview | bytes] = [
+        whole for _, whole, payload in parts if id(whole) not in cut and id(payload) not in encoders
+    ]
+    for lookup in lookups:
+        kind = bytes([1 << 3, _ELEMENTS[lookup.element]])
+        value = _field(1, lookup.target.encode()) + _field(2, _field(1, kind + inputs[lookup.source][1]))
+        kept.append(_field(11, value))
+    return b"".join([*rest, _field(7, b"".join(kept))]), tuple(lookups)
+
+
+class _Node:
+    """What `cut_lookups` asks of a node."""
+
+    def __init__(self, payload: memoryview) -> None:
+        self.payload = payload
+        self.inputs: list[str] = []
+        self.outputs: list[str] = []
+        self.attributes: list[memoryview] = []
+        self.has_graph = False
+        kind = {4: "", 7: ""}
+        for number, _, value in _fields(payload):
+            if number in (1, 2):
+                (self.inputs if number == 1 else self.outputs).append(str(value, "utf-8"))
+            elif number in kind:
+                kind[number] = str(value, "utf-8")
+            elif number == 5:
+                self.attributes.append(value)
+                self.has_graph = self.has_graph or any(n in (6, 11) for n, _, _ in _fields(value))
+        self.is_encoder = (kind[4], kind[7]) == ("LabelEncoder", "ai.onnx.ml")
+
+    def lookup(self, source: str) -> Lookup | None:
+        """Return the node as a lookup; None where it is none from strings to numbers."""
+        if not self.is_encoder:
+            return None
+        floats: list[float] = []
+        integers: list[int] = []
+        keys: list[str] = []
+        defaults: dict[str, float] = {"default_int64": -1, "default_float": -0.0}
+        for attribute in self.attributes:
+            name = _text(attribute, 1)
+            if name not in ("keys_strings", "values_floats", "values_int64s", "default_string", *defaults):
+                return None
+            for number, _, value in _fields(attribute):
+                if number == 9 and name == "keys_strings":
+                    keys.append(str(value, "utf-8", "surrogateescape"))
+                elif number == 7:
+                    floats.extend(np.frombuffer(value, "<f4").tolist())
+                elif number == 8:
+                    integers.extend(_integers(value))
+                elif number == 2 and name == "default_float":
+                    defaults[name] = float(np.frombuffer(value, "<f4")[0])
+                elif number == 3 and name == "default_int64":
+                    defaults[name] = next(_integers(value))
+        if len(set(keys)) < len(keys) or len(keys) != len(floats) + len(integers) or (floats and integers):
+            return None
+        table = dict(zip(keys, floats or integers, strict=True))
+        if integers:
+            return Lookup(source, self.outputs[0], table, defaults["default_int64"], "int64")
+        return (
+            Lookup(source, self.outputs[0], table, defaults["default_float"], "float32") if floats else None
+        )
+
+
+def _text(message: memoryview, field: int) -> str:
+    """Return a field of text; the empty string where there is none."""
+    return next((str(value, "utf-8") for number, _, value in _fields(message) if number == field), "")
+
+
+def _shape(value_info: memoryview) -> bytes:
+    """Return the field of an input's shape; nothing where it has none."""
+    for number, _, kind in _fields(value_info):
+        for inner, _, tensor in _fields(kind) if number == 2 else ():
+            for n, whole, _ in _fields(tensor) if inner == 1 else ():
+                if n == 2:
+                    return bytes(whole)
+    return b""
+
+
+def _integers(view: memoryview) -> Iterator[int]:
+    """Yield the 64-bit integers of one field, packed or not."""
+    at = 0
+    while at < len(view):
+        value, at = _varint(view, at)
+        yield value - 2**64 if value >= 2**63 else value
+
+
+def _varint(view: memoryview, at: int) -> tuple[int, int]:
+    """Return the number at a place, and the place behind it."""
+    value = shift = 0
+    while True:
+        byte = view[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise IndexError("a varint is too long")
+
+
+def _fields(view: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """Yield (number, field, payload) of a serialized message; IndexError where it is none."""
+    at, end = 0, len(view)
+    while at < end:
+        start = at
+        tag, at = _varint(view, at)
+        wire = tag & 7
+        if wire == 0:
+            payload = at
+            _, at = _varint(view, at)
+        elif wire in (1, 5):
+            payload, at = at, at + (8 if wire == 1 else 4)
+        elif wire == 2:
+            size, at = _varint(view, at)
+            payload, at = at, at + size
+        else:
+            raise IndexError(f"wire type {wire} is not used by ONNX")
+        if at > end:
+            raise IndexError("a field ends after its message")
+        yield tag >> 3, view[start:at], view[payload:at]
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    """Return a field whose payload has a length."""
+
+    def varint(value: int) -> bytes:
+        out = bytearray()
+        while value > 0x7F:
+            out.append(value & 0x7F | 0x80)
+            value >>= 7
+        return bytes([*out, value])
+
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
