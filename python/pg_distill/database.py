@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
 
 from pg_distill.errors import InvalidState
-from pg_distill.quoting import quote_identifier, quote_literal
+from pg_distill.quoting import array_text, quote_identifier, quote_literal
 
 if TYPE_CHECKING:
     import psycopg
@@ -442,11 +442,5 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):
-        return "{" + ",".join(_element(item) for item in value) + "}"
+        return array_text(None if item is None else _text(item) for item in value)
     return str(value)
-
-
-def _element(value: Any) -> str:
-    if value is None:
-        return "NULL"
-    return '"' + _text(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -11,14 +11,12 @@ contender before has filled the processor's caches with its own model, for which
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ from pg_distill.database import Argument, Database, quote_identifier, quote_lite
 from pg_distill.frame import FloatArray, Frame, Strings
 from pg_distill.measure import Latency, latency_statistics
 from pg_distill.onnx_model import Signature
+from pg_distill.quoting import array_text
 from pg_distill.registry import Model, server_figures
 from pg_distill.teachers import array_literal, typed_columns
 
@@ -82,7 +81,7 @@ def predict_path(numeric: bool, task: str) -> str:
     longer than a small student (16 us of 27 with 26 classes).
     """
     function = "predict_class" if task == "multiclass" else "predict"
-    return f"distill.{function}(text, {'float8[]' if numeric else 'jsonb'})"
+    return f"distill.{function}(text, {'float8[]' if numeric else 'float8[], text[]'})"
 
 
 def contender_for(model: Model) -> Contender:
@@ -107,9 +106,9 @@ def sql_contender(name: str, expression: str, signature: Signature, types: Mappi
 def predict_contender(name: str, signature: Signature) -> Contender:
     """Return the contender of whatever predict finds under ``name``."""
     path = predict_path(signature.is_numeric, signature.task)
-    source = _arrays if signature.is_numeric else _objects
-    call = f"{path.partition('(')[0]}({quote_literal(name)}, s.features)"
-    return Contender(name, path, call, lambda rows: source(rows.select(signature.names)))
+    arguments = "s.numbers" if signature.is_numeric else "s.numbers, s.strings"
+    call = f"{path.partition('(')[0]}({quote_literal(name)}, {arguments})"
+    return Contender(name, path, call, lambda rows: _arrays(rows.select(signature.names)))
 
 
 def statement_latency_ms(
@@ -166,46 +165,18 @@ def _typed(signature: Signature, types: Mapping[str, str], rows: Frame) -> str:
 
 
 def _arrays(rows: Frame) -> tuple[str, tuple[Argument, ...]]:
-    source = "(SELECT a::pg_catalog.float8[] AS features FROM pg_catalog.unnest($1::pg_catalog.text[]) AS a)"
-    return source, (("text[]", [_array(row) for row in rows.numbers()]),)
-
-
-def _objects(rows: Frame) -> tuple[str, tuple[Argument, ...]]:
-    source = "(SELECT j AS features FROM pg_catalog.jsonb_array_elements($1::pg_catalog.jsonb) AS j)"
-    return source, (("jsonb", json.dumps(json_rows(rows))),)
+    """Give each row's numbers and strings as two arrays."""
+    source = (
+        "(SELECT u.numbers::pg_catalog.float8[] AS numbers, u.strings::pg_catalog.text[] AS strings FROM ROWS FROM"
+        " (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[])) AS u(numbers, strings))"
+    )
+    columns = [rows.strings(name).to_objects() for name in rows.string_names]
+    strings = [array_text(row) for row in zip(*columns, strict=True)] or ["{}"] * len(rows)
+    return source, (("text[]", [_array(row) for row in rows.numbers()]), ("text[]", strings))
 
 
 def _array(row: FloatArray) -> str:
     return "{" + ",".join("NULL" if np.isnan(v) else repr(float(v)) for v in row) + "}"
-
-
-def json_rows(rows: Frame) -> list[dict[str, Any]]:
-    """Return the rows as to_jsonb would write them; NaN is NULL, and a timestamp that Python lacks its seconds since 1970."""
-    columns: dict[str, list[Any]] = {}
-    for feature in rows.features:
-        column = rows.columns[feature.name]
-        if isinstance(column, Strings):
-            columns[feature.name] = list(column.to_objects())
-            continue
-        values: list[Any] = [None if np.isnan(v) else float(v) for v in column]
-        if feature.kind == "boolean":
-            values = [None if v is None else bool(v) for v in values]
-        elif feature.kind == "integer":
-            values = [None if v is None else int(v) for v in values]
-        elif feature.kind == "timestamp":
-            values = [None if v is None else _timestamp(v) for v in values]
-        columns[feature.name] = [_INFINITY.get(v, v) for v in values]
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-_INFINITY = {math.inf: "Infinity", -math.inf: "-Infinity"}  # which JSON lacks
-
-
-def _timestamp(seconds: float) -> str | float:
-    try:
-        return datetime.fromtimestamp(seconds, UTC).isoformat()
-    except (ValueError, OverflowError):
-        return seconds
 
 
 def _time_block(db: Database, contender: Contender, rows: Frame, lead: int = 0) -> FloatArray:

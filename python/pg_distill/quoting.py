@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["quote_identifier", "quote_literal"]
+from collections.abc import Iterable
+
+__all__ = ["array_text", "quote_identifier", "quote_literal"]
+
+
+def array_text(values: Iterable[str | None]) -> str:
+    """Write an array as the server reads it from a text, each element in quotes."""
+    return "{" + ",".join("NULL" if v is None else _element(v) for v in values) + "}"
+
+
+def _element(value: str) -> str:
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def quote_identifier(name: str) -> str:

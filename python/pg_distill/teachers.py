@@ -15,6 +15,7 @@ from pg_distill.database import Database, quote_identifier
 from pg_distill.errors import ArtifactCorrupted, InvalidData, InvalidParameter
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Kind, Strings, Task
 from pg_distill.onnx_model import FeatureSpec, Form, OutputSpec, Signature
+from pg_distill.quoting import array_text
 from pg_distill.registry import Model
 
 __all__ = [
@@ -164,11 +165,7 @@ def label_by_sql(db: Database, model: Model, rows: Frame) -> FloatArray:
 def array_literal(column: Column) -> str:
     """Write a column as an array in SQL text: the statement has to be one text to be opened as a cursor."""
     if isinstance(column, Strings):
-        items = [
-            "NULL" if v is None else '"' + v.replace("\\", "\\\\").replace('"', '\\"') + '"'
-            for v in column.to_objects()
-        ]
-        text, element = "{" + ",".join(items) + "}", "text"
+        text, element = array_text(column.to_objects()), "text"
     else:
         items = ["NULL" if np.isnan(v) else repr(float(v)).replace("inf", "Infinity") for v in column]
         text, element = "{" + ",".join(items) + "}", "float8"
