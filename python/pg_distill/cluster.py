@@ -59,6 +59,7 @@ class DaskExecutor(Executor):
             raise InvalidState(f"the Dask scheduler at {where} cannot be reached: {error}") from error
         self._where = where
         self._rows: OrderedDict[str, Any] = OrderedDict()
+        self._broadcast = True
         self._under_way: set[Any] = set()
         self._lock = threading.Lock()
         try:
@@ -122,7 +123,7 @@ class DaskExecutor(Executor):
         return bool(self._client.status == "running")
 
     def _sent(self, rows: Any) -> Any:
-        """Return rows as the workers have them; on each, so that a worker's death does not lose them."""
+        """Return rows as the workers have them; on each, if it can be, so that a worker's death does not lose them."""
         from dask.base import tokenize
 
         token = tokenize(rows)
@@ -139,11 +140,16 @@ class DaskExecutor(Executor):
         while True:
             try:
                 # In a list: a list is sent item by item, whatever the items are.
-                send = partial(self._client.scatter, [rows], broadcast=True, hash=False, asynchronous=True)
+                send = partial(
+                    self._client.scatter, [rows], broadcast=self._broadcast, hash=False, asynchronous=True
+                )
                 return self._client.sync(send, callback_timeout=SEND_SECONDS)[0]
             # A worker died over it, which the scheduler knows by now, or soon (TimeoutError, too, is an OSError); a KeyError is
             # the scheduler's own, of a worker that was gone when its turn came.
             except (OSError, KeyError) as error:
+                # The scheduler goes on copying to a worker that died meanwhile, under a lock that all copying needs: from now on
+                # one worker has the rows, and others ask it for them.
+                self._broadcast = self._broadcast and not isinstance(error, TimeoutError)
                 if attempt == ATTEMPTS or not self._is_connected():
                     raise InvalidState(
                         f"rows cannot be sent to the workers of the Dask scheduler at {self._where}: {error}"

@@ -118,7 +118,7 @@ def test_the_same_candidates_as_here_though_workers_are_killed(
 def test_rows_are_sent_again_where_a_worker_died_over_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scheduler learns of a death a little later than the one who sends."""
     executor = object.__new__(DaskExecutor)
-    executor._where = "here"
+    executor._where, executor._broadcast = "here", True
     answers: list[Any] = [OSError("gone"), KeyError("tcp://gone"), ["sent"]]
 
     class Client:
@@ -155,6 +155,20 @@ def test_sending_rows_ends_where_a_worker_never_answers(
                 executor._scattered(transfer(100, "binary"))
         finally:
             worker.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("cluster", [3], indirect=True)
+def test_rows_are_sent_though_copying_them_hangs(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler copies under a lock, which it holds as long as one of the workers does not answer."""
+    monkeypatch.setattr(cluster_module, "SEND_SECONDS", 2.0)
+    with DaskExecutor(f"dask://{cluster.address}") as executor:
+        cluster.workers[0].send_signal(signal.SIGSTOP)
+        try:
+            for seed in range(3):
+                assert executor._scattered(transfer(100, "binary", seed)).status == "finished"
+        finally:
+            cluster.workers[0].send_signal(signal.SIGCONT)
 
 
 @pytest.mark.timeout(120)
