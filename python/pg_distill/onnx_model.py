@@ -342,6 +342,8 @@ class Model:
 
     Attributes
     ----------
+    words
+        How many strings it looks up itself, in Python.
     predict_number
         ``predict_number(numbers) -> float``, or ``predict_number(numbers, strings)``: the last element of what
         `run_numbers` or `run_mixed` gives: the probability of the last class, or the value. The cheapest call there is.
@@ -356,6 +358,7 @@ class Model:
         strings = {spec.name for spec in signature.inputs if spec.element == "string"}
         graph, self._lookups = cut_lookups(graph, strings) if strings else (graph, ())
         self._looked_up = {lookup.source for lookup in self._lookups}
+        self.words = sum(len(lookup.table) for lookup in self._lookups)
         self.session = open_session(graph, threads=threads)
         self._outputs = [output.name]
         self._options = ort.RunOptions()
@@ -523,7 +526,7 @@ class Model:
             answer = read(self._bound)
         if run is None or pack is None or answer is None or not self._is_simple(first, *looked_up):
             return slow
-        lookups = [lookup.of_values() for lookup in self._row_lookups]
+        lookups = [(row.pack, row.array, row.get, row.default) for row in self._row_lookups]
         arrays = len(looked_up)
 
         def fast(numbers: Sequence[Any], *strings: Sequence[Any]) -> T:
@@ -644,22 +647,19 @@ class _RowLookup:
     """The buffer of what one row's strings are looked up as."""
 
     def __init__(self, lookup: Lookup, slot: _Slot) -> None:
-        self.target = lookup.target
+        if slot.null is not None:
+            lookup.read_null_as(slot.null)
+        self.target, self.get, self.default = lookup.target, lookup.table.get, lookup.default
         self.array: npt.NDArray[Any] = np.zeros(slot.array.shape, lookup.element)
-        self._lookup, self._cells, self._null = lookup, slot.cells, slot.null
-        code = "q" if lookup.element == "int64" else "f"
-        self._pack: Callable[..., None] = struct.Struct(f"{self.array.size}{code}").pack_into
+        self.pack: Callable[..., None] = struct.Struct(
+            f"{self.array.size}{'q' if lookup.element == 'int64' else 'f'}"
+        ).pack_into
+        self._cells = slot.cells
 
     def fill(self) -> None:
         """Look up the row that is in the slot."""
-        get, default = self._lookup.table.get, self._lookup.default
-        self._pack(self.array, 0, *[get(value, default) for value in self._cells.tolist()])
-
-    def of_values(self) -> tuple[Callable[..., None], npt.NDArray[Any], Callable[..., float], float]:
-        """Return how to write the buffer, the buffer, how to look a value or None up, and what others become."""
-        table, default = dict[Any, float](self._lookup.table), self._lookup.default
-        table[None] = table.get(self._null, default)
-        return self._pack, self.array, table.get, default
+        get, default = self.get, self.default
+        self.pack(self.array, 0, *[get(value, default) for value in self._cells.tolist()])
 
 
 class _Slot:

@@ -9,7 +9,7 @@ TensorProto.name 8; AttributeProto.name 1, f 2, i 3, g 6, floats 7, ints 8, stri
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,9 +74,13 @@ class Lookup:
 
     source: str
     target: str
-    table: Mapping[str, float]
+    table: dict[str | None, float]
     default: float
     element: Literal["float32", "int64"]
+
+    def read_null_as(self, string: str) -> None:
+        """Look None up as ``string``, too."""
+        self.table[None] = self.table.get(string, self.default)
 
     def numbers(self, strings: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return what ``strings`` become, in the same shape."""
@@ -173,7 +177,7 @@ class _Node:
                     defaults[name] = next(_integers(value))
         if len(set(keys)) < len(keys) or len(keys) != len(floats) + len(integers) or (floats and integers):
             return None
-        table = dict(zip(keys, floats or integers, strict=True))
+        table: dict[str | None, float] = dict(zip(keys, floats or integers, strict=True))
         if integers:
             return Lookup(source, self.outputs[0], table, defaults["default_int64"], "int64")
         return (

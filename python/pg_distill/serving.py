@@ -63,6 +63,9 @@ SESSION_OVERHEAD_BYTES = 256 * 2**10
 SESSION_BYTES_PER_ARTIFACT_BYTE = 3
 """How much larger than its file a session is: weights are packed again, trees become nodes with pointers."""
 
+SESSION_BYTES_PER_WORD = 128
+"""What a string of some ten characters takes in a dictionary, key, value and slot."""
+
 SLICE_SECONDS = 0.05
 """How long many rows are predicted before interrupts are looked for, which costs some 10 us."""
 
@@ -526,12 +529,20 @@ def _open(db: Database, model_id: str) -> Predictor:
     artifact: bytes = row["artifact"]
     size = SESSION_OVERHEAD_BYTES + SESSION_BYTES_PER_ARTIFACT_BYTE * len(artifact)
     # Room is made first, so that the limit holds while the new session is opened too.
-    while _sessions and sum(s for _, s in _sessions.values()) + size > row["limit"] * 2**20:
-        _sessions.popitem(last=False)
-        _found.clear()
-    predictor = _OnnxPredictor(row["name"], Session(artifact, signature))
+    _make_room(size, row["limit"] * 2**20)
+    session = Session(artifact, signature)
+    size += SESSION_BYTES_PER_WORD * session.words
+    _make_room(size, row["limit"] * 2**20)
+    predictor = _OnnxPredictor(row["name"], session)
     _sessions[model_id] = predictor, size
     return predictor
+
+
+def _make_room(size: int, limit: int) -> None:
+    """Forget the sessions least recently used until another of ``size`` bytes fits."""
+    while _sessions and sum(taken for _, taken in _sessions.values()) + size > limit:
+        _sessions.popitem(last=False)
+        _found.clear()
 
 
 SESSION_CACHE_MB = 256  # registry.SETTINGS has it too, which a backend that predicts does not import

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from pg_distill.onnx_model import NULL_STRING, FeatureSpec, InputSpec, Model, OutputSpec, Signature
 from pg_distill.onnx_wire import cut_lookups
+from pg_distill.serving import SESSION_BYTES_PER_WORD
 
 WORDS = ["a", "", "é", NULL_STRING]
 
@@ -109,6 +111,7 @@ def test_the_cut_graph_answers_as_the_whole(name: str) -> None:
     )  # fmt: skip
     model = Model(whole, signature)
     assert model._run_bound is not None
+    assert model.words == len(lookups) * len(WORDS)
     for strings, number, answer in zip(STRINGS.tolist(), NUMBERS[:, 0].tolist(), expected, strict=True):
         given = [None if value == NULL_STRING else value for value in strings]
         np.testing.assert_array_equal(model.run_mixed([number], given), answer)
@@ -140,3 +143,19 @@ def test_a_graph_with_graphs_in_it_stays_whole() -> None:
 
 def test_only_inputs_asked_for_are_cut() -> None:
     assert cut_lookups(CUT["floats"], {"x"}) == (CUT["floats"], ())
+
+
+def test_what_a_dictionary_takes_is_known() -> None:
+    """The cache of sessions counts it."""
+    words = [f"word{i:06d}" for i in range(20_000)]
+    whole = model_of(
+        encoder("c", keys_strings=words, values_int64s=list(range(len(words)))), cast("c", "y"), outputs=Y
+    )
+    tracemalloc.start()
+    try:
+        _, [lookup] = cut_lookups(whole, {"s"})
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert len(lookup.table) == len(words)
+    assert 0.5 < (taken - len(whole)) / len(words) / SESSION_BYTES_PER_WORD < 2
