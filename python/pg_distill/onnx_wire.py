@@ -3,7 +3,7 @@
 Cut on the wire format of protocol buffers, because a backend has no use for onnx's 30 MB. The numbers of the fields are
 those of onnx.proto: ModelProto.graph 7; GraphProto.node 1, initializer 5, input 11, output 12; NodeProto.input 1, output 2,
 op_type 4, attribute 5, domain 7; ValueInfoProto.name 1, type 2; TypeProto.tensor_type 1, in it elem_type 1 and shape 2;
-TensorProto.name 8; AttributeProto.name 1, f 2, i 3, g 6, floats 7, ints 8, strings 9, graphs 11.
+TensorProto.name 8; AttributeProto.name 1, f 2, i 3, floats 7, ints 8, strings 9.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .errors import InvalidArtifact
 __all__ = ["Lookup", "cut_lookups", "prune"]
 
 _ELEMENTS = {"float32": 1, "int64": 7}  # of TensorProto.DataType
+_CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}  # graphs in them may read any tensor from outside
 
 
 def prune(artifact: bytes, outputs: Sequence[str]) -> bytes:
@@ -101,9 +102,11 @@ def cut_lookups(graph: bytes, sources: Collection[str]) -> tuple[bytes, tuple[Lo
             parts.extend(_fields(payload))
         else:
             rest.append(whole)
+    if not any(number == 11 and _text(payload, 1) in sources for number, _, payload in parts):
+        return graph, ()
     nodes = [_Node(payload) for number, _, payload in parts if number == 1]
-    if any(node.has_graph for node in nodes):
-        return graph, ()  # which may read any tensor from outside
+    if any(node.operator in _CONTROL_FLOW for node in nodes):
+        return graph, ()
     taken = {_text(payload, 8) for number, _, payload in parts if number == 5}
     taken |= {_text(payload, 1) for number, _, payload in parts if number == 12}
     inputs: dict[str, tuple[memoryview, bytes]] = {}
@@ -140,17 +143,14 @@ class _Node:
         self.inputs: list[str] = []
         self.outputs: list[str] = []
         self.attributes: list[memoryview] = []
-        self.has_graph = False
-        kind = {4: "", 7: ""}
+        self.operator = _text(payload, 4)
+        self.is_encoder = (self.operator, _text(payload, 7)) == ("LabelEncoder", "ai.onnx.ml")
         for number, _, value in _fields(payload):
             if number in (1, 2):
                 (self.inputs if number == 1 else self.outputs).append(str(value, "utf-8"))
-            elif number in kind:
-                kind[number] = str(value, "utf-8")
             elif number == 5:
+                # Read where it is asked for: those of trees have hundreds of thousands of fields.
                 self.attributes.append(value)
-                self.has_graph = self.has_graph or any(n in (6, 11) for n, _, _ in _fields(value))
-        self.is_encoder = (kind[4], kind[7]) == ("LabelEncoder", "ai.onnx.ml")
 
     def lookup(self, source: str) -> Lookup | None:
         """Return the node as a lookup; None where it is none from strings to numbers."""
@@ -187,7 +187,10 @@ class _Node:
 
 def _text(message: memoryview, field: int) -> str:
     """Return a field of text; the empty string where there is none."""
-    return next((str(value, "utf-8") for number, _, value in _fields(message) if number == field), "")
+    found = (
+        str(value, "utf-8", "surrogateescape") for number, _, value in _fields(message) if number == field
+    )
+    return next(found, "")
 
 
 def _shape(value_info: memoryview) -> bytes:
