@@ -31,7 +31,9 @@ from teacher import batches, open_teacher, predict, train  # noqa: E402
 
 OUTPUT = ROOT / "build" / "demo"
 DATABASE = "flights"
-SPEEDUP = 20  # what is asked of the student; so the target fits the machine, whatever its speed
+# What is asked of the student, so that the target fits the machine, whatever its speed. More than is promised: a cascade uses
+# all that it is given, and both are timed again, later.
+SPEEDUP = 25
 MAX_ROWS = 130_000  # of the sample's 168,388: what two cores can label and learn from in the time there is
 BUDGET_S = 160  # for labelling and search: the whole demo takes less than 8 minutes on two cores
 PROMISED = {
