@@ -25,7 +25,7 @@ from pg_distill.database import Argument, Database, quote_identifier, quote_lite
 from pg_distill.frame import FloatArray, Frame, Strings
 from pg_distill.measure import Latency, latency_statistics
 from pg_distill.onnx_model import Signature
-from pg_distill.quoting import array_text
+from pg_distill.quoting import array_text, number_array_text
 from pg_distill.registry import Model, server_figures
 from pg_distill.teachers import array_literal, typed_columns
 
@@ -172,11 +172,10 @@ def _arrays(rows: Frame) -> tuple[str, tuple[Argument, ...]]:
     )
     columns = [rows.strings(name).to_objects() for name in rows.string_names]
     strings = [array_text(row) for row in zip(*columns, strict=True)] or ["{}"] * len(rows)
-    return source, (("text[]", [_array(row) for row in rows.numbers()]), ("text[]", strings))
-
-
-def _array(row: FloatArray) -> str:
-    return "{" + ",".join("NULL" if np.isnan(v) else repr(float(v)) for v in row) + "}"
+    return source, (
+        ("text[]", [number_array_text(row) for row in rows.numbers().tolist()]),
+        ("text[]", strings),
+    )
 
 
 def _time_block(db: Database, contender: Contender, rows: Frame, lead: int = 0) -> FloatArray:

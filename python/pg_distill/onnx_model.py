@@ -48,7 +48,6 @@ __all__ = [
     "decode",
     "encode",
     "first_line",
-    "numbers_first",
     "open_session",
     "read_number",
     "runtime_errors",
@@ -161,6 +160,22 @@ class Signature:
     def numbers_first(self) -> tuple[FeatureSpec, ...]:
         """The features that are numbers, then the strings, both in order."""
         return tuple(sorted(self.features, key=lambda feature: feature.kind == "string"))
+
+    def row(self, numbers: Sequence[Any], strings: Sequence[Any]) -> tuple[Any, ...]:
+        """Return a row's values in the order of `numbers_first`.
+
+        Raises
+        ------
+        InvalidData
+            Where there are more or fewer than the model takes.
+        """
+        expected = sum(feature.kind == "string" for feature in self.features)
+        others = len(self.features) - expected
+        if (len(numbers), len(strings)) != (others, expected):
+            raise InvalidData(
+                f"expected {others} numbers and {expected} strings, not {len(numbers)} and {len(strings)}"
+            )
+        return (*numbers, *strings)
 
     @property
     def is_numeric(self) -> bool:
@@ -441,7 +456,7 @@ class Model:
         InvalidData, NullNotAllowed, DatatypeMismatch
             As `run_numbers`.
         """
-        values = numbers_first(self.signature, numbers, strings)
+        values = self.signature.row(numbers, strings)
         for slot in self._plan:
             slot.fill(slot.pick_mixed(values))
         return self._finish()
@@ -718,23 +733,6 @@ class _Slot:
                 if self.pack is None:
                     number = _integer(feature, element, number)
                 cells[position] = number
-
-
-def numbers_first(signature: Signature, numbers: Sequence[Any], strings: Sequence[Any]) -> tuple[Any, ...]:
-    """Return a row's numbers, then its strings, each in the order of the features.
-
-    Raises
-    ------
-    InvalidData
-        Where there are more or fewer than the model takes.
-    """
-    expected = sum(feature.kind == "string" for feature in signature.features)
-    others = len(signature.features) - expected
-    if (len(numbers), len(strings)) != (others, expected):
-        raise InvalidData(
-            f"expected {others} numbers and {expected} strings, not {len(numbers)} and {len(strings)}"
-        )
-    return (*numbers, *strings)
 
 
 def _string(feature: FeatureSpec, value: object) -> str:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
-__all__ = ["array_text", "quote_identifier", "quote_literal"]
+__all__ = ["array_text", "number_array_text", "quote_identifier", "quote_literal"]
 
 
 def array_text(values: Iterable[str | None]) -> str:
     """Write an array as the server reads it from a text, each element in quotes."""
     return "{" + ",".join("NULL" if v is None else _element(v) for v in values) + "}"
+
+
+def number_array_text(values: Iterable[float]) -> str:
+    """Write an array of float8 as the server reads it from a text; NaN is NULL."""
+    return "{" + ",".join("NULL" if math.isnan(v) else repr(float(v)) for v in values) + "}"
 
 
 def _element(value: str) -> str:

@@ -33,7 +33,7 @@ from pg_distill.errors import (
 )
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
 from pg_distill.onnx_model import Model as Session
-from pg_distill.onnx_model import Signature, numbers_first, read_number
+from pg_distill.onnx_model import Signature, read_number
 
 if TYPE_CHECKING:
     from pg_distill.registry import Model
@@ -318,7 +318,7 @@ class _SqlPredictor(Predictor):
             row: Mapping[str, Any] = dict(zip(self._names(len(features)), features, strict=True))
         elif isinstance(features, tuple):
             names = (feature.name for feature in self.signature.numbers_first)
-            row = dict(zip(names, numbers_first(self.signature, *features), strict=True))
+            row = dict(zip(names, self.signature.row(*features), strict=True))
         else:
             row = _row(features)
         return self.run_frame(_frame(self.signature, row)).reshape(-1)

@@ -15,7 +15,7 @@ from pg_distill.database import Database, quote_identifier
 from pg_distill.errors import ArtifactCorrupted, InvalidData, InvalidParameter
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Kind, Strings, Task
 from pg_distill.onnx_model import FeatureSpec, Form, OutputSpec, Signature
-from pg_distill.quoting import array_text
+from pg_distill.quoting import array_text, number_array_text, quote_literal
 from pg_distill.registry import Model
 
 __all__ = [
@@ -167,10 +167,8 @@ def array_literal(column: Column) -> str:
     if isinstance(column, Strings):
         text, element = array_text(column.to_objects()), "text"
     else:
-        items = ["NULL" if np.isnan(v) else repr(float(v)).replace("inf", "Infinity") for v in column]
-        text, element = "{" + ",".join(items) + "}", "float8"
-    quoted = "'" + text.replace("'", "''").replace("\\", "\\\\") + "'"
-    return f"CAST(E{quoted} AS pg_catalog.{element}[])"
+        text, element = number_array_text(column.tolist()), "float8"
+    return f"CAST({quote_literal(text)} AS pg_catalog.{element}[])"
 
 
 def logged_outputs(extra: Mapping[str, Column], columns: Sequence[str]) -> FloatArray:
