@@ -14,7 +14,7 @@ import pytest
 from clusters import PATIENCE_S, Cluster
 from pg_distill import search
 from pg_distill.errors import InvalidState
-from pg_distill.search import Candidate, Config, Problem
+from pg_distill.search import Candidate, Config, Problem, recipes, stages
 from pg_distill.students import load_family
 from student_rows import transfer, truth
 
@@ -99,10 +99,10 @@ def test_the_same_candidates_as_here_though_workers_are_killed(
     from threadpoolctl import threadpool_limits
 
     # Any figure that hangs on the file alone.
-    monkeypatch.setattr(search, "latency_ms", lambda artifact, frame: 1e-3 * (1 + zlib.crc32(artifact) % 100))
-    monkeypatch.setattr(search, "SCREEN_ROWS", 600)
-    monkeypatch.setattr(search, "FINISHERS", 1)
-    monkeypatch.setattr(search, "MORE_SEEDS", 1)
+    monkeypatch.setattr(stages, "latency_ms", lambda artifact, frame: 1e-3 * (1 + zlib.crc32(artifact) % 100))
+    monkeypatch.setattr(recipes, "SCREEN_ROWS", 600)
+    monkeypatch.setattr(stages, "FINISHERS", 1)
+    monkeypatch.setattr(stages, "MORE_SEEDS", 1)
     sizes = [{"hidden": [8 * n], "bins": bins} for n in (1, 2, 3) for bins in (0, 16)]
     monkeypatch.setattr(load_family("mlp"), "sizes", lambda shape: sizes)
     with threadpool_limits(1):

@@ -12,7 +12,8 @@ import pytest
 from pg_distill import pareto, search
 from pg_distill.errors import InvalidData
 from pg_distill.frame import FloatArray, Frame, Task
-from pg_distill.search import Candidate, Config, Problem
+from pg_distill.search import Candidate, Config, Problem, recipes, rows, stages
+from pg_distill.search.training import Recipe
 from pg_distill.soft_labels import softmax
 from pg_distill.students import FAMILIES, load_family
 from student_rows import CLASSES, TASKS, run, transfer, truth
@@ -38,9 +39,9 @@ def teacher(task: Task) -> Any:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what is trained small; the stages stay as they are."""
-    monkeypatch.setattr(search, "SCREEN_ROWS", 1500)
-    monkeypatch.setattr(search, "FINISHERS", 1)
-    monkeypatch.setattr(search, "MORE_SEEDS", 1)
+    monkeypatch.setattr(recipes, "SCREEN_ROWS", 1500)
+    monkeypatch.setattr(stages, "FINISHERS", 1)
+    monkeypatch.setattr(stages, "MORE_SEEDS", 1)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -102,7 +103,7 @@ def test_candidates_do_not_depend_on_the_executor(
     families: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Latencies decide which students are trained again, and which fit together.
-    monkeypatch.setattr(search, "latency_ms", lambda artifact, frame: len(artifact) * 1e-7)
+    monkeypatch.setattr(stages, "latency_ms", lambda artifact, frame: len(artifact) * 1e-7)
     for family in families:
         sizes = load_family(family).sizes
         monkeypatch.setattr(load_family(family), "sizes", lambda shape, sizes=sizes: sizes(shape)[:2])
@@ -117,7 +118,7 @@ def test_candidates_do_not_depend_on_the_executor(
 
 def test_nothing_is_trained_that_cannot_meet_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[Any] = []
-    monkeypatch.setattr(search, "_train", lambda task, data, select: trained.append(task))
+    monkeypatch.setattr(stages, "train", lambda task, data, select: trained.append(task))
     config = replace(FAST, target_latency_ms=0.0001, families=tuple(FAMILIES))
     found = search.search(problem("binary"), config, teacher("binary"))
     assert not trained
@@ -144,7 +145,7 @@ def test_what_was_too_slow_in_a_slow_moment_is_measured_again(monkeypatch: pytes
         if progress["stage"] == "finish":
             is_slow = False
 
-    monkeypatch.setattr(search, "latency_ms", latency_ms)
+    monkeypatch.setattr(stages, "latency_ms", latency_ms)
     config = replace(FAST, families=("mlp", "tree"))
     found = search.search(problem("binary"), config, teacher("binary"), report=report)
     trees = [c for c in found if c.family == "tree"]
@@ -270,8 +271,8 @@ def test_a_blend_has_the_best_of_each_kind_that_is_near_and_fits() -> None:
 
     def entry(
         family: str, size: dict[str, int], alpha: float, sure: float, latency_ms: float
-    ) -> search._Entry:
-        made = search._Entry(len(run.entries), family, size, search._Recipe(1.0, alpha), {}, artifact=b"-")
+    ) -> stages._Entry:
+        made = stages._Entry(len(run.entries), family, size, Recipe(1.0, alpha), {}, artifact=b"-")
         run.score(made, sure * np.eye(2)[y])
         made.is_control, made.latency_ms = alpha == 0.0, latency_ms
         run.entries.append(made)
@@ -295,7 +296,7 @@ def test_a_blend_of_a_lucky_student_still_takes_what_lowers_its_loss() -> None:
     right = np.eye(4)[y]
     confident = np.where(np.arange(len(y))[:, None] < 15, np.eye(4)[(y + 1) % 4], 4 * right)
     lucky, better = (
-        search._Entry(number, "mlp", {}, search._Recipe(1.0, 1.0), {}, logits=logits, latency_ms=0.01)
+        stages._Entry(number, "mlp", {}, Recipe(1.0, 1.0), {}, logits=logits, latency_ms=0.01)
         for number, logits in enumerate((0.1 * right, confident))
     )
     run.score(lucky, 0.1 * right)
@@ -308,15 +309,15 @@ def test_a_blend_of_a_lucky_student_still_takes_what_lowers_its_loss() -> None:
 def test_candidates_and_blends_are_calibrated_on_select() -> None:
     from pg_distill.soft_labels import fit_sharpness
 
-    rows = problem("multiclass", 800)
-    assert rows.select.y is not None
-    config = replace(FAST, families=("mlp", "tree"))  # these are not trained again with the select rows
-    found = search.search(rows, config, teacher("multiclass"))
+    whole = problem("multiclass", 800)
+    assert whole.select.y is not None
+    config = replace(FAST, families=("linear", "tree"))  # these are not trained again with the select rows
+    found = search.search(whole, config, teacher("multiclass"))
     trained = [c for c in found if c.artifact]
     assert {c.family for c in trained} >= {"linear", "tree", "blend"}
     for c in trained:
-        logits = np.log(np.maximum(run(c.artifact, rows.select.frame), 1e-30))
-        assert fit_sharpness(logits, rows.select.y) == pytest.approx(1.0, abs=0.01)
+        logits = np.log(np.maximum(run(c.artifact, whole.select.frame), 1e-30))
+        assert fit_sharpness(logits, whole.select.y) == pytest.approx(1.0, abs=0.01)
     # Some of them had been too sure, or not sure enough.
     assert any(b'"sharpness": 1.0,' not in c.artifact for c in trained if c.family != "blend")
 
@@ -348,7 +349,7 @@ def test_ten_rows_and_a_constant_label_are_no_crash(task: Task) -> None:
 
 
 def searching(whole: Problem, config: Config, executor: Executor, label: Any = None) -> Any:
-    return search._Search(whole, config, label, executor, lambda progress: None, is_local=True)
+    return stages.Search(whole, config, label, executor, lambda progress: None, is_local=True)
 
 
 @pytest.mark.parametrize("family", ["mlp", "boosted"])
@@ -356,7 +357,7 @@ def test_a_student_is_not_replaced_by_a_refit_that_the_time_left_cuts(family: st
     size = {"mlp": {"hidden": [32], "bins": 16}, "boosted": {"rounds": 300, "leaves": 31}}[family]
     executor = Noting()
     run = searching(problem("binary", 3000), replace(FAST, epochs=8, time_budget_s=1000.0), executor)
-    [entry] = run.run("screen", [(family, size, search._Recipe(1.0, 0.5))])
+    [entry] = run.run("screen", [(family, size, Recipe(1.0, 0.5))])
     first, fit_seconds = entry.artifact, entry.fit_seconds
     assert fit_seconds > 0
 
@@ -394,7 +395,7 @@ def test_temperatures_go_up_to_the_softest_allowed(softest: float, expected: set
     assert {c.configuration["temperature"] for c in found if c.artifact and c.family == "linear"} == expected
     run = searching(problem("binary"), replace(FAST, temperature=softest), ThreadPoolExecutor(1))
     for family in ("mlp", "boosted", "first_trees"):
-        assert {recipe.temperature for recipe in run.recipes(family)} == expected
+        assert {recipe.temperature for recipe in run.recipes.to_screen(family)} == expected
 
 
 def test_augmented_rows_do_not_depend_on_who_asked_before() -> None:
@@ -402,9 +403,9 @@ def test_augmented_rows_do_not_depend_on_who_asked_before() -> None:
         runs = [
             searching(problem("binary"), FAST, ThreadPoolExecutor(1), teacher("binary")) for _ in range(2)
         ]
-        runs[0].augmented(kind, 100)
-        runs[0].augmented(kind, 700)
-        parts = [run.augmented(kind, 1300) for run in runs]
+        runs[0].rows.augmented(kind, 100)
+        runs[0].rows.augmented(kind, 700)
+        parts = [run.rows.augmented(kind, 1300) for run in runs]
         assert len(parts[0]) == 1300
         np.testing.assert_array_equal(parts[0].frame.numbers(), parts[1].frame.numbers())
         np.testing.assert_array_equal(parts[0].teacher_logits, parts[1].teacher_logits)
@@ -414,11 +415,11 @@ def test_memory_bounds_the_augmented_rows() -> None:
     whole = problem("binary")
     width = len(whole.fit.frame.features) + 2
     run = searching(whole, FAST, ThreadPoolExecutor(1), teacher("binary"))
-    part = min(search.LABEL_ROWS, run.block_rows())
-    run.config = replace(FAST, transfer_bytes=8 * width * (part + 50))
-    assert len(run.augmented("munge", part)) == part
-    assert len(run.augmented("spunge", part)) == 50
-    assert run.augmented("hot_deck", part) is None
+    part = min(rows.LABEL_ROWS, run.rows.block_rows())
+    run.rows.config = replace(FAST, transfer_bytes=8 * width * (part + 50))
+    assert len(run.rows.augmented("munge", part)) == part
+    assert len(run.rows.augmented("spunge", part)) == 50
+    assert run.rows.augmented("hot_deck", part) is None
 
 
 class WaitingExecutor(ThreadPoolExecutor):
@@ -443,15 +444,15 @@ def test_augmented_rows_are_made_beside_the_trainings() -> None:
     executor = WaitingExecutor()
     run = searching(problem("binary"), replace(FAST, threads=1), executor, teacher("binary"))
     run.gate()
-    made: Any = run.make_more
+    made: Any = run.rows.make_more
 
     def make_more(kind: str) -> None:
         made(kind)
         executor.rows_made.set()
 
-    run.make_more = make_more
+    run.rows.make_more = make_more
     size = run.sizes["linear"][0]
-    augmented, real = search._Recipe(1.0, 1.0, (("munge", 1.0),)), search._Recipe(1.0, 1.0)
+    augmented, real = Recipe(1.0, 1.0, (("munge", 1.0),)), Recipe(1.0, 1.0)
     # The one that needs rows is first in the plan; the other one trains while they are made.
     entries = run.run("screen", [("linear", size, augmented), ("linear", size, real)])
     assert executor.waited == [True, False]
@@ -467,10 +468,10 @@ def test_a_teacher_that_fails_on_augmented_rows_costs_their_recipes_only() -> No
     run.gate()
     size = run.sizes["linear"][0]
     plan = [
-        ("linear", size, search._Recipe(1.0, 1.0, (("munge", 1.0),))),
-        ("linear", size, search._Recipe(1.0, 1.0)),
+        ("linear", size, Recipe(1.0, 1.0, (("munge", 1.0),))),
+        ("linear", size, Recipe(1.0, 1.0)),
     ]
-    assert [e.recipe for e in run.run("screen", plan)] == [search._Recipe(1.0, 1.0)]
+    assert [e.recipe for e in run.run("screen", plan)] == [Recipe(1.0, 1.0)]
     assert "no such row" in run.entries[-2].reason
 
 
@@ -478,26 +479,29 @@ def test_unlabelled_rows_count_and_can_be_left_out() -> None:
     whole = problem("binary", 300)
     extra = transfer(600, "binary", 5, labels=False)
     run = searching(replace(whole, unlabelled=extra), FAST, ThreadPoolExecutor(1), teacher("binary"))
-    recipes = run.recipes("linear")
-    for recipe in recipes:
+    compared = run.recipes.to_screen("linear")
+    for recipe in compared:
         real = 300 if recipe.is_control or not recipe.unlabelled else 900
-        assert (run.transfer(recipe).source != 2).sum() == real * recipe.repeat
+        assert (run.rows.transfer(recipe).source != 2).sum() == real * recipe.repeat
         # Filled up to SCREEN_ROWS, 1500, of all real rows.
-        assert len(run.transfer(recipe)) <= 1800
-    assert {recipe.unlabelled for recipe in recipes} == {True, False}
-    assert {"real": 1, "unlabelled": 0} in [run.describe(recipe) for recipe in recipes]
+        assert len(run.rows.transfer(recipe)) <= 1800
+    assert {recipe.unlabelled for recipe in compared} == {True, False}
+    assert {"real": 1, "unlabelled": 0} in [run.rows.describe(recipe) for recipe in compared]
 
 
 def test_few_rows_get_as_many_steps_and_more_made_up_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "SCREEN_ROWS", 80_000)
+    monkeypatch.setattr(recipes, "SCREEN_ROWS", 80_000)
     run = searching(
         problem("binary", 640), replace(FAST, epochs=10), ThreadPoolExecutor(1), teacher("binary")
     )
-    for recipe in run.recipes("mlp"):
-        rows = recipe.repeat + sum(share for _, share in recipe.augment)
-        short = recipe.is_control and recipe.repeat == search.REPEAT
-        assert short or rows * 640 * 10 / search.STEP_ROWS >= search.LEAST_STEPS
-    assert {sum(f for _, f in r.augment) for r in run.recipes("boosted")} == {0, search.SMALL_TREE_REPEAT}
+    for recipe in run.recipes.to_screen("mlp"):
+        times = recipe.repeat + sum(share for _, share in recipe.augment)
+        short = recipe.is_control and recipe.repeat == recipes.REPEAT
+        assert short or times * 640 * 10 / recipes.STEP_ROWS >= recipes.LEAST_STEPS
+    assert {sum(f for _, f in r.augment) for r in run.recipes.to_screen("boosted")} == {
+        0,
+        recipes.SMALL_TREE_REPEAT,
+    }
 
 
 def test_an_undefined_metric_is_the_reason() -> None:
@@ -523,8 +527,8 @@ class Silent(Executor):
 
 
 def test_an_executor_that_gives_no_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "RESERVE_SECONDS", 0.5)
-    monkeypatch.setattr(search, "RESCUE_SECONDS", 0.5)
+    monkeypatch.setattr(stages, "RESERVE_SECONDS", 0.5)
+    monkeypatch.setattr(stages, "RESCUE_SECONDS", 0.5)
     start = time.monotonic()
     config = replace(FAST, families=("linear",), time_budget_s=4.0)
     found = search.search(problem("binary"), config, teacher("binary"), executor=Silent())
@@ -541,10 +545,10 @@ class Noting(Executor):
         self.most = 1000.0
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        task, *rows = args
+        task, *data = args
         self.seconds.append(task.seconds)
         future: Future[Any] = Future()
-        future.set_result(fn(replace(task, seconds=min(task.seconds, self.most)), *rows))
+        future.set_result(fn(replace(task, seconds=min(task.seconds, self.most)), *data))
         return future
 
 
@@ -552,8 +556,8 @@ def test_time_is_left_to_refit() -> None:
     executor = Noting()
     run = searching(problem("binary"), replace(FAST, time_budget_s=1000.0), executor)
     run.deadline = run.begun + 100.0
-    run.run("finish", [("boosted", {"rounds": 10, "leaves": 8}, search._Recipe(1.0, 0.5))])
+    run.run("finish", [("boosted", {"rounds": 10, "leaves": 8}, Recipe(1.0, 0.5))])
     run.refit()
     first, again = executor.seconds
-    assert first <= 100.0 * search.REFIT_FROM
+    assert first <= 100.0 * stages.REFIT_FROM
     assert again > first

@@ -28,42 +28,39 @@ its schedule when it sees that coming), and the best so far is returned.
 
 from __future__ import annotations
 
-import copy
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import measure, onnx_model, onnx_wire, pareto
-from .errors import FeatureNotSupported, InvalidData, LimitExceeded, PgDistillError
-from .frame import FloatArray, Frame, Task
-from .soft_labels import kl, one_hot, softmax
-from .students import FAMILIES, ITERATIVE, Shape, Student, load_family
-from .students.blend import Blend
-from .transfer_set import AUGMENTED, KINDS, Augmenter, TransferSet, labelling_seconds, stack
+from .. import measure, pareto
+from ..errors import InvalidData, PgDistillError
+from ..frame import FloatArray, Frame, Task
+from ..soft_labels import kl, one_hot, softmax
+from ..students import FAMILIES, ITERATIVE, Shape, load_family
+from ..students.blend import Blend
+from ..transfer_set import AUGMENTED, TransferSet, stack
+from .problem import Candidate, Config, Problem, any_label
+from .recipes import Recipes
+from .rows import Rows
+from .training import (
+    AGREEMENT,
+    NO_TIME,
+    NO_TIME_TO_REFIT,
+    Outcome,
+    Recipe,
+    Training,
+    disagreement,
+    latency_ms,
+    make_student,
+    train,
+)
 
-__all__ = ["Candidate", "Config", "Problem", "best_within", "latency_ms", "search"]
-
-WARM_UP_CALLS, TIMED_CALLS, TIMED_ROWS = 50, 400, 256
-"""Calls before and while a candidate's latency is measured, and the rows that they go round."""
-AGREEMENT = 1e-4
-"""Largest difference between ONNX and the trainer's arithmetic: of probabilities, or of values in deviations."""
-AGREEMENT_ROWS = 2000
-LABEL_SHARE = 0.15
-"""Share of the time budget that labelling augmented rows may take."""
-CELL_BYTES = 8
-"""Of a column of an augmented row, and of a logit of its label."""
-LABEL_ROWS = 4096
-"""Augmented rows that are labelled at once, between two looks at who has finished."""
-BLOCK_ROWS, HOT_DECK_ROWS = (512, 16384), 8192
-"""Augmented rows are made in blocks of as many as there are real ones, but at least and at most so many: what a row is then
-hangs on its place alone, not on who asked before. Hot-deck blocks have no upper end: each grows trees of its own."""
 RESERVE_SECONDS, RESERVE_SHARE = 2.0, 0.1
 """Kept back at the end of the budget, for the last measurements: so long, but no more than this share of it."""
 GATE_SHARE = 0.2
@@ -73,17 +70,8 @@ NEAR, NEAR_TRIES = 1.6, 3
 after the screen. Shared machines compute as much slower for seconds."""
 RESCUE_SECONDS, RESCUE_FAMILIES = 3.0, 2
 """Where the budget ended before a student or a control was had: what one training may take, and families that get one."""
-SCREEN_ROWS, REPEAT, TREE_REPEAT = 80_000, 6, 3
-"""Rows that a transfer set of the screen is filled up to, by at most this many times the real rows: augmented rows, or for
-iterative students that get none the real rows repeated, so that all take as many steps."""
 MOST_SCREENED = 100_000
 """Rows that an iterative student gets in the screen, however many there are: recipes show on these."""
-LEAST_AUGMENTED = 0.5
-"""Augmented rows a real one, at least, where they are tried at all."""
-LEAST_STEPS, STEP_ROWS = 1500, 256
-"""Steps that an iterative student should get however few the real rows are, and the rows that a step takes."""
-SMALL_ROWS, SMALL_TREE_REPEAT = 5000, 10
-"""Below so many real rows, trees too get more augmented rows a real one."""
 BAG = 0.85
 """Share of the rows on which a student that makes no passes is trained under another seed, so that it differs."""
 STAGE_END = {"screen": 0.25, "sizes": 0.5, "finish": 0.7, "refit": 0.97}
@@ -110,146 +98,12 @@ NEAR_LOSS = 1.1
 """What loses on select at most so many times what the best one does is worth training and blending if it is of another kind."""
 MORE_SEEDS = 8
 """Rounds in which, while time lasts, the best are trained with another seed, so that blends have parts."""
-MORE, MOST_ROWS, LEAST_MORE = 3, 300_000, 1.5
-"""How many times the augmented rows those have, up to so many of them; less than the last is not worth a training."""
 BLEND_FROM, BLEND_PARTS, BLEND_GAIN = 12, 6, 1e-4
 """Students that a blend is filled up from, most parts, and the least share of the log loss that a part must take off."""
 BLEND_SHARES = (1.0, 0.5, 0.25)
 """Shares of the latency allowed for which blends are made: the frontier has fast ones too."""
 SHARED_MS = 0.004
 """What a session run costs before its first node: the parts of a blend share it."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Rows with teacher logits and labels; ``select`` chooses and is never trained on.
-
-    ``teacher`` is the teacher's ONNX file where it has one: families may start from its trees.
-    """
-
-    task: Task
-    classes: tuple[str, ...]
-    metric: str
-    fit: TransferSet
-    select: TransferSet
-    unlabelled: TransferSet | None = None
-    teacher: bytes | None = None
-
-
-@dataclass(frozen=True)
-class Config:
-    """What the caller asked for.
-
-    ``call_overhead_ms`` is the cost of a predict call around the model, measured by the parent. ``temperature`` is the softest
-    that may be tried, ``threads`` the candidates trained at once, ``transfer_bytes`` the memory for augmented rows. With ``sql``
-    students in SQL form may be the answer too: these take less than a session, so that each family's smallest is trained.
-    """
-
-    target_latency_ms: float
-    call_overhead_ms: float = 0.0
-    temperature: float = 4.0
-    epochs: int = 10
-    seed: int = 42
-    families: tuple[str, ...] = tuple(FAMILIES)
-    time_budget_s: float = 120.0
-    transfer_bytes: int = 1_600_000_000
-    threads: int = field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
-    sql: bool = False
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A student that was tried; ``artifact`` is empty where it never came to be, and ``reason`` says why.
-
-    ``metric_select``, ``tie_break_select`` (log loss, or error, higher is better) and ``fidelity_select`` are NaN where nothing
-    was trained, ``latency_ms`` where nothing was measured. ``jackknife_select`` is what ``measure.rank`` needs to tell noise.
-    On the frontier are those that no other dominates, and those that are the best within some latency but for noise.
-    """
-
-    number: int
-    family: str
-    configuration: dict[str, object]
-    artifact: bytes
-    expression: str | None
-    size_bytes: int
-    metric_select: float
-    fidelity_select: float
-    latency_ms: float
-    on_frontier: bool
-    reason: str
-    is_control: bool
-    seconds: float
-    tie_break_select: float = float("nan")
-    jackknife_select: tuple[float, ...] = ()
-    select_logits: FloatArray | None = field(default=None, compare=False, repr=False)
-    """Its logits on the select rows before any refit: of ``artifact`` they may be training figures."""
-
-
-def best_within(candidates: Iterable[Candidate], allowed_ms: float) -> list[Candidate]:
-    """Return the candidates that have a file and meet ``allowed_ms``, best first.
-
-    The order is that of ``measure.rank``: by the metric on select, but by log loss where it is within the noise of the best.
-    """
-    fitting = [
-        c for c in candidates if c.artifact and np.isfinite(c.metric_select) and c.latency_ms <= allowed_ms
-    ]
-    order = measure.rank(
-        [c.metric_select for c in fitting],
-        [c.tie_break_select for c in fitting],
-        [c.jackknife_select for c in fitting],
-    )
-    return [fitting[i] for i in order]
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """How a student is taught: temperature, alpha, and rows made for each real one, by kind."""
-
-    temperature: float
-    alpha: float
-    augment: tuple[tuple[str, float], ...] = ()
-    seed: int = 0
-    """Added to the run's seed: students that differ only in it are worth blending."""
-    repeat: int = 1
-    """How often an iterative student meets each real row in a pass, where there are no augmented rows to meet."""
-    unlabelled: bool = True
-    """Whether it is also taught the rows that have no label, where there are any."""
-
-    @property
-    def is_control(self) -> bool:
-        return self.alpha == 0.0
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One training; picklable, so that any executor can run it. The rows go beside it: a cluster keeps them."""
-
-    number: int
-    family: str
-    size: Mapping[str, Any]
-    recipe: _Recipe
-    task: Task
-    n_classes: int
-    epochs: int
-    seed: int
-    teacher: bytes | None
-    seconds: float
-    """How long it may take from its start: another machine has another clock."""
-    fitted: Any = None
-    """The student to train again, without early stopping, where there is one."""
-    calibrated: bool = True
-    """Whether its probabilities are held against the labels of the select rows, and not against the teacher's."""
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    number: int
-    student: Any
-    artifact: bytes
-    logits: FloatArray | None
-    expression: str | None
-    reason: str
-    seconds: float
 
 
 @dataclass
@@ -259,7 +113,7 @@ class _Entry:
     number: int
     family: str
     size: Mapping[str, Any]
-    recipe: _Recipe
+    recipe: Recipe
     configuration: dict[str, object]
     student: Any = None
     artifact: bytes = b""
@@ -288,130 +142,9 @@ class _Entry:
         return bool(self.artifact) and np.isfinite(self.metric) and np.isfinite(self.latency_ms)
 
 
-def _train(task: _Task, data: TransferSet, select: TransferSet) -> _Outcome:
-    """Train one student; whatever goes wrong becomes its reason."""
-    start = time.monotonic()
-    deadline = start + task.seconds
+class Search:
+    """The stages over one problem; see the module."""
 
-    def failed(reason: str) -> _Outcome:
-        return _Outcome(task.number, None, b"", None, None, reason, time.monotonic() - start)
-
-    if task.seconds < 0:
-        return failed(NO_TIME)
-    try:
-        if task.fitted is not None:
-            student = copy.copy(task.fitted)
-            student.refit(data, deadline=deadline)
-            if not getattr(student, "complete_", True):
-                return failed(NO_TIME_TO_REFIT)
-        else:
-            student = _make(task.family, task.size, task.recipe, task)
-            student.fit(data, select, deadline=deadline)
-            if task.calibrated:
-                student.calibrate(select)
-        logits = student.predict_logits(select.frame)
-        if not np.isfinite(logits).all():
-            return failed("training diverged: its predictions are not finite")
-        artifact = student.to_onnx()
-        difference = _disagreement(artifact, select.frame, logits, task.task)
-        if not difference <= AGREEMENT:
-            return failed(f"ONNX Runtime and trainer differ by {difference:.1e}, over {AGREEMENT:.0e}")
-        try:
-            expression = student.to_sql()
-        except (FeatureNotSupported, LimitExceeded):
-            expression = None
-    except MemoryError:
-        return failed("out of memory")
-    except PgDistillError as error:
-        return failed(error.message)
-    except Exception as error:  # one broken candidate must not end the run
-        return failed(f"{type(error).__name__}: {error}")
-    return _Outcome(
-        task.number,
-        student,
-        artifact,
-        logits,
-        expression if isinstance(expression, str) else None,
-        "",
-        time.monotonic() - start,
-    )
-
-
-def _make(family: str, size: Mapping[str, Any], recipe: _Recipe, task: Any) -> Student:
-    cls: Any = load_family(family)
-    extra = {"teacher": task.teacher} if cls.uses_teacher else {}
-    student: Student = cls(
-        task=task.task,
-        n_classes=task.n_classes,
-        temperature=recipe.temperature,
-        alpha=recipe.alpha,
-        epochs=task.epochs,
-        seed=task.seed,
-        **size,
-        **extra,
-    )
-    return student
-
-
-def _feeds(
-    session: Any, frame: Frame, lookups: Sequence[onnx_wire.Lookup] = ()
-) -> dict[str, npt.NDArray[Any]]:
-    """Return what a student's session takes for ``frame``; ``lookups`` are those that were cut from its graph."""
-    by_target = {lookup.target: lookup for lookup in lookups}
-    strings = [frame.strings(name).to_objects(onnx_model.NULL_STRING) for name in frame.string_names]
-    feeds: dict[str, npt.NDArray[Any]] = {}
-    for node in session.get_inputs():
-        if node.name == "numbers":
-            kind = np.float64 if "double" in node.type else np.float32
-            with np.errstate(over="ignore"):
-                feeds["numbers"] = frame.numbers().astype(kind)
-        elif node.name in by_target:
-            feeds[node.name] = by_target[node.name].numbers(np.column_stack(strings))
-        else:
-            feeds["strings"] = np.column_stack(strings)
-    return feeds
-
-
-def _disagreement(artifact: bytes, frame: Frame, logits: FloatArray, task: Task) -> float:
-    """Return the largest difference between a student's file and its own logits on some rows."""
-    rows = np.arange(min(len(frame), AGREEMENT_ROWS))
-    session = onnx_model.open_session(artifact)
-    found = session.run(None, _feeds(session, frame.take(rows)))[0]
-    expected = logits[rows]
-    if task == "regression":
-        return float(np.abs(found - expected).max() / max(float(np.std(logits)), 1e-12))
-    return float(np.abs(found - softmax(expected)).max())
-
-
-def latency_ms(artifact: bytes, frame: Frame) -> float:
-    """Return the median of one-row ``session.run`` calls over real rows, in ms, of the graph that predict would run."""
-    graph, lookups = onnx_wire.cut_lookups(artifact, {"strings"})
-    session = onnx_model.open_session(graph)
-    rows = [
-        _feeds(session, frame.take(np.array([i])), lookups)
-        for i in np.linspace(0, len(frame) - 1, TIMED_ROWS).astype(int)
-    ]
-    run, names = session.run, [o.name for o in session.get_outputs()]
-    for i in range(WARM_UP_CALLS):
-        run(names, rows[i % TIMED_ROWS])
-    times = np.empty(TIMED_CALLS)
-    clock = time.perf_counter_ns
-    begun = clock()
-    for i in range(TIMED_CALLS):
-        start = clock()
-        run(names, rows[i % TIMED_ROWS])
-        times[i] = clock() - start
-        if clock() - begun > 200_000_000 and i >= 20:
-            times = times[: i + 1]
-            break
-    return float(np.median(times)) / 1e6
-
-
-NO_TIME = "time budget ended before its turn"
-NO_TIME_TO_REFIT = "no time to refit"
-
-
-class _Search:
     def __init__(
         self,
         problem: Problem,
@@ -424,7 +157,6 @@ class _Search:
     ) -> None:
         self.problem = problem
         self.config = config
-        self.label = label
         self.executor = executor
         self.report = report
         self.is_local = is_local
@@ -434,19 +166,13 @@ class _Search:
         )
         self.begun = self.start
         self.entries: list[_Entry] = []
-        self.pools: dict[str, list[TransferSet]] = {}
-        self.exhausted: set[str] = set()
-        self.broken: dict[str, str] = {}
-        self.made: dict[str, list[Frame]] = {}
-        self.blocks: dict[str, int] = {}
-        self.augmenter: Augmenter | None = None
         self.replaced: list[tuple[_Entry, bytes, str | None]] = []
-        self.seconds_a_row: float | None = None
-        self.labelled_seconds = 0.0
         self.task: Task = problem.task
         self.n_classes = max(1, len(problem.classes)) if problem.task != "regression" else 1
         self.allowed_ms = config.target_latency_ms - config.call_overhead_ms
-        self.has_label = _any_label(problem.select, problem.task)
+        self.has_label = any_label(problem.select, problem.task)
+        self.rows = Rows(problem, config, label, self.deadline)
+        self.recipes = Recipes(config, self.rows, has_label=self.has_label)
         self.sizes: dict[str, list[Mapping[str, Any]]] = {}
         self.refused: list[tuple[str, Mapping[str, Any], bytes, float]] = []
 
@@ -501,7 +227,7 @@ class _Search:
     def constant(self) -> FloatArray:
         """Return the logits, or values, of a student that answers every row of select alike."""
         fit = self.problem.fit
-        if self.has_label and fit.y is not None and _any_label(fit, self.task):
+        if self.has_label and fit.y is not None and any_label(fit, self.task):
             if self.task == "regression":
                 answer = np.array([np.nanmean(fit.y)])
             else:
@@ -533,7 +259,7 @@ class _Search:
                     continue
                 latency: float | None = None
                 try:
-                    untrained = _make(family, size, _Recipe(1.0, 1.0), _Untrained(self))
+                    untrained = make_student(family, size, Recipe(1.0, 1.0), _Untrained(self))
                     artifact = untrained.prototype(self.problem.fit)
                     if artifact is not None:
                         latency = self.least_latency_ms(artifact)
@@ -606,156 +332,13 @@ class _Search:
 
     def note(self, family: str, size: Mapping[str, Any], reason: str, latency: float = float("nan")) -> None:
         """Record a candidate that is never trained."""
-        entry = _Entry(len(self.entries), family, size, _Recipe(1.0, 1.0), {"family": family, **size})
+        entry = _Entry(len(self.entries), family, size, Recipe(1.0, 1.0), {"family": family, **size})
         entry.reason, entry.latency_ms = reason, latency
         self.entries.append(entry)
 
-    # -- transfer sets -----------------------------------------------------------------------------------------
-
-    @property
-    def has_unlabelled(self) -> bool:
-        """Whether there are rows without a label beside those to fit on."""
-        return bool(self.problem.unlabelled)
-
-    def count_real(self, *, unlabelled: bool = True) -> int:
-        """Return how many rows there are to fit on, and without a label if these count."""
-        return len(self.problem.fit) + (len(self.problem.unlabelled or ()) if unlabelled else 0)
-
-    def real_rows(self) -> TransferSet:
-        """Return fit and unlabelled rows."""
-        unlabelled = self.problem.unlabelled
-        return self.problem.fit if not unlabelled else stack([self.problem.fit, unlabelled])
-
-    def kinds(self) -> tuple[str, ...]:
-        """Return the kinds of augmented rows that can be had here."""
-        if self.label is None:
-            return ()
-        return tuple(k for k in KINDS if k != "thresholds" or self.thresholds())
-
-    def thresholds(self) -> dict[str, FloatArray]:
-        """Return the split thresholds of a tree teacher by column name."""
-        if not hasattr(self, "_thresholds"):
-            self._thresholds: dict[str, FloatArray] = {}
-            if self.problem.teacher is not None:
-                import onnx
-
-                from . import onnx_graph
-
-                features = self.problem.fit.frame.features
-                found = onnx_graph.tree_thresholds(onnx.load_from_string(self.problem.teacher))
-                self._thresholds = {features[p].name: cuts for p, cuts in found.items() if p < len(features)}
-        return self._thresholds
-
-    def wanted(self, recipe: _Recipe) -> list[tuple[str, int]]:
-        """Return how many augmented rows of each kind a recipe is to be taught."""
-        if recipe.is_control or self.label is None:
-            return []
-        real = self.count_real(unlabelled=recipe.unlabelled)
-        return [(kind, int(factor * real)) for kind, factor in recipe.augment]
-
-    def had(self, kind: str) -> int:
-        """Return how many rows of a kind are made and labelled."""
-        return sum(len(part) for part in self.pools.get(kind, ()))
-
-    def lacks(self, kind: str, n: int) -> bool:
-        """Whether ``n`` rows of a kind are not there yet, and more can be made."""
-        return self.had(kind) < n and kind not in self.exhausted
-
-    def missing(self, recipe: _Recipe) -> str | None:
-        """Return a kind of which a recipe needs rows that are still to be made; None where it has all it can get."""
-        return next((kind for kind, n in self.wanted(recipe) if self.lacks(kind, n)), None)
-
-    def make_more(self, kind: str) -> None:
-        """Make and label the next ``LABEL_ROWS`` of a kind, or find that there are no more to be had.
-
-        What a row is hangs on its place in its kind's series alone, not on who asks for how many.
-        """
-        made = None
-        try:
-            frame = self.make_rows(kind, min(LABEL_ROWS, self.block_rows()))
-            if frame is not None:
-                made = self.label_rows(frame)
-        except Exception as error:  # a teacher that fails on made-up rows must not end the run
-            self.broken[kind] = f"{type(error).__name__}: {error}"
-        if made:
-            self.pools.setdefault(kind, []).append(made)
-        else:
-            self.exhausted.add(kind)
-
-    def label_rows(self, frame: Frame) -> TransferSet:
-        """Return augmented rows with the teacher's logits, but those for which these are not finite."""
-        assert self.label is not None
-        start = time.monotonic()
-        logits = self.label(frame)
-        self.labelled_seconds += time.monotonic() - start
-        made = TransferSet(frame, logits, None, None, np.full(len(frame), AUGMENTED, np.uint8))
-        return made.take(np.flatnonzero(np.isfinite(logits).all(axis=1)))
-
-    def augmented(self, kind: str, n: int) -> TransferSet | None:
-        """Return up to ``n`` rows of a kind, labelled by the teacher; fewer where labelling would take too long."""
-        while self.lacks(kind, n):
-            self.make_more(kind)
-        if not self.pools.get(kind):
-            return None
-        self.pools[kind] = [stack(self.pools[kind])]
-        return self.pools[kind][0].take(np.arange(min(n, self.had(kind))))
-
-    def block_rows(self) -> int:
-        """Return how many augmented rows, but for hot-deck ones, are made at once."""
-        return int(np.clip(self.count_real(), *BLOCK_ROWS))
-
-    def make_rows(self, kind: str, n: int) -> Frame | None:
-        """Return the next rows of a kind, as many as labelling time and memory allow; None where that is none."""
-        assert self.label is not None
-        if self.augmenter is None:
-            self.augmenter = Augmenter(self.real_rows().frame, thresholds=self.thresholds())
-            self.seconds_a_row = labelling_seconds(self.label, self.problem.fit.frame)
-        assert self.seconds_a_row is not None
-        seconds = min(
-            self.config.time_budget_s * LABEL_SHARE - self.labelled_seconds, self.deadline - time.monotonic()
-        )
-        affordable = int(max(0.0, seconds) / max(self.seconds_a_row, 1e-9))
-        width = len(self.problem.fit.frame.features) + self.n_classes
-        room = self.config.transfer_bytes // (CELL_BYTES * width)
-        n = min(n, affordable, room - sum(self.had(k) for k in self.pools))
-        if n < 1:
-            return None
-        size = max(len(self.augmenter.frame), HOT_DECK_ROWS) if kind == "hot_deck" else self.block_rows()
-        size = min(size, room)
-        made = self.made.setdefault(kind, [])
-        while sum(len(frame) for frame in made) < n and time.monotonic() < self.deadline:
-            block = self.blocks.get(kind, 0)
-            self.blocks[kind] = block + 1
-            seed = [self.config.seed, KINDS.index(kind), block]
-            frame = self.augmenter.make(kind, size, np.random.default_rng(seed), deadline=self.deadline)
-            if not len(frame):
-                break  # all of them were far off
-            made.append(frame)
-        if not made:
-            return None
-        frames = Frame.concat(made)
-        n = min(n, len(frames))
-        self.made[kind] = [frames.take(np.arange(n, len(frames)))] if n < len(frames) else []
-        return frames.take(np.arange(n))
-
-    def transfer(self, recipe: _Recipe) -> TransferSet:
-        """Return the rows that a recipe is taught on."""
-        if recipe.is_control:
-            rows = np.arange(len(self.problem.fit))
-            return self.problem.fit.take(np.tile(rows, recipe.repeat))
-        real = self.real_rows() if recipe.unlabelled else self.problem.fit
-        parts = [real]
-        for kind, n in self.wanted(recipe):
-            made = self.augmented(kind, n)
-            if made is not None:
-                parts.append(made)
-        if recipe.repeat > 1:
-            return real.take(np.tile(np.arange(len(real)), recipe.repeat))
-        return stack(parts)
-
     # -- running -----------------------------------------------------------------------------------------------
 
-    def run(self, stage: str, plan: Iterable[tuple[str, Mapping[str, Any], _Recipe]]) -> list[_Entry]:
+    def run(self, stage: str, plan: Iterable[tuple[str, Mapping[str, Any], Recipe]]) -> list[_Entry]:
         """Train a stage's candidates in parallel and judge them."""
         waiting: list[_Entry] = []
         known = {_key(e.family, e.size, e.recipe): e for e in self.entries if e.artifact and not e.is_partial}
@@ -769,7 +352,7 @@ class _Search:
             entry.configuration |= {
                 "temperature": recipe.temperature,
                 "alpha": recipe.alpha,
-                "transfer_set": self.describe(recipe),
+                "transfer_set": self.rows.describe(recipe),
                 "stage": stage,
                 "seed": self.config.seed + recipe.seed,
             }
@@ -783,18 +366,11 @@ class _Search:
                 entry.latency_ms = latency_ms(entry.artifact, self.problem.select.frame)
         return [e for e in [*kept, *waiting] if e.is_usable]
 
-    def describe(self, recipe: _Recipe) -> dict[str, float]:
-        """Return what a recipe's transfer set has of each kind, for each real row."""
-        out: dict[str, float] = {"real": recipe.repeat}
-        if self.has_unlabelled and not recipe.is_control:
-            out["unlabelled"] = recipe.repeat if recipe.unlabelled else 0
-        return out | dict(recipe.augment)
-
     def execute(
         self,
         stage: str,
         entries: Sequence[_Entry],
-        take: Callable[[_Entry, _Outcome], None],
+        take: Callable[[_Entry, Outcome], None],
         *,
         refit: bool = False,
     ) -> None:
@@ -804,7 +380,7 @@ class _Search:
         until = self.begun + STAGE_END.get(stage, 1.0) * max(0.0, self.deadline - self.begun)
         late = max(RESERVE_SECONDS, HANG_SHARE * budget)
         queue, done = list(entries), 0
-        running: dict[Future[_Outcome], tuple[_Entry, float]] = {}
+        running: dict[Future[Outcome], tuple[_Entry, float]] = {}
 
         def leave_out(entry: _Entry, reason: str) -> None:
             if refit:  # it has been trained
@@ -814,9 +390,9 @@ class _Search:
 
         def make_rows() -> bool:
             """Make some of the augmented rows that are wanted first, if there are any to be made."""
-            kind = next((kind for e in queue if (kind := self.missing(e.recipe)) is not None), None)
+            kind = next((kind for e in queue if (kind := self.rows.missing(e.recipe)) is not None), None)
             if kind is not None:
-                self.make_more(kind)
+                self.rows.make_more(kind)
             return kind is not None
 
         while queue or running:
@@ -826,7 +402,7 @@ class _Search:
                     leave_out(queue.pop(0), NO_TIME_TO_REFIT if refit else NO_TIME)
                     done += 1
                     continue
-                place = next((i for i, e in enumerate(queue) if self.missing(e.recipe) is None), None)
+                place = next((i for i, e in enumerate(queue) if self.rows.missing(e.recipe) is None), None)
                 if place is None:
                     if running:
                         break
@@ -842,7 +418,7 @@ class _Search:
                     done += 1
                     continue
                 data, seconds = given
-                task = _Task(
+                task = Training(
                     number=entry.number,
                     family=entry.family,
                     size=entry.size,
@@ -856,7 +432,7 @@ class _Search:
                     fitted=entry.student if refit else None,
                     calibrated=self.problem.metric != "agreement",
                 )
-                future = self.executor.submit(_train, task, data, self.problem.select)
+                future = self.executor.submit(train, task, data, self.problem.select)
                 running[future] = entry, now + max(0.0, seconds) + late
                 self.report(
                     {
@@ -882,7 +458,7 @@ class _Search:
                 finished = {f for f, (_, limit) in running.items() if limit <= time.monotonic()}
             for future in sorted(finished, key=lambda f: running[f][0].number):
                 entry, _ = running.pop(future)
-                outcome = _Outcome(entry.number, None, b"", None, None, "its executor gave no answer", late)
+                outcome = Outcome(entry.number, None, b"", None, None, "its executor gave no answer", late)
                 if future.done():
                     outcome = _outcome(future, entry)
                 else:
@@ -894,7 +470,9 @@ class _Search:
         self, entry: _Entry, stage: str, now: float, *, refit: bool
     ) -> tuple[TransferSet, float] | str:
         """Return what a training gets, its rows and the seconds that it may take, or why it is left out."""
-        broken = [self.broken[kind] for kind, _ in self.wanted(entry.recipe) if kind in self.broken]
+        broken = [
+            self.rows.broken[kind] for kind, _ in self.rows.wanted(entry.recipe) if kind in self.rows.broken
+        ]
         if broken:
             return f"no transfer set: {broken[0]}"
         data = self.rows_for(entry, stage)
@@ -914,7 +492,7 @@ class _Search:
 
     def rows_for(self, entry: _Entry, stage: str) -> TransferSet:
         """Return an entry's transfer set; students that work on all rows at once get fewer in the screen and in a bag."""
-        data = self.transfer(entry.recipe)
+        data = self.rows.transfer(entry.recipe)
         passes = entry.family in ITERATIVE
         if passes and entry.recipe.augment:
             # A slow teacher labels few of them: the steps that they were to be worth are made of those that there are.
@@ -934,7 +512,7 @@ class _Search:
         order = np.random.default_rng([self.config.seed, entry.recipe.seed]).permutation(len(data))
         return data.take(np.sort(order[:most]))
 
-    def take(self, entry: _Entry, outcome: _Outcome) -> None:
+    def take(self, entry: _Entry, outcome: Outcome) -> None:
         """Judge what a training brought."""
         entry.seconds = entry.fit_seconds = outcome.seconds
         entry.reason = outcome.reason
@@ -955,96 +533,14 @@ class _Search:
 
     # -- the stages --------------------------------------------------------------------------------------------
 
-    def temperatures(self, family: str) -> list[float]:
-        """Return what a family is to try, sharpest first: 1, the softest allowed, and their geometric mean.
-
-        Below 1 the softest allowed is the only one. A family that nothing softens learns at 1, whatever is allowed.
-        """
-        softest = self.config.temperature
-        if self.task == "regression" or not load_family(family).softens:
-            return [1.0]
-        if softest <= 1.0:
-            return [softest]
-        return [1.0, float(round(softest**0.5, 4)), softest]
-
-    def most_repeats(self, family: str, size: int) -> int:
-        """Return how many times its ``size`` real rows a transfer set may hold."""
-        if family not in ITERATIVE:
-            return TREE_REPEAT if size >= SMALL_ROWS else SMALL_TREE_REPEAT
-        return max(REPEAT, -(-LEAST_STEPS * STEP_ROWS // (max(1, self.config.epochs) * size)))
-
-    def repeats(self, family: str, size: int) -> int:
-        """Return how often a family meets each of ``size`` real rows in a pass."""
-        if family not in ITERATIVE:
-            return 1
-        return int(np.clip(SCREEN_ROWS // size, 1, self.most_repeats(family, size)))
-
-    def controls(self, family: str) -> list[_Recipe]:
-        """Return the recipes of labels alone: as many steps as others take, and fewer where few rows are met so often."""
-        if not self.has_label:
-            return []
-        often = self.repeats(family, len(self.problem.fit))
-        sharp = self.temperatures(family)[0]
-        return [_Recipe(sharp, 0.0, repeat=n) for n in dict.fromkeys((often, min(often, REPEAT)))]
-
-    def recipes(self, family: str) -> list[_Recipe]:
-        """Return the recipes that *screen* compares, the control first."""
-        passes = family in ITERATIVE
-        fit = len(self.problem.fit)
-        size = self.count_real()
-        repeat = self.repeats(family, size)
-        kinds = self.kinds()
-        sharp, *softer = self.temperatures(family)
-        control = self.controls(family)
-        real = [_Recipe(sharp, alpha, repeat=repeat) for alpha in ((0.5, 1.0) if self.has_label else (1.0,))]
-        rest = control[1:]
-        if self.has_unlabelled:
-            labelled = self.repeats(family, fit)
-            rest = [*rest, replace(real[0], repeat=labelled, unlabelled=False)]
-
-        def mixed(**shares: float) -> tuple[tuple[str, float], ...]:
-            most = self.most_repeats(family, size)
-            rows = float(np.clip(SCREEN_ROWS / size - 1, LEAST_AUGMENTED, most - 1 if passes else most))
-            return tuple((kind, round(share * rows, 2)) for kind, share in shares.items())
-
-        if not kinds:
-            soft = [_Recipe(t, real[0].alpha, repeat=repeat) for t in softer]
-            return [*control[:1], *real, *soft, *rest]
-        if passes:
-            first = mixed(munge=0.8, spunge=0.2)
-            made = [
-                _Recipe(sharp, 1.0, mixed(hot_deck=1.0)),
-                _Recipe(sharp, 1.0, mixed(munge=0.4, hot_deck=0.4, spunge=0.2)),
-            ]
-            soft = [_Recipe(t, 1.0, first) for t in softer]
-            if self.has_label:
-                made.append(_Recipe(sharp, 0.5, first))
-            return [
-                *control[:1],
-                _Recipe(sharp, 1.0, first),
-                *soft[:1],
-                *real[:1],
-                *made,
-                *real[1:],
-                *soft[1:],
-                *rest,
-            ]
-        made = [_Recipe(sharp, 1.0, mixed(hot_deck=1.0)), _Recipe(sharp, 1.0, mixed(munge=1.0))]
-        if self.has_label:
-            made.append(_Recipe(sharp, 0.5, mixed(hot_deck=1.0)))
-        if "thresholds" in kinds:
-            made.append(_Recipe(sharp, 1.0, mixed(thresholds=0.5, hot_deck=0.5)))
-        soft = [_Recipe(t, real[0].alpha) for t in softer]
-        return [*control[:1], *real, *made, *soft, *rest]
-
-    def screen(self) -> dict[str, tuple[list[_Recipe], list[Mapping[str, Any]]]]:
+    def screen(self) -> dict[str, tuple[list[Recipe], list[Mapping[str, Any]]]]:
         """Find each family's two best recipes at one size, and the sizes that are worth training by them."""
-        order: list[tuple[int, int, tuple[str, Mapping[str, Any], _Recipe]]] = []
+        order: list[tuple[int, int, tuple[str, Mapping[str, Any], Recipe]]] = []
         tried: dict[str, Mapping[str, Any]] = {}
         for family, sizes in self.sizes.items():
             place = _screened(family, sizes, self.n_classes)
             tried[family] = sizes[place]
-            plan = [(sizes[place], recipe) for recipe in self.recipes(family)]
+            plan = [(sizes[place], recipe) for recipe in self.recipes.to_screen(family)]
             plan[2:2] = [(other, plan[min(1, len(plan) - 1)][1]) for other in _variants(sizes, sizes[place])]
             # Families take turns, so that a budget that ends early has seen each.
             order.extend((turn, len(order), (family, *item)) for turn, item in enumerate(plan))
@@ -1052,12 +548,12 @@ class _Search:
         self.gate_again()
         best = max((e.tie_break for e in entries), default=0.0)
         limit = best - HOPELESS * max(0.0, best - self.judge(self.constant())[1])
-        found: dict[str, tuple[list[_Recipe], list[Mapping[str, Any]]]] = {}
+        found: dict[str, tuple[list[Recipe], list[Mapping[str, Any]]]] = {}
         for family, sizes in self.sizes.items():
             ranked = self.best([e for e in entries if e.family == family], 20)
             place = sizes.index(tried[family]) if family in tried else 0
             if not ranked:
-                found[family] = (self.recipes(family)[:2], sizes[: max(1, place)])
+                found[family] = (self.recipes.to_screen(family)[:2], sizes[: max(1, place)])
                 continue
             variant = ranked[0].size
             worth = [s for s in sizes if len(s) == 1 or s.get(VARIANT) == variant.get(VARIANT)]
@@ -1068,12 +564,14 @@ class _Search:
             if all(
                 recipe.is_control for recipe in chosen
             ):  # the teacher is not given up on by one small screen
-                taught = [recipe for recipe in (*same, *self.recipes(family)) if not recipe.is_control]
+                taught = [
+                    recipe for recipe in (*same, *self.recipes.to_screen(family)) if not recipe.is_control
+                ]
                 chosen = [*taught[:1], chosen[0]]
             found[family] = (chosen, worth)
         return found
 
-    def train_sizes(self, found: Mapping[str, tuple[list[_Recipe], list[Mapping[str, Any]]]]) -> list[_Entry]:
+    def train_sizes(self, found: Mapping[str, tuple[list[Recipe], list[Mapping[str, Any]]]]) -> list[_Entry]:
         """Train the sizes worth it: all by their family's best recipe, then by its second best."""
         trained: list[_Entry] = []
         for rank in range(2):
@@ -1102,21 +600,23 @@ class _Search:
             for e in self.entries
         )
 
-    def finish(self, found: Mapping[str, tuple[list[_Recipe], list[Mapping[str, Any]]]]) -> None:
+    def finish(self, found: Mapping[str, tuple[list[Recipe], list[Mapping[str, Any]]]]) -> None:
         """Train the best again on more rows, and their controls; then, while time lasts, by other recipes and seeds."""
         best: list[_Entry] = []
         for entry in self.best(self.entries, len(self.entries)):
             sizes = [e.size for e in best if e.family == entry.family]
             if len(best) < FINISHERS and len(sizes) < FINISHERS_A_FAMILY and entry.size not in sizes:
                 best.append(entry)
-        plan: list[tuple[str, Mapping[str, Any], _Recipe]] = []
+        plan: list[tuple[str, Mapping[str, Any], Recipe]] = []
         for entry in best:
             is_first = entry is next(e for e in best if e.family == entry.family)
             for size in [entry.size, *(self.near_variants(entry) if is_first else ())]:
                 # The control first: it takes less time, and without it nobody knows what the teacher is for.
-                recipes = [*self.controls(entry.family)[:1], *self.enlarged(entry.recipe)]
+                recipes = [*self.recipes.controls(entry.family)[:1], *self.recipes.enlarged(entry.recipe)]
                 plan.extend((entry.family, size, recipe) for recipe in recipes)
-        plan.extend((e.family, e.size, recipe) for e in best for recipe in self.controls(e.family)[1:])
+        plan.extend(
+            (e.family, e.size, recipe) for e in best for recipe in self.recipes.controls(e.family)[1:]
+        )
         for entry in best:
             plan.extend((entry.family, entry.size, recipe) for recipe in found[entry.family][0])
         self.run("finish", plan)
@@ -1126,7 +626,7 @@ class _Search:
                 break
             alone = [e for e in self.entries if e.family in found]
             controls = [e for e in alone if e.is_control]
-            again: dict[str, tuple[str, Mapping[str, Any], _Recipe]] = {}
+            again: dict[str, tuple[str, Mapping[str, Any], Recipe]] = {}
             for pool, most in ((alone, FINISHERS // 2), (controls, FINISHERS // 2 + 1)):
                 for e in self.best(pool, len(pool)):
                     if len(again) < most:
@@ -1135,14 +635,6 @@ class _Search:
                             (e.family, e.size, replace(e.recipe, seed=seed)),
                         )
             self.run("finish", again.values())
-
-    def enlarged(self, recipe: _Recipe) -> list[_Recipe]:
-        """Return a recipe with more augmented rows, if that is worth a training."""
-        real = self.count_real(unlabelled=recipe.unlabelled)
-        times = min(MORE, MOST_ROWS / real / max(1e-9, sum(factor for _, factor in recipe.augment)))
-        if not recipe.augment or times < LEAST_MORE:
-            return []
-        return [replace(recipe, augment=tuple((kind, round(n * times, 2)) for kind, n in recipe.augment))]
 
     def near_variants(self, entry: _Entry) -> list[Mapping[str, Any]]:
         """Return the size of the best student of another variant, if that is nearly as good as ``entry``."""
@@ -1160,11 +652,11 @@ class _Search:
         poorer student, not none.
         """
         had = {e.is_control for e in self.best(self.entries, len(self.entries))}
-        plan: list[tuple[str, Mapping[str, Any], _Recipe]] = []
+        plan: list[tuple[str, Mapping[str, Any], Recipe]] = []
         alphas = [a for a in ((0.0, 0.5) if self.has_label else (1.0,)) if (a == 0.0) not in had]
         for family in [f for f in FAMILIES if f in self.sizes][:RESCUE_FAMILIES]:
-            sharp = self.temperatures(family)[0]
-            plan.extend((family, self.sizes[family][0], _Recipe(sharp, alpha)) for alpha in alphas)
+            sharp = self.recipes.temperatures(family)[0]
+            plan.extend((family, self.sizes[family][0], Recipe(sharp, alpha)) for alpha in alphas)
         self.run("rescue", plan)
 
     def blend(self) -> None:
@@ -1229,7 +721,7 @@ class _Search:
         start = time.monotonic()
         parts = sorted(parts, key=lambda e: e.number)
         weights = [1.0 / len(parts)] * len(parts)
-        entry = _Entry(len(self.entries), "blend", {}, _Recipe(1.0, 1.0), {})
+        entry = _Entry(len(self.entries), "blend", {}, Recipe(1.0, 1.0), {})
         entry.configuration = {"family": "blend", "weights": weights, "parts": numbers, "stage": "blend"}
         entry.is_control = all(e.is_control for e in parts)
         entry.parts = tuple(numbers)
@@ -1241,7 +733,7 @@ class _Search:
                 blend.calibrate(self.problem.select)
             entry.configuration["weights"] = list(blend.weights)
             artifact, logits = blend.to_onnx(self.problem.fit.frame), blend.predict_logits(frame)
-            difference = _disagreement(artifact, frame, logits, self.task)
+            difference = disagreement(artifact, frame, logits, self.task)
             if not difference <= AGREEMENT:
                 entry.reason = f"ONNX Runtime and trainer differ by {difference:.1e}, over {AGREEMENT:.0e}"
                 return
@@ -1273,7 +765,7 @@ class _Search:
             if any(by_number[n].refitted is not None for n in entry.parts):
                 self.rebuild(entry, [by_number[n] for n in entry.parts])
 
-    def take_refit(self, entry: _Entry, outcome: _Outcome) -> None:
+    def take_refit(self, entry: _Entry, outcome: Outcome) -> None:
         """Put the refitted student in the place of the first one, where that worked and is as fast.
 
         It knows the select rows by now: one that answers them worse than before is broken.
@@ -1301,7 +793,7 @@ class _Search:
             blend = Blend(students, weights, task=self.task, n_classes=self.n_classes)
             artifact = blend.to_onnx(self.problem.fit.frame)
             logits = blend.predict_logits(self.problem.select.frame)
-            if _disagreement(artifact, self.problem.select.frame, logits, self.task) <= AGREEMENT:
+            if disagreement(artifact, self.problem.select.frame, logits, self.task) <= AGREEMENT:
                 self.replace_artifact(entry, artifact, None)
         except Exception as error:  # the first blend stays
             entry.configuration["refit"] = f"failed: {type(error).__name__}: {error}"
@@ -1386,9 +878,9 @@ class _Search:
 
 
 class _Untrained:
-    """What ``_make`` reads of a task, before there is one."""
+    """What ``make`` reads of a task, before there is one."""
 
-    def __init__(self, owner: _Search) -> None:
+    def __init__(self, owner: Search) -> None:
         self.task, self.n_classes = owner.task, owner.n_classes
         self.epochs, self.seed = owner.config.epochs, owner.config.seed
         self.teacher = owner.problem.teacher
@@ -1439,24 +931,18 @@ def _ranked(usable: Sequence[_Entry]) -> list[_Entry]:
     return [usable[i] for i in order]
 
 
-def _outcome(future: Future[_Outcome], entry: _Entry) -> _Outcome:
+def _outcome(future: Future[Outcome], entry: _Entry) -> Outcome:
     """Return what became of a training that is over."""
     try:
         return future.result()
     except PgDistillError:
         raise  # the executor itself is gone
     except Exception as error:  # such as Dask's KilledWorker: one candidate must not end the run
-        return _Outcome(entry.number, None, b"", None, None, f"{type(error).__name__}: {error}", 0.0)
+        return Outcome(entry.number, None, b"", None, None, f"{type(error).__name__}: {error}", 0.0)
 
 
-def _key(family: str, size: Mapping[str, Any], recipe: _Recipe) -> str:
+def _key(family: str, size: Mapping[str, Any], recipe: Recipe) -> str:
     return repr((family, sorted((k, str(v)) for k, v in size.items()), recipe))
-
-
-def _any_label(rows: TransferSet, task: Task) -> bool:
-    if rows.y is None:
-        return False
-    return bool(np.isfinite(rows.y).any() if task == "regression" else (rows.y >= 0).any())
 
 
 def search(
@@ -1489,7 +975,7 @@ def search(
         raise InvalidData("no rows to fit or to select students on")
     own = ThreadPoolExecutor(config.threads) if executor is None else None
     try:
-        run = _Search(problem, config, label, executor or own, report, is_local=own is not None)  # type: ignore[arg-type]
+        run = Search(problem, config, label, executor or own, report, is_local=own is not None)  # type: ignore[arg-type]
         run.report({"stage": "latency", "done": 0.0, "seconds": 0.0})
         run.gate()
         found = run.screen()

@@ -1,0 +1,102 @@
+"""What a search is given, and what it returns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .. import measure
+from ..frame import FloatArray, Task
+from ..students import FAMILIES
+from ..transfer_set import TransferSet
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Rows with teacher logits and labels; ``select`` chooses and is never trained on.
+
+    ``teacher`` is the teacher's ONNX file where it has one: families may start from its trees.
+    """
+
+    task: Task
+    classes: tuple[str, ...]
+    metric: str
+    fit: TransferSet
+    select: TransferSet
+    unlabelled: TransferSet | None = None
+    teacher: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the caller asked for.
+
+    ``call_overhead_ms`` is the cost of a predict call around the model, measured by the parent. ``temperature`` is the softest
+    that may be tried, ``threads`` the candidates trained at once, ``transfer_bytes`` the memory for augmented rows. With ``sql``
+    students in SQL form may be the answer too: these take less than a session, so that each family's smallest is trained.
+    """
+
+    target_latency_ms: float
+    call_overhead_ms: float = 0.0
+    temperature: float = 4.0
+    epochs: int = 10
+    seed: int = 42
+    families: tuple[str, ...] = tuple(FAMILIES)
+    time_budget_s: float = 120.0
+    transfer_bytes: int = 1_600_000_000
+    threads: int = field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
+    sql: bool = False
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A student that was tried; ``artifact`` is empty where it never came to be, and ``reason`` says why.
+
+    ``metric_select``, ``tie_break_select`` (log loss, or error, higher is better) and ``fidelity_select`` are NaN where nothing
+    was trained, ``latency_ms`` where nothing was measured. ``jackknife_select`` is what ``measure.rank`` needs to tell noise.
+    On the frontier are those that no other dominates, and those that are the best within some latency but for noise.
+    """
+
+    number: int
+    family: str
+    configuration: dict[str, object]
+    artifact: bytes
+    expression: str | None
+    size_bytes: int
+    metric_select: float
+    fidelity_select: float
+    latency_ms: float
+    on_frontier: bool
+    reason: str
+    is_control: bool
+    seconds: float
+    tie_break_select: float = float("nan")
+    jackknife_select: tuple[float, ...] = ()
+    select_logits: FloatArray | None = field(default=None, compare=False, repr=False)
+    """Its logits on the select rows before any refit: of ``artifact`` they may be training figures."""
+
+
+def best_within(candidates: Iterable[Candidate], allowed_ms: float) -> list[Candidate]:
+    """Return the candidates that have a file and meet ``allowed_ms``, best first.
+
+    The order is that of ``measure.rank``: by the metric on select, but by log loss where it is within the noise of the best.
+    """
+    fitting = [
+        c for c in candidates if c.artifact and np.isfinite(c.metric_select) and c.latency_ms <= allowed_ms
+    ]
+    order = measure.rank(
+        [c.metric_select for c in fitting],
+        [c.tie_break_select for c in fitting],
+        [c.jackknife_select for c in fitting],
+    )
+    return [fitting[i] for i in order]
+
+
+def any_label(rows: TransferSet, task: Task) -> bool:
+    """Whether any of ``rows`` has a label."""
+    if rows.y is None:
+        return False
+    return bool(np.isfinite(rows.y).any() if task == "regression" else (rows.y >= 0).any())

@@ -1,0 +1,204 @@
+"""One training: a student by a recipe, its file held against its own arithmetic, and timed.
+
+``train`` runs in an executor: a thread, or another machine. What it takes and gives can be pickled.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import onnx_model, onnx_wire
+from ..errors import FeatureNotSupported, LimitExceeded, PgDistillError
+from ..frame import FloatArray, Frame, Task
+from ..soft_labels import softmax
+from ..students import Student, load_family
+from ..transfer_set import TransferSet
+
+WARM_UP_CALLS, TIMED_CALLS, TIMED_ROWS = 50, 400, 256
+"""Calls before and while a candidate's latency is measured, and the rows that they go round."""
+AGREEMENT = 1e-4
+"""Largest difference between ONNX and the trainer's arithmetic: of probabilities, or of values in deviations."""
+AGREEMENT_ROWS = 2000
+NO_TIME = "time budget ended before its turn"
+NO_TIME_TO_REFIT = "no time to refit"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a student is taught: temperature, alpha, and rows made for each real one, by kind."""
+
+    temperature: float
+    alpha: float
+    augment: tuple[tuple[str, float], ...] = ()
+    seed: int = 0
+    """Added to the run's seed: students that differ only in it are worth blending."""
+    repeat: int = 1
+    """How often an iterative student meets each real row in a pass, where there are no augmented rows to meet."""
+    unlabelled: bool = True
+    """Whether it is also taught the rows that have no label, where there are any."""
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is taught by labels alone."""
+        return self.alpha == 0.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training; picklable, so that any executor can run it. The rows go beside it: a cluster keeps them."""
+
+    number: int
+    family: str
+    size: Mapping[str, Any]
+    recipe: Recipe
+    task: Task
+    n_classes: int
+    epochs: int
+    seed: int
+    teacher: bytes | None
+    seconds: float
+    """How long it may take from its start: another machine has another clock."""
+    fitted: Any = None
+    """The student to train again, without early stopping, where there is one."""
+    calibrated: bool = True
+    """Whether its probabilities are held against the labels of the select rows, and not against the teacher's."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a training: a student, its file and its logits on the select rows, or a reason."""
+
+    number: int
+    student: Any
+    artifact: bytes
+    logits: FloatArray | None
+    expression: str | None
+    reason: str
+    seconds: float
+
+
+def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
+    """Train one student; whatever goes wrong becomes its reason."""
+    start = time.monotonic()
+    deadline = start + task.seconds
+
+    def failed(reason: str) -> Outcome:
+        return Outcome(task.number, None, b"", None, None, reason, time.monotonic() - start)
+
+    if task.seconds < 0:
+        return failed(NO_TIME)
+    try:
+        if task.fitted is not None:
+            student = copy.copy(task.fitted)
+            student.refit(data, deadline=deadline)
+            if not getattr(student, "complete_", True):
+                return failed(NO_TIME_TO_REFIT)
+        else:
+            student = make_student(task.family, task.size, task.recipe, task)
+            student.fit(data, select, deadline=deadline)
+            if task.calibrated:
+                student.calibrate(select)
+        logits = student.predict_logits(select.frame)
+        if not np.isfinite(logits).all():
+            return failed("training diverged: its predictions are not finite")
+        artifact = student.to_onnx()
+        difference = disagreement(artifact, select.frame, logits, task.task)
+        if not difference <= AGREEMENT:
+            return failed(f"ONNX Runtime and trainer differ by {difference:.1e}, over {AGREEMENT:.0e}")
+        try:
+            expression = student.to_sql()
+        except (FeatureNotSupported, LimitExceeded):
+            expression = None
+    except MemoryError:
+        return failed("out of memory")
+    except PgDistillError as error:
+        return failed(error.message)
+    except Exception as error:  # one broken candidate must not end the run
+        return failed(f"{type(error).__name__}: {error}")
+    return Outcome(
+        task.number,
+        student,
+        artifact,
+        logits,
+        expression if isinstance(expression, str) else None,
+        "",
+        time.monotonic() - start,
+    )
+
+
+def make_student(family: str, size: Mapping[str, Any], recipe: Recipe, task: Any) -> Student:
+    """Return an untrained student; ``task`` has what all students of a run share, as a ``Training`` has."""
+    cls: Any = load_family(family)
+    extra = {"teacher": task.teacher} if cls.uses_teacher else {}
+    student: Student = cls(
+        task=task.task,
+        n_classes=task.n_classes,
+        temperature=recipe.temperature,
+        alpha=recipe.alpha,
+        epochs=task.epochs,
+        seed=task.seed,
+        **size,
+        **extra,
+    )
+    return student
+
+
+def _feeds(
+    session: Any, frame: Frame, lookups: Sequence[onnx_wire.Lookup] = ()
+) -> dict[str, npt.NDArray[Any]]:
+    """Return what a student's session takes for ``frame``; ``lookups`` are those that were cut from its graph."""
+    by_target = {lookup.target: lookup for lookup in lookups}
+    strings = [frame.strings(name).to_objects(onnx_model.NULL_STRING) for name in frame.string_names]
+    feeds: dict[str, npt.NDArray[Any]] = {}
+    for node in session.get_inputs():
+        if node.name == "numbers":
+            kind = np.float64 if "double" in node.type else np.float32
+            with np.errstate(over="ignore"):
+                feeds["numbers"] = frame.numbers().astype(kind)
+        elif node.name in by_target:
+            feeds[node.name] = by_target[node.name].numbers(np.column_stack(strings))
+        else:
+            feeds["strings"] = np.column_stack(strings)
+    return feeds
+
+
+def disagreement(artifact: bytes, frame: Frame, logits: FloatArray, task: Task) -> float:
+    """Return the largest difference between a student's file and its own logits on some rows."""
+    rows = np.arange(min(len(frame), AGREEMENT_ROWS))
+    session = onnx_model.open_session(artifact)
+    found = session.run(None, _feeds(session, frame.take(rows)))[0]
+    expected = logits[rows]
+    if task == "regression":
+        return float(np.abs(found - expected).max() / max(float(np.std(logits)), 1e-12))
+    return float(np.abs(found - softmax(expected)).max())
+
+
+def latency_ms(artifact: bytes, frame: Frame) -> float:
+    """Return the median of one-row ``session.run`` calls over real rows, in ms, of the graph that predict would run."""
+    graph, lookups = onnx_wire.cut_lookups(artifact, {"strings"})
+    session = onnx_model.open_session(graph)
+    rows = [
+        _feeds(session, frame.take(np.array([i])), lookups)
+        for i in np.linspace(0, len(frame) - 1, TIMED_ROWS).astype(int)
+    ]
+    run, names = session.run, [o.name for o in session.get_outputs()]
+    for i in range(WARM_UP_CALLS):
+        run(names, rows[i % TIMED_ROWS])
+    times = np.empty(TIMED_CALLS)
+    clock = time.perf_counter_ns
+    begun = clock()
+    for i in range(TIMED_CALLS):
+        start = clock()
+        run(names, rows[i % TIMED_ROWS])
+        times[i] = clock() - start
+        if clock() - begun > 200_000_000 and i >= 20:
+            times = times[: i + 1]
+            break
+    return float(np.median(times)) / 1e6
