@@ -878,7 +878,7 @@ class Search:
 
 
 class _Untrained:
-    """What ``make`` reads of a task, before there is one."""
+    """What ``make_student`` reads of a task, before there is one."""
 
     def __init__(self, owner: Search) -> None:
         self.task, self.n_classes = owner.task, owner.n_classes
