@@ -156,7 +156,7 @@ class Contest:
         self.timer = timer
         train, test_rows = datasets.split(len(data.y), number)
         cut = int(FIT_SHARE * len(train))
-        self.metric = "r2" if data.task == "regression" else "accuracy"
+        self.metric = data.metric
         start = time.monotonic()
         self.artifact = teacher_of(
             data, train if options.teacher_rows == "train" else train[:cut], name, options.cache
@@ -247,7 +247,8 @@ def run_set(name: str, number: int, options: argparse.Namespace, timer: Backend)
     data, test, problem = contest.data, contest.test, contest.problem
     assert test.teacher_logits is not None and test.y is not None
     taught = test.teacher_logits if data.task == "regression" else softmax(test.teacher_logits)
-    constant = 0.0 if data.task == "regression" else float(np.bincount(test.y).max() / len(test))
+    shares = [1.0] if data.task == "regression" else np.bincount(test.y) / len(test)
+    constant = {"accuracy": float(max(shares)), "roc_auc": 0.5, "r2": 0.0}[data.metric]
     teacher_ms = timer.latencies(
         {"teacher": (contest.artifact, contest.label.signature)}, test.frame, TIMING_SECONDS
     )["teacher"]
@@ -258,7 +259,7 @@ def run_set(name: str, number: int, options: argparse.Namespace, timer: Backend)
         "load_average": os.getloadavg()[0],
         "metric": contest.metric,
         "rows": {"fit": len(problem.fit), "select": len(problem.select), "test": len(test)},
-        "majority": constant,
+        "constant": constant,
         "overhead_ms": contest.overhead_ms,
         "seconds": options.seconds,
         "teacher": {
@@ -365,7 +366,7 @@ def families(found: Sequence[Candidate], target: float, contest: Contest) -> dic
 def say(out: dict[str, Any], target: float) -> None:
     """Print a line of the table."""
     student, teacher = out["students"][str(target)], out["teacher"]["test"]
-    lift = (student["test"] - out["majority"]) / (teacher - out["majority"])
+    lift = (student["test"] - out["constant"]) / (teacher - out["constant"])
     beside = "  ".join(
         f"{kind} {student[kind]['test']:.4f} ({student[kind]['difference'][0]:+.4f} to {student[kind]['difference'][1]:+.4f})"
         for kind in ("control", "recipe")
@@ -469,7 +470,7 @@ def ratios(runs: list[dict[str, Any]]) -> dict[str, float]:
         if not made:
             continue
         kept = [s["test"] / r["teacher"]["test"] for r, s in made]
-        lift = [(s["test"] - r["majority"]) / (r["teacher"]["test"] - r["majority"]) for r, s in made]
+        lift = [(s["test"] - r["constant"]) / (r["teacher"]["test"] - r["constant"]) for r, s in made]
         faster = [r["teacher"]["latency_ms"] / s["latency_ms"] for r, s in made]
         out[f"accuracy_kept_at_{target}_ms"] = float(np.median(kept))
         out[f"lift_kept_at_{target}_ms"] = float(np.median(lift))
