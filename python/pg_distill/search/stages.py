@@ -299,9 +299,9 @@ class Search:
                 entry.latency_ms = min(entry.latency_ms, self.least_latency_ms(entry.artifact))
 
     def least_latency_ms(self, artifact: bytes) -> float:
-        """Return what a shape takes; the least of several measurements where it is near what is allowed.
+        """Return what a file takes; the least of several measurements where it is near what is allowed.
 
-        Other work on the machine makes a call take longer, never shorter, and a shape that is left out here is gone.
+        Other work on the machine makes a call take longer, never shorter.
         """
         latency = latency_ms(artifact, self.problem.select.frame)
         for _ in range(NEAR_TRIES):
