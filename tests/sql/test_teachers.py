@@ -39,11 +39,14 @@ def test_sql_expression_is_a_teacher(db: psycopg.Connection) -> None:
     assert predicted == pytest.approx(
         one(db, f"SELECT {EXPRESSION} FROM (SELECT 'first' AS cabin, 20::float8 AS age) s")
     )
-    db.execute("SELECT distill_model('formula', min_accuracy => 0, time_budget_s => 20)")
+    # By accuracy a student of labels alone may win, which owes the teacher nothing.
+    db.execute(
+        "SELECT distill_model('formula', metric => 'agreement', min_accuracy => 0, time_budget_s => 20)"
+    )
     fidelity, rows = one(
         db, "SELECT fidelity, rows_test FROM distill.run_report(distill.last_run('formula'))"
     )
-    assert fidelity > 0.85  # the search has twenty seconds
+    assert fidelity > 0.85
     assert rows > 1000
 
 

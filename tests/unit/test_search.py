@@ -253,7 +253,7 @@ def test_a_graph_that_disagrees_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_blends_are_candidates_and_average_their_parts() -> None:
-    config = replace(FAST, families=("boosted", "mlp"))
+    config = replace(FAST, families=("boosted", "mlp"), time_budget_s=60.0)
     found = search.search(problem("regression", 1500), config, teacher("regression"))
     blends = [c for c in found if c.family == "blend" and c.artifact]
     assert {c.is_control for c in blends} == {True, False}  # what a student is compared with is blended too
