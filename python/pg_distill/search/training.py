@@ -101,7 +101,7 @@ def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
             if not getattr(student, "complete_", True):
                 return failed(NO_TIME_TO_REFIT)
         else:
-            student = make_student(task.family, task.size, task.recipe, task)
+            student = make_student(task)
             student.fit(data, select, deadline=deadline)
             if task.calibrated:
                 student.calibrate(select)
@@ -133,18 +133,18 @@ def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
     )
 
 
-def make_student(family: str, size: Mapping[str, Any], recipe: Recipe, task: Any) -> Student:
-    """Return an untrained student; ``task`` has what all students of a run share, as a ``Training`` has."""
-    cls: Any = load_family(family)
+def make_student(task: Training) -> Student:
+    """Return the untrained student of a training."""
+    cls: Any = load_family(task.family)
     extra = {"teacher": task.teacher} if cls.uses_teacher else {}
     student: Student = cls(
         task=task.task,
         n_classes=task.n_classes,
-        temperature=recipe.temperature,
-        alpha=recipe.alpha,
+        temperature=task.recipe.temperature,
+        alpha=task.recipe.alpha,
         epochs=task.epochs,
         seed=task.seed,
-        **size,
+        **task.size,
         **extra,
     )
     return student
