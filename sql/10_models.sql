@@ -32,6 +32,7 @@ CREATE TABLE distill.models (
     owner            text NOT NULL DEFAULT current_user,
     form             text NOT NULL DEFAULT 'predict' CHECK (form IN ('predict', 'sql', 'cascade')),
     threshold        float8,
+    attested         boolean NOT NULL DEFAULT false,
     UNIQUE (name, version),
     CHECK ((kind = 'onnx') = (artifact IS NOT NULL)),
     CHECK (kind <> 'sql' OR expression IS NOT NULL),
@@ -74,9 +75,11 @@ COMMENT ON COLUMN distill.models.measured_at IS 'when the figures were measured'
 COMMENT ON COLUMN distill.models.teacher_id IS 'the teacher that this student was distilled from; no foreign key, as pg_dump warns of a table that references itself';
 COMMENT ON COLUMN distill.models.created_at IS 'when it was registered';
 COMMENT ON COLUMN distill.models.updated_at IS 'when its active flag or figures last changed';
-COMMENT ON COLUMN distill.models.owner IS 'the role that registered it, for which its stored SQL may run';
+COMMENT ON COLUMN distill.models.owner IS 'the role that registered it, for which its stored SQL may run; see distill.owners';
 COMMENT ON COLUMN distill.models.form IS 'how it answers, which is what its latency is of: predict, its SQL expression in a query, or predict with its teacher behind it';
 COMMENT ON COLUMN distill.models.threshold IS 'form cascade: the confidence of the student, its largest probability, from which its teacher is not asked';
+
+COMMENT ON COLUMN distill.models.attested IS 'whether this server has measured its figures; where not (a worker measured, a superuser wrote the row) they count for its owner, and for all where that is a superuser';
 
 -- What a model is never changes under its name and version; only its active flag and its figures do.
 CREATE FUNCTION distill._protect_model() RETURNS trigger

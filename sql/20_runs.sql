@@ -1,7 +1,7 @@
 CREATE TABLE distill.runs (
     run_id                uuid PRIMARY KEY,
-    teacher_id            uuid REFERENCES distill.models ON DELETE SET NULL,
-    student_id            uuid REFERENCES distill.models ON DELETE SET NULL,
+    teacher_id            uuid,
+    student_id            uuid,
     teacher_name          text NOT NULL,
     teacher_version       text NOT NULL,
     student_name          text NOT NULL,
@@ -43,8 +43,11 @@ CREATE TABLE distill.runs (
     timings               jsonb NOT NULL,
     started_at            timestamptz NOT NULL,
     created_at            timestamptz NOT NULL DEFAULT now(),
-    owner                 text NOT NULL DEFAULT current_user
+    owner                 text NOT NULL DEFAULT current_user,
+    attested              boolean NOT NULL DEFAULT false
 );
+-- No foreign keys, here and below: pg_restore loads the tables of an extension in parallel, before or after one another, and a row that comes before
+-- the one it refers to would be lost. Triggers do what the keys' ON DELETE would.
 SELECT pg_catalog.pg_extension_config_dump('distill.runs', '');
 CREATE INDEX runs_teacher_id_idx ON distill.runs (teacher_id);
 CREATE INDEX runs_student_id_idx ON distill.runs (student_id);
@@ -95,10 +98,11 @@ COMMENT ON COLUMN distill.runs.machine IS 'processor, cores, memory, operating s
 COMMENT ON COLUMN distill.runs.timings IS 'seconds a stage';
 COMMENT ON COLUMN distill.runs.started_at IS 'when it began';
 COMMENT ON COLUMN distill.runs.created_at IS 'start of the transaction that recorded it';
-COMMENT ON COLUMN distill.runs.owner IS 'the role that ran it';
+COMMENT ON COLUMN distill.runs.owner IS 'the role that ran it; see distill.owners';
+COMMENT ON COLUMN distill.runs.attested IS 'whether this server has measured its figures; where not (a worker measured, a superuser wrote the row) they count for its owner, and for all where that is a superuser';
 
 CREATE TABLE distill.candidates (
-    run_id           uuid NOT NULL REFERENCES distill.runs ON DELETE CASCADE,
+    run_id           uuid NOT NULL,
     candidate        integer NOT NULL,
     family           text NOT NULL,
     configuration    jsonb NOT NULL,
@@ -166,3 +170,28 @@ COMMENT ON COLUMN distill.candidates.output_schema IS 'what its ONNX file gives,
 COMMENT ON COLUMN distill.candidates.form IS 'how it answers, which is what its latency is of: predict, its SQL expression in a query, or predict with its teacher behind it';
 COMMENT ON COLUMN distill.candidates.statement_latency_ms IS 'form sql: median of a statement for one row, parsing and planning included';
 COMMENT ON COLUMN distill.candidates.threshold IS 'form cascade: the confidence from which the teacher is not asked';
+
+CREATE FUNCTION distill._forget_models() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE distill.runs r SET teacher_id = NULL WHERE r.teacher_id IN (SELECT d.id FROM deleted d);
+    UPDATE distill.runs r SET student_id = NULL WHERE r.student_id IN (SELECT d.id FROM deleted d);
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION distill._forget_models() IS 'internal: trigger by which runs forget the ids of models that are deleted';
+CREATE TRIGGER forget_models AFTER DELETE ON distill.models
+REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION distill._forget_models();
+COMMENT ON TRIGGER forget_models ON distill.models IS 'a run outlives its models';
+
+CREATE FUNCTION distill._drop_candidates() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM distill.candidates c WHERE c.run_id IN (SELECT d.run_id FROM deleted d);
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION distill._drop_candidates() IS 'internal: trigger by which the candidates of a run are deleted with it';
+CREATE TRIGGER drop_candidates AFTER DELETE ON distill.runs
+REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION distill._drop_candidates();
+COMMENT ON TRIGGER drop_candidates ON distill.runs IS 'candidates go with their run';

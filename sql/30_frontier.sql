@@ -8,7 +8,8 @@ COMMENT ON FUNCTION distill.dominates_pareto(float8, float8, float8[]) IS
 
 -- Views read as who asks, not as their owner: a policy on the tables holds in them too.
 
--- A family is the root teacher, its versions, its students, theirs, and all of their versions.
+-- A family is the root teacher, its versions, its students, theirs, and all of their versions. A student whose figures this server has not measured
+-- itself is in it for those whom its owner can speak for.
 CREATE VIEW distill.families WITH (security_invoker = true) AS
 WITH RECURSIVE lineage(root, id) AS (
     SELECT m.name, m.id FROM distill.models m WHERE m.teacher_id IS NULL
@@ -18,7 +19,8 @@ WITH RECURSIVE lineage(root, id) AS (
 SELECT l.root AS family, m.id AS model_id, m.name, m.version, m.active, m.kind, m.teacher_id, m.metric, m.accuracy,
        m.accuracy_low, m.accuracy_high, m.avg_latency_ms, m.latency_low_ms, m.latency_high_ms, m.latency_declared,
        m.size_bytes, m.measured_at, m.form
-FROM lineage l JOIN distill.models m USING (id);
+FROM lineage l JOIN distill.models m USING (id)
+WHERE m.teacher_id IS NULL OR m.attested OR distill._is_trusted(m.owner);
 COMMENT ON VIEW distill.families IS 'every model with the root teacher of its family';
 
 CREATE VIEW distill.frontier WITH (security_invoker = true) AS
@@ -39,6 +41,6 @@ SELECT r.teacher_name, r.student_name, r.student_version, r.metric, r.teacher_ac
        r.teacher_latency_ms, r.student_latency_ms, r.teacher_latency_ms / r.student_latency_ms AS speedup,
        r.pareto_score, r.latency_declared, r.summary, r.run_id, r.student_id, r.created_at
 FROM distill.runs r
-WHERE r.accepted
+WHERE r.accepted AND (r.attested OR distill._is_trusted(r.owner))
 ORDER BY r.pareto_score DESC NULLS LAST, r.created_at DESC;
 COMMENT ON VIEW distill.leaderboard IS 'accepted runs, best pareto score first';

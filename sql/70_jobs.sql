@@ -3,6 +3,7 @@
 CREATE TABLE distill.job_queue (
     run_id           uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     submitter        text NOT NULL DEFAULT current_user,
+    submitter_oid    oid NOT NULL DEFAULT distill._current_role(),
     arguments        jsonb NOT NULL CHECK (jsonb_typeof(arguments) = 'object'),
     search_path      text NOT NULL DEFAULT current_setting('search_path'),
     state            text NOT NULL DEFAULT 'queued' CHECK (state IN ('queued', 'running', 'done', 'failed', 'cancelled')),
@@ -27,14 +28,15 @@ CREATE TABLE distill.job_queue (
     CHECK ((state = 'running') = (claim_id IS NOT NULL))
 );
 -- Not marked for pg_dump: what a run left is in distill.runs, and a job that waits here must not be run where a copy is restored.
-CREATE INDEX job_queue_waiting_idx ON distill.job_queue (submitter, submitted_at) WHERE state IN ('queued', 'running');
+CREATE INDEX job_queue_waiting_idx ON distill.job_queue (submitter_oid, submitted_at) WHERE state IN ('queued', 'running');
 ALTER TABLE distill.job_queue ENABLE ROW LEVEL SECURITY;
-CREATE POLICY own_jobs ON distill.job_queue USING (submitter = current_user) WITH CHECK (submitter = current_user);
+CREATE POLICY own_jobs ON distill.job_queue USING (submitter_oid = distill._current_role()) WITH CHECK (submitter_oid = distill._current_role());
 COMMENT ON POLICY own_jobs ON distill.job_queue IS 'a role sees and runs its own jobs only';
 
 COMMENT ON TABLE distill.job_queue IS 'jobs: distillations that are waiting, running or over; see distill.jobs';
 COMMENT ON COLUMN distill.job_queue.run_id IS 'the job''s key, and that of its run once it is done';
-COMMENT ON COLUMN distill.job_queue.submitter IS 'the role that submitted it, as which alone it is run';
+COMMENT ON COLUMN distill.job_queue.submitter IS 'name at the time of the role that submitted it, as which alone it is run';
+COMMENT ON COLUMN distill.job_queue.submitter_oid IS 'that role: one that is renamed keeps its jobs, one that is dropped leaves them to nobody';
 COMMENT ON COLUMN distill.job_queue.arguments IS 'distill_model''s arguments';
 COMMENT ON COLUMN distill.job_queue.search_path IS 'the submitter''s search_path, in which its queries are read';
 COMMENT ON COLUMN distill.job_queue.state IS 'queued, running, done, failed or cancelled';
@@ -60,11 +62,11 @@ COMMENT ON COLUMN distill.job_queue.finished_at IS 'when it was over';
 CREATE FUNCTION distill._protect_job() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF NEW.submitter <> current_user THEN
+    IF NEW.submitter_oid <> distill._current_role() OR TG_OP = 'INSERT' AND NEW.submitter <> current_user THEN
         RAISE EXCEPTION 'a job of role "%" is for it alone', NEW.submitter USING ERRCODE = 'insufficient_privilege';
     END IF;
-    IF TG_OP = 'UPDATE' AND (OLD.run_id, OLD.submitter, OLD.arguments, OLD.search_path)
-                            IS DISTINCT FROM (NEW.run_id, NEW.submitter, NEW.arguments, NEW.search_path) THEN
+    IF TG_OP = 'UPDATE' AND (OLD.run_id, OLD.submitter, OLD.submitter_oid, OLD.arguments, OLD.search_path)
+                            IS DISTINCT FROM (NEW.run_id, NEW.submitter, NEW.submitter_oid, NEW.arguments, NEW.search_path) THEN
         RAISE EXCEPTION 'job "%" cannot be edited', OLD.run_id USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
     RETURN NEW;
@@ -136,3 +138,19 @@ from pg_distill import sqlapi
 return sqlapi.statement_seconds(plpy, statement)
 $$;
 COMMENT ON FUNCTION distill._statement_seconds(text) IS 'internal: how long the server takes for a query, run read-only as the caller';
+
+-- What a worker found, whose training ran outside: the role reports on its own running job, and the report says so (attested is false).
+CREATE FUNCTION distill._record_job(run_id uuid, claim_id uuid, report jsonb, artifacts bytea[]) RETURNS uuid
+LANGUAGE plpython3u AS $$
+from pg_distill import sqlapi
+return sqlapi.record_job(plpy, run_id, claim_id, report, artifacts)
+$$;
+COMMENT ON FUNCTION distill._record_job(uuid, uuid, jsonb, bytea[]) IS
+    'internal: end a job of the current role with the run, candidates and student that its worker found, files checked; the student''s id';
+
+CREATE FUNCTION distill._take_place(run_id uuid) RETURNS void
+LANGUAGE plpython3u AS $$
+from pg_distill import sqlapi
+return sqlapi.take_place(plpy, run_id)
+$$;
+COMMENT ON FUNCTION distill._take_place(uuid) IS 'internal: take a place for the training of a running job of the current role, until its session ends';

@@ -26,11 +26,9 @@ SELECT m.models, m.names, m.students, m.artifact_bytes, c.candidate_bytes,
        r.runs_accepted, r.runs_refused, r.last_run_timestamp_seconds, r.last_run_duration_seconds,
        (SELECT count(*)
         FROM pg_catalog.pg_locks l
-        JOIN (SELECT pg_catalog.hashtextextended('pg_distill training ' || i, 0) AS key FROM pg_catalog.generate_series(0, 63) i) k
-          ON l.classid::bigint = (k.key >> 32) & 4294967295 AND l.objid::bigint = k.key & 4294967295
-        WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
+        WHERE l.locktype = 'relation' AND l.relation = 'distill.trainings'::regclass AND l.mode = 'RowExclusiveLock' AND l.granted
           AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
-       ) AS trainings_active,
+       ) + j.jobs_running AS trainings_active,
        j.jobs_queued, j.jobs_running, j.jobs_failed, j.oldest_queued_job_seconds
 FROM (SELECT count(*) AS models, count(DISTINCT name) AS names, count(teacher_id) AS students,
              coalesce(sum(size_bytes), 0)::bigint AS artifact_bytes

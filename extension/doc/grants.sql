@@ -16,7 +16,7 @@ GRANT SELECT (run_id, teacher_id, student_id, teacher_name, teacher_version, stu
     ON distill.runs TO distill_reader;
 GRANT SELECT ON distill.families, distill.frontier, distill.leaderboard, distill.metrics
     TO distill_reader, distill_predictor, distill_engineer, distill_admin;
-GRANT EXECUTE ON FUNCTION distill.last_run, distill.dominates_pareto TO distill_reader, distill_predictor, distill_engineer, distill_admin;
+GRANT EXECUTE ON FUNCTION distill.last_run, distill.dominates_pareto, distill._is_trusted, distill._owner_role TO distill_reader, distill_predictor, distill_engineer, distill_admin;
 
 -- predicts: functions run with the caller's rights, so it reads the models' rows, artifacts included
 GRANT SELECT ON distill.models, distill.runs, distill.settings TO distill_predictor, distill_engineer, distill_admin;
@@ -34,18 +34,13 @@ GRANT EXECUTE ON FUNCTION
     distill.predict_class_batch, distill._predict_class_batch, distill.score_class, distill._score_class,
     distill.score, distill._score, distill._open_cursor, distill._float8_of_bits,
     distill.choose_model, distill._choose_model, distill.warm_up, distill.to_sql, distill.show_settings,
-    distill._read_only, distill._run_pending, distill.run_report
+    distill._read_only, distill._run_pending, distill.run_report, distill._write, distill._is_checked, distill._schema_digest
     TO distill_predictor, distill_engineer, distill_admin;
 
--- registers and distils. No right to write the column owner, which decides for whom stored SQL runs: it is current_user
-GRANT INSERT (name, version, active, task, kind, artifact, expression, sha256, size_bytes, input_schema, output_schema, sample, label, teacher_id, form,
-    threshold)
-    ON distill.models TO distill_engineer, distill_admin;
-GRANT UPDATE (active, metric, accuracy, accuracy_low, accuracy_high, avg_latency_ms, latency_low_ms, latency_high_ms, p50_latency_ms,
-    p95_latency_ms, p99_latency_ms, latency_declared, measured_on, measured_at) ON distill.models TO distill_engineer, distill_admin;
-GRANT DELETE ON distill.models TO distill_engineer, distill_admin;
-GRANT SELECT, INSERT ON distill.candidates TO distill_engineer, distill_admin;
-GRANT UPDATE (artifact, expression) ON distill.candidates TO distill_engineer, distill_admin; -- prune empties them, a trigger refuses anything else
+-- registers and distils. No right to write a table of the registry: distill._write() writes for the functions, and finds nothing to do when it is
+-- called by itself. Releases before 0.2.0 needed such rights: they are taken back where they were granted
+REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON distill.models, distill.runs, distill.candidates FROM distill_engineer, distill_admin;
+GRANT SELECT ON distill.candidates TO distill_engineer, distill_admin;
 GRANT EXECUTE ON FUNCTION distill_model, distill.register_model, distill.register_model_file, distill.register_sql_model,
     distill.register_logged_model, distill.activate_model, distill.drop_model, distill.promote_candidate, distill.run_rows,
     distill.create_function, distill.check, distill.remeasure, distill.prune TO distill_engineer, distill_admin;
@@ -53,14 +48,8 @@ GRANT SELECT ON distill.sizes TO distill_engineer, distill_admin;
 -- and by jobs: each is seen, run and cancelled by its submitter alone (row-level security, and a trigger)
 GRANT SELECT, INSERT, UPDATE, DELETE ON distill.job_queue TO distill_engineer, distill_admin;
 GRANT SELECT ON distill.jobs TO distill_engineer, distill_admin;
-GRANT EXECUTE ON FUNCTION distill.submit, distill.cancel, distill.run_next_job,
+GRANT EXECUTE ON FUNCTION distill.submit, distill.cancel, distill.run_next_job, distill._record_job, distill._take_place, distill._current_role,
     distill._describe_machine, distill._offer_models, distill._statement_seconds TO distill_engineer, distill_admin;
-GRANT INSERT (run_id, teacher_id, student_id, teacher_name, teacher_version, student_name, student_version, accepted, summary, requested,
-    resolved, seed, metric, teacher_accuracy, teacher_accuracy_low, teacher_accuracy_high, student_accuracy, student_accuracy_low,
-    student_accuracy_high, teacher_latency_ms, teacher_latency_low_ms, teacher_latency_high_ms, student_latency_ms, student_latency_low_ms,
-    student_latency_high_ms, latency_declared, pareto_score, fidelity, lift, majority_accuracy, teacher_log_loss, student_log_loss, figures,
-    predict_path, rows_total, rows_fit, rows_select, rows_test, rows_unlabelled, sample_digest, machine, timings, started_at)
-    ON distill.runs TO distill_engineer, distill_admin;
 
 -- changes limits, too
 GRANT INSERT, UPDATE, DELETE ON distill.settings TO distill_admin;

@@ -33,6 +33,7 @@ __all__ = [
     "quote_identifier",
     "quote_literal",
     "run_pending",
+    "run_write",
 ]
 
 Row = dict[str, Any]
@@ -58,6 +59,10 @@ class Database(Protocol):
     in_backend: bool
     """Whether this process is the backend: what it keeps, its own predict finds."""
 
+    @property
+    def in_parallel(self) -> bool:
+        """Whether a parallel operation runs, in its leader or a worker: nothing can be written then."""
+
     def query(self, sql: str, *arguments: Argument, keep: bool = True) -> list[Row]:
         """Run one of our own statements, with ``$1`` ... as parameters; return its rows.
 
@@ -76,6 +81,12 @@ class Database(Protocol):
     def read_only(self, work: Callable[[], T]) -> T:
         """Run ``work`` where every statement is read-only: a write anywhere below is SQLSTATE 25006."""
 
+    def write(self, work: Callable[[], T]) -> T:
+        """Run ``work``, statements of ours over the registry alone, with the rights of the registry's owner.
+
+        Only in the backend: a client has no such rights, and tells the server by a function what it found.
+        """
+
     def subtransaction(self) -> AbstractContextManager[Any]:
         """Undo what was done inside if it ends in an error."""
 
@@ -84,9 +95,6 @@ class Database(Protocol):
 
     def transaction(self) -> AbstractContextManager[Any]:
         """Do what is inside in one transaction: the caller's in the backend, a new one from a client."""
-
-    def try_lock(self, key: str) -> bool:
-        """Take an advisory lock if it is free, until the caller's transaction ends; for a client, until its connection does."""
 
     def check_interrupts(self) -> None:
         """Let PostgreSQL act on cancel, timeout and termination; raises if it does."""
@@ -125,6 +133,24 @@ def run_pending() -> None:
     _pending[-1]()
 
 
+# What distill._write() is to run, and whether it runs. It is taken out before it begins, so that nothing else finds it.
+_to_write: Callable[[], None] | None = None
+_is_writing = False
+
+
+def run_write() -> None:
+    """Run the work for which ``PlpyDatabase.write`` called ``distill._write()``, in its middle."""
+    global _to_write, _is_writing
+    work, _to_write = _to_write, None
+    if work is None:
+        raise InvalidState("there is nothing to write")
+    _is_writing = True
+    try:
+        work()
+    finally:
+        _is_writing = False
+
+
 def _find_in_parallel_mode() -> Callable[[], bool] | None:
     """Return the server's own test for a parallel operation, in its leader or a worker; None outside a backend."""
     try:
@@ -146,6 +172,10 @@ class PlpyDatabase(Database):
     def __init__(self, plpy: Any) -> None:
         self._plpy = plpy
         self._own_name: str | None = None
+
+    @property
+    def in_parallel(self) -> bool:
+        return _in_parallel_mode is not None and _in_parallel_mode()
 
     # Plans are the session's, not the call's: PostgreSQL replans them when what they depend on changes.
     _plans: ClassVar[dict[tuple[str, tuple[str, ...]], Any]] = {}
@@ -184,7 +214,7 @@ class PlpyDatabase(Database):
 
     def read_only(self, work: Callable[[], T]) -> T:
         # A parallel operation may set no parameter, and needs none: PostgreSQL itself refuses every write there.
-        if _in_parallel_mode is not None and _in_parallel_mode():
+        if self.in_parallel:
             return work()
         results: list[T] = []
         _pending.append(lambda: results.append(work()))
@@ -192,6 +222,18 @@ class PlpyDatabase(Database):
             self._plpy.execute("select distill._read_only()")
         finally:
             _pending.pop()
+        return results[0]
+
+    def write(self, work: Callable[[], T]) -> T:
+        global _to_write
+        if _is_writing:
+            return work()
+        results: list[T] = []
+        _to_write = lambda: results.append(work())  # noqa: E731
+        try:
+            self._plpy.execute("select distill._write()")
+        finally:
+            _to_write = None
         return results[0]
 
     @contextmanager
@@ -205,9 +247,6 @@ class PlpyDatabase(Database):
     @contextmanager
     def transaction(self) -> Iterator[None]:
         yield
-
-    def try_lock(self, key: str) -> bool:
-        return bool(self.query(_TRY_LOCK.format("xact_lock"), ("text", key))[0]["taken"])
 
     def check_interrupts(self) -> None:
         self._plpy.execute("select")
@@ -277,7 +316,6 @@ _STATUS_WITHOUT_ROWS: Sequence[int] = (
     8,
     9,
 )  # SPI_OK_UTILITY, _INSERT, _DELETE, _UPDATE without RETURNING
-_TRY_LOCK = "select pg_catalog.pg_try_advisory_{}(pg_catalog.hashtextextended($1, 0)) as taken"
 
 
 class PsycopgDatabase(Database):
@@ -294,6 +332,7 @@ class PsycopgDatabase(Database):
     """
 
     in_backend = False
+    in_parallel = False
 
     def __init__(
         self,
@@ -349,6 +388,9 @@ class PsycopgDatabase(Database):
             self._run("SET TRANSACTION READ ONLY")
             return work()
 
+    def write(self, work: Callable[[], T]) -> T:
+        raise InvalidState("the registry is written in the server")
+
     @contextmanager
     def subtransaction(self) -> Iterator[None]:
         with self._connection.transaction():
@@ -358,9 +400,6 @@ class PsycopgDatabase(Database):
 
     def check_search_path(self) -> None:
         _check_schemas(self._run("select pg_catalog.current_schemas(true) as schemas")[1][0]["schemas"])
-
-    def try_lock(self, key: str) -> bool:
-        return bool(self.query(_TRY_LOCK.format("lock"), ("text", key))[0]["taken"])
 
     def check_interrupts(self) -> None:
         self._check()

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pg_distill import record, registry, serving, verdict
+from pg_distill import approval, record, registry, serving, verdict
+from pg_distill.approval import trainer_limits
 from pg_distill.database import Database
 from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import Frame
@@ -19,6 +20,7 @@ from pg_distill.latency import (
     describe_machine,
     measure_latency,
     predict_contender,
+    require_expressions,
     sql_contender,
     statement_latency_ms,
 )
@@ -26,8 +28,7 @@ from pg_distill.material import Material, prepare
 from pg_distill.onnx_model import Signature
 from pg_distill.options import Options
 from pg_distill.progress import SEARCH, STAGES, Progress, Watch, latency_seconds
-from pg_distill.record import Run
-from pg_distill.registration import trainer_limits
+from pg_distill.record import Outcome, Report, Run
 from pg_distill.registry import Model
 from pg_distill.teachers import label_by_sql
 from pg_distill.trainer import Trainer, Trial
@@ -45,15 +46,6 @@ SECONDS_BETWEEN_SHOWS = 0.5  # of pg_stat_activity
 TRANSFER_SHARE = 0.2  # of trainer_memory_mb, for augmented rows: 1.7 GB by default
 
 _PROBE = "\x1fprobe"  # a name that no registered model can have
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to: the student's id where one was accepted, and the summary."""
-
-    run_id: str
-    student_id: str | None
-    summary: str
 
 
 @dataclass
@@ -130,7 +122,7 @@ def distill(
     *,
     run_id: str | None = None,
     watch: Watch = lambda stage, done, candidate: None,
-    complete: Callable[[Outcome], None] = lambda outcome: None,
+    store: Callable[[Report], Outcome] | None = None,
 ) -> Outcome:
     """Distil a teacher into a student, and register it if it is accepted.
 
@@ -140,8 +132,8 @@ def distill(
         The run's id where it has one before it runs.
     watch
         Is told how far it is: a ``progress.Progress`` makes a part of the whole and a time left of it.
-    complete
-        Called with the outcome in the transaction that records the run; what it raises undoes the run.
+    store
+        Stores what the run leaves, all or nothing; `record.store` unless told otherwise.
 
     Raises
     ------
@@ -153,6 +145,17 @@ def distill(
         The sample does not fit the teacher.
     """
     run = Run(run_id or str(uuid.uuid4()), options, datetime.now(UTC), describe_machine(db))
+    with registry.admitted(db, run.id):
+        return _distill(db, run, watch, store or (lambda report: record.store(db, report)))
+
+
+def _distill(
+    db: Database,
+    run: Run,
+    watch: Watch,
+    store: Callable[[Report], Outcome],
+) -> Outcome:
+    options = run.options
     clock = _Clock(db, Progress(options.time_budget_s), watch)
 
     # Find the teacher.
@@ -169,8 +172,9 @@ def distill(
         raise FeatureNotSupported(
             f'model "{teacher.qualified_name}" is a cascade', hint="Distil its teacher."
         )
-    registry.admit_training(db)
     registry.require_writable(db)
+    registry.require_name(db, student_name)
+    require_expressions(db, teacher)
 
     # Sample, and split.
     clock.enter("sample")
@@ -235,23 +239,18 @@ def distill(
         options, material.metric, teacher, decision, control, timings, figures, compared
     )
     student = None
-    with db.transaction():
-        registry.lock_family(db, teacher, student_name, *(m.name for m in members.values()))
-        if decision.accepted and chosen is not None:
-            student = record.register_student(
-                db, run, teacher, student_name, chosen, material, timings, figures
-            )
-        record.update_family(db, run, teacher, members, material, timings, figures)
-        clock.enter("end")
-        summary += material.caveat
-        record.record_run(
-            db, run, teacher=teacher, student_name=student_name, student=student, material=material, loaded=loaded,
-            configuration=configuration, trials=trials, finalists=finalists, control=control, timings=timings,
-            figures=figures, compared=compared, decision=decision, summary=summary, seconds=clock.seconds,
-        )  # fmt: skip
-        outcome = Outcome(run.id, student.id if student else None, summary)
-        complete(outcome)
-    return outcome
+    if decision.accepted and chosen is not None:
+        student = record.student(run, teacher, student_name, chosen, material, timings, figures)
+    family = record.family(run, teacher, members, material, timings, figures)
+    clock.enter("end")
+    summary += material.caveat
+    row, tried = record.run_and_candidates(
+        run, teacher=teacher, student_name=student_name, material=material, loaded=loaded,
+        configuration=configuration, trials=trials, finalists=finalists, control=control, timings=timings,
+        figures=figures, compared=compared, decision=decision, summary=summary, seconds=clock.seconds,
+    )  # fmt: skip
+    names = [student_name, *(m.name for m in members.values())]
+    return store(Report(teacher.id, names, student, family, row, tried))
 
 
 def _family(db: Database, teacher: Model) -> tuple[dict[str, Model], dict[str, tuple[bytes, Signature]]]:
@@ -262,6 +261,8 @@ def _family(db: Database, teacher: Model) -> tuple[dict[str, Model], dict[str, t
     members = {m.id: m for m in registry.family_members(db, teacher, MAX_MEMBERS)}
     artifacts = registry.read_artifacts(db, members.values())
     files = {key: (artifact, members[key].signature) for key, artifact in artifacts.items()}
+    if db.in_backend:  # which is going to open them
+        approval.require(db, files)
     return {key: m for key, m in members.items() if key in files}, files
 
 
@@ -433,9 +434,9 @@ def _time_all(
         contenders[key] = predict_contender(name, member.signature)
         if member.form == "sql":
             contenders[verdict.predict_name(member)] = contenders[key]
-            contenders[key] = contender_for(member)
+            contenders[key] = contender_for(db, member)
     if teacher.kind != "logged":
-        contenders[teacher.id] = contender_for(teacher)
+        contenders[teacher.id] = contender_for(db, teacher)
     if teacher.kind == "sql" and teacher.task != "regression":  # what a cascade asks
         asked = predict_contender(teacher.qualified_name, teacher.signature)
         contenders[verdict.predict_name(teacher)] = replace(asked, name=verdict.predict_name(teacher))

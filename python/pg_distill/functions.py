@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pg_distill import native
 from pg_distill.database import Database, quote_identifier, quote_literal
 from pg_distill.errors import FeatureNotSupported, InvalidName, InvalidState
 from pg_distill.onnx_model import FeatureSpec
-from pg_distill.registry import Model, find_model, require_stored_sql
+from pg_distill.registry import Dropped, Model, find_model
 
 __all__ = ["create_function", "to_sql"]
 
@@ -44,7 +45,7 @@ def to_sql(db: Database, name: str) -> str:
             f'model "{model.qualified_name}" has no form as a SQL expression',
             hint="Linear students, trees and small networks have one.",
         )
-    return model.expression
+    return model.expression.text_for_caller(db)
 
 
 def create_function(db: Database, name: str, function_name: str, *, as_sql: bool, replace: bool) -> str:
@@ -136,6 +137,47 @@ def _keep_or_drop(db: Database, schema: str, bare: str, declared: list[list[str]
     return bool(same)
 
 
+def drop_functions(db: Database, dropped: Sequence[Dropped]) -> None:
+    """Drop the functions of models that are gone, with the current role's rights.
+
+    Anybody may write the comment that says which model a function is of, on a function of his own. So only what is the
+    current role's stops the drop where something depends on it; the function of another stays then, with a warning.
+
+    Raises
+    ------
+    PostgreSQL's error (2BP01)
+        Something depends on a function of the current role's.
+    """
+    comments = {COMMENT + f"{d.name}:{d.version}" for d in dropped} | {
+        COMMENT + d.name for d in dropped if d.last
+    }
+    found = db.query(
+        "select distinct p.oid::pg_catalog.regprocedure::pg_catalog.text as signature,"
+        " t.oid::pg_catalog.regtype::pg_catalog.text as row_type, r.rolname::pg_catalog.text = current_user as own,"
+        " pg_catalog.pg_has_role(p.proowner, 'USAGE') and (t.oid is null or pg_catalog.pg_has_role(t.typowner, 'USAGE')) as may"
+        " from pg_catalog.pg_description d join pg_catalog.pg_proc p on p.oid = d.objoid and p.prokind = 'f'"
+        " join pg_catalog.pg_roles r on r.oid = p.proowner"
+        " left join pg_catalog.pg_type t on p.pronargs = 1 and t.oid = p.proargtypes[0] and t.typtype = 'c'"
+        " and pg_catalog.obj_description(t.oid, 'pg_type') = d.description"
+        " where d.classoid = 'pg_catalog.pg_proc'::pg_catalog.regclass and d.objsubid = 0 and d.description = any ($1)",
+        ("text[]", sorted(comments)),
+    )
+    for row in found:
+        statements = [f"drop function {row['signature']}"]
+        if row["row_type"] is not None:
+            statements.append(f"drop type {row['row_type']}")
+        try:
+            if row["may"]:
+                with db.subtransaction():
+                    for statement in statements:
+                        db.query(statement, keep=False)
+                continue
+        except Exception as error:
+            if row["own"] or getattr(error, "sqlstate", None) != "2BP01":
+                raise
+        db.warning(f"function {row['signature']} of a dropped model stays, as another role owns it")
+
+
 _NAME = re.compile(r"""\s*(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)\s*""")
 
 
@@ -201,8 +243,7 @@ def _native_body(db: Database, model: Model, arguments: list[_Argument], wide: b
             f'model "{model.qualified_name}" has no form as a SQL expression of its own',
             hint="Linear students, trees and small networks have one.",
         )
-    require_stored_sql(db, model, "the expression")
-    expression = model.expression
+    expression = model.expression.text_for_caller(db)
     for argument in arguments:
         if argument.type_name == "timestamp with time zone":
             # date_part of a timestamptz is only STABLE, as it may look at the time zone; its epoch does not.

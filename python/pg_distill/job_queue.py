@@ -19,6 +19,7 @@ __all__ = [
     "complete",
     "enqueue",
     "fail",
+    "find_claimed",
     "release",
     "request_cancel",
     "require_own_login",
@@ -70,7 +71,8 @@ def enqueue(db: Database, arguments: Mapping[str, Any]) -> str:
 
 # While the server was down no worker could say that it lives: the lease begins anew with it.
 _EXPIRED = (
-    "q.submitter = current_user and q.state = 'running' and greatest(q.heartbeat_at, pg_catalog.pg_postmaster_start_time())"
+    "q.submitter_oid = distill._current_role() and q.state = 'running'"
+    " and greatest(q.heartbeat_at, pg_catalog.pg_postmaster_start_time())"
     " < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1)"
 )
 
@@ -93,7 +95,7 @@ def claim(db: Database, worker: str, lease_s: float) -> Job | None:
         " attempts = attempts + 1, claim_id = $2, worker = $3, heartbeat_at = pg_catalog.clock_timestamp(),"
         " started_at = pg_catalog.clock_timestamp(), stage = 'start', progress = 0, candidate = null, seconds_left = null"
         " where run_id = (select q.run_id from distill.job_queue q where"
-        " q.submitter = current_user and q.state = 'queued' and not q.cancel_requested"
+        " q.submitter_oid = distill._current_role() and q.state = 'queued' and not q.cancel_requested"
         " and q.not_before <= pg_catalog.clock_timestamp()"
         f" or {_EXPIRED} order by q.submitted_at, q.run_id limit 1 for update skip locked)"
         " returning run_id::pg_catalog.text as run_id, arguments::pg_catalog.text as arguments, search_path,"
@@ -107,7 +109,7 @@ def claim(db: Database, worker: str, lease_s: float) -> Job | None:
     return Job(**{**rows[0], "arguments": json.loads(rows[0]["arguments"])})
 
 
-_OURS = "where q.run_id = $1 and q.claim_id = $2 and q.submitter = current_user"
+_OURS = "where q.run_id = $1 and q.claim_id = $2 and q.submitter_oid = distill._current_role()"
 
 
 def beat(
@@ -127,6 +129,26 @@ def beat(
     if not rows:
         return "lost"
     return "cancelled" if rows[0]["cancel_requested"] else "ours"
+
+
+def find_claimed(db: Database, run_id: str, claim_id: str | None = None) -> Job:
+    """Return a running job of the current role.
+
+    Raises
+    ------
+    InvalidState
+        It is none, or another attempt has it.
+    """
+    rows = db.query(
+        "select q.run_id::pg_catalog.text as run_id, q.arguments::pg_catalog.text as arguments, q.search_path,"
+        " q.claim_id::pg_catalog.text as claim_id, q.attempts from distill.job_queue q where q.run_id = $1"
+        " and ($2 is null or q.claim_id = $2) and q.state = 'running' and q.submitter_oid = distill._current_role()",
+        ("uuid", run_id),
+        ("uuid", claim_id),
+    )
+    if not rows:
+        raise InvalidState(f'job "{run_id}" was cancelled or taken over')
+    return Job(**{**rows[0], "arguments": json.loads(rows[0]["arguments"])})
 
 
 def complete(db: Database, job: Job, student_id: str | None, summary: str) -> None:
@@ -214,14 +236,16 @@ def request_cancel(db: Database, run_id: str) -> bool:
         " state = case when q.state = 'queued' then 'cancelled' else q.state end,"
         " sqlstate = case when q.state = 'queued' then '57014' else q.sqlstate end,"
         " finished_at = case when q.state = 'queued' then pg_catalog.clock_timestamp() end"
-        " where q.run_id = $1 and q.submitter = current_user and q.state in ('queued', 'running') returning q.run_id",
+        " where q.run_id = $1 and q.submitter_oid = distill._current_role() and q.state in ('queued', 'running')"
+        " returning q.run_id",
         ("uuid", run_id),
     )
     if rows:
         db.query("select pg_catalog.pg_notify($1, $2)", ("text", CHANNEL), ("text", run_id))
         return True
     if not db.query(
-        "select from distill.job_queue q where q.run_id = $1 and q.submitter = current_user", ("uuid", run_id)
+        "select from distill.job_queue q where q.run_id = $1 and q.submitter_oid = distill._current_role()",
+        ("uuid", run_id),
     ):
         raise UndefinedObject(f'job "{run_id}" does not exist')
     return False

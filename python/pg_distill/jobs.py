@@ -9,8 +9,13 @@ Whose rights a job has
 
 What is held while it trains
     No transaction and no snapshot. The sample is drawn in one transaction; calls are timed in statements of their own; the
-    run, its candidates, the student and the job's end are recorded together in one last transaction. An attempt that has
+    run, its candidates, the student and the job's end are recorded together by one last statement. An attempt that has
     lost its claim meanwhile finds that out there, and records nothing: that is why no job is done twice.
+
+What its figures are worth
+    A worker is its role's own process, and could report what it likes. So its run and student are marked (``attested`` is
+    false): they count for that role, and for others only where the role is a superuser; ``distill.remeasure`` in the server
+    makes them count for all.
 
 Who lives
     A second connection, in a thread of its own, says once a second that the worker lives, hears of cancels, and cancels what the
@@ -24,21 +29,22 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pg_distill import __version__, distillation, job_queue, registry
+from pg_distill import __version__, approval, distillation, job_queue, record, registry
 from pg_distill.database import Database, PsycopgDatabase, extension_version
 from pg_distill.errors import InvalidParameter, InvalidState, PgDistillError
 from pg_distill.job_queue import Job
 from pg_distill.options import Options
 from pg_distill.progress import Progress
+from pg_distill.record import Outcome, Report
 
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["LEASE_SECONDS", "Worker", "run_next", "submit"]
+__all__ = ["LEASE_SECONDS", "Worker", "record_job", "run_next", "submit"]
 
 LEASE_SECONDS = 15.0  # of silence, after which a worker is taken for dead: some heartbeats may be late
 BEAT_SECONDS = (
@@ -89,7 +95,11 @@ def run_next(db: Database) -> str | None:
                 db,
                 options,
                 run_id=job.run_id,
-                complete=lambda outcome: job_queue.complete(db, job, outcome.student_id, outcome.summary),
+                store=lambda report: record.store(
+                    db,
+                    report,
+                    complete=lambda outcome: job_queue.complete(db, job, outcome.student_id, outcome.summary),
+                ),
             )
             db.query(_SET_PATH, ("text", session["path"]), ("boolean", True))  # an error undoes it itself
     except Exception as error:
@@ -98,6 +108,31 @@ def run_next(db: Database) -> str | None:
             raise
         _record_failure(db, job, sqlstate, message)
     return job.run_id
+
+
+def _send(db: Database, job: Job, report: Report) -> Outcome:
+    """Have the server write what a worker found, and end the job."""
+    text, files = report.to_wire()
+    [row] = db.query(
+        "select distill._record_job($1, $2, $3, $4)::pg_catalog.text as student_id",
+        ("uuid", job.run_id),
+        ("uuid", job.claim_id),
+        ("jsonb", text),
+        ("bytea[]", ["\\x" + file.hex() for file in files]),
+        keep=False,
+    )
+    return Outcome(job.run_id, row["student_id"], report.run["summary"])
+
+
+def record_job(db: Database, run_id: str, claim_id: str, text: str, files: Sequence[bytes]) -> str | None:
+    """Write what a worker says of its running job, after a child has checked each file; return the student's id."""
+    job = job_queue.find_claimed(db, run_id, claim_id)
+    report = Report.from_wire(text, files)
+    checked: list[bytes] = []
+    if report.student is not None:
+        checked = [report.student["artifact"]]
+        approval.approve(db, [(report.student["artifact"], report.student["signature"])])
+    return record.store_job(db, job, report, checked=checked).student_id
 
 
 def _options(job: Job) -> Options:
@@ -254,7 +289,7 @@ class Worker:
                     options,
                     run_id=job.run_id,
                     watch=progress.watch,
-                    complete=lambda outcome: job_queue.complete(db, job, outcome.student_id, outcome.summary),
+                    store=lambda report: _send(db, job, report),
                 )
                 done = True
                 self._say(f"job {job.run_id}: {outcome.summary}")

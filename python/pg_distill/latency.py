@@ -38,6 +38,7 @@ __all__ = [
     "measure_latency",
     "predict_contender",
     "predict_path",
+    "require_expressions",
     "sql_contender",
     "statement_latency_ms",
     "statement_seconds",
@@ -84,12 +85,26 @@ def predict_path(numeric: bool, task: str) -> str:
     return f"distill.{function}(text, {'float8[]' if numeric else 'float8[], text[]'})"
 
 
-def contender_for(model: Model) -> Contender:
-    """Return the contender of a registered model: predict by its name and version, or its expression."""
-    if model.kind == "sql" or model.form == "sql":
+def contender_for(db: Database, model: Model) -> Contender:
+    """Return the contender of a registered model: predict by its name and version, or its expression.
+
+    Raises
+    ------
+    InsufficientPrivilege
+        Another role stored the expression.
+    """
+    if model.is_timed_as_sql:
         assert model.expression is not None
-        return sql_contender(model.qualified_name, model.expression, model.signature, model.types)
+        expression = model.expression.text_for_caller(db)
+        return sql_contender(model.qualified_name, expression, model.signature, model.types)
     return predict_contender(model.qualified_name, model.signature)
+
+
+def require_expressions(db: Database, *models: Model) -> None:
+    """Raise InsufficientPrivilege now where an expression that is going to be run is another role's."""
+    for model in models:
+        if model.is_timed_as_sql and model.expression is not None:
+            model.expression.text_for_caller(db)
 
 
 def sql_contender(name: str, expression: str, signature: Signature, types: Mapping[str, str]) -> Contender:

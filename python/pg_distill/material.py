@@ -117,12 +117,7 @@ def prepare(db: Database, teacher: Model, options: Options, *, with_rows: bool =
     InvalidParameter, InvalidData, UndefinedColumn, DatatypeMismatch
         Rows and options do not fit the teacher.
     """
-    if options.sample is None:
-        registry.require_sample(teacher, None)
-        registry.require_stored_sql(db, teacher, "the sample", hint="Pass sample => ... .")
-    if teacher.kind == "sql":
-        registry.require_stored_sql(db, teacher, "the expression")
-    source = resolve_source(db, registry.require_sample(teacher, options.sample), stored=True)
+    source = resolve_source(db, registry.sample_of(db, teacher, options.sample), stored=True)
     trained_on = resolve_source(db, options.trained_on) if options.trained_on is not None else None
     label = options.label if options.label is not None else teacher.label
     if label is not None and label not in source.types and options.label is None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pg_distill import measure, pareto, registry, verdict
+from pg_distill import job_queue, measure, pareto, registry, verdict
 from pg_distill.database import Database
-from pg_distill.errors import InvalidState
+from pg_distill.errors import InvalidParameter, InvalidState, UndefinedModel
 from pg_distill.frame import ModelForm
+from pg_distill.job_queue import Job
 from pg_distill.latency import SQL_PATH, Timing, predict_path
 from pg_distill.material import Material
 from pg_distill.onnx_model import Signature
@@ -23,7 +24,17 @@ from pg_distill.sample import FIT, SELECT, TEST, UNLABELLED
 from pg_distill.trainer import Trial
 from pg_distill.verdict import Verdict, is_offered, offer_name, predict_name, stands_in
 
-__all__ = ["Run", "promote", "record_run", "register_student", "update_family"]
+__all__ = [
+    "Outcome",
+    "Report",
+    "Run",
+    "family",
+    "promote",
+    "run_and_candidates",
+    "store",
+    "store_job",
+    "student",
+]
 
 _NO_COLUMNS = ("on_frontier", "reason", "select_classes", "tie_break_select", "jackknife_select")
 """Fields of a trial that are not columns of ``distill.candidates`` as they stand."""
@@ -86,8 +97,7 @@ def _figures(
     }
 
 
-def register_student(
-    db: Database,
+def student(
     run: Run,
     teacher: Model,
     name: str,
@@ -95,48 +105,184 @@ def register_student(
     material: Material,
     timings: Mapping[str, Timing],
     figures: Mapping[str, Any],
-) -> Model:
-    """Register the chosen candidate as the next version of ``name``, and make it the active one."""
+) -> dict[str, Any]:
+    """Return the chosen candidate as arguments of `registry.insert_model`: the next version of ``name``."""
     assert chosen.artifact is not None and chosen.signature is not None
     scores = figures["candidates"][str(chosen.scored_as)]
     by_predict = timings[offer_name(chosen.scored_as)] if chosen.form == "sql" else None
-    return registry.insert_model(
-        db,
-        name=name,
-        version=None,
-        task=teacher.task,
-        kind="onnx",
-        artifact=chosen.artifact,
-        expression=chosen.fields.get("expression"),
-        signature=chosen.signature,
-        sample=material.source.query,
-        label=material.label,
-        teacher_id=teacher.id,
-        types=_column_types(material, chosen.signature),
-        form=chosen.form,
-        threshold=chosen.fields.get("threshold"),
-        figures=_figures(run, material, scores, timings[offer_name(chosen.number)], by_predict),
-    )
+    return {
+        "name": name,
+        "version": None,
+        "task": teacher.task,
+        "kind": "onnx",
+        "artifact": chosen.artifact,
+        "expression": chosen.fields.get("expression"),
+        "signature": chosen.signature,
+        "sample": material.source.query,
+        "label": material.label,
+        "teacher_id": teacher.id,
+        "types": _column_types(material, chosen.signature),
+        "form": chosen.form,
+        "threshold": chosen.fields.get("threshold"),
+        "figures": _figures(run, material, scores, timings[offer_name(chosen.number)], by_predict),
+    }
 
 
-def update_family(
-    db: Database,
+def family(
     run: Run,
     teacher: Model,
     members: Mapping[str, Model],
     material: Material,
     timings: Mapping[str, Timing],
     figures: Mapping[str, Any],
-) -> None:
-    """Store the figures that the run measured of the teacher and its family: same rows, same server, same hour."""
-    registry.update_figures(
-        db, teacher.id, _figures(run, material, figures["teacher"], timings.get(teacher.id))
-    )
+) -> dict[str, Mapping[str, Any]]:
+    """Return the figures that the run measured of the teacher and its family: same rows, same server, same hour."""
+    found: dict[str, Mapping[str, Any]] = {
+        teacher.id: _figures(run, material, figures["teacher"], timings.get(teacher.id))
+    }
     for key, member in members.items():
         by_predict = timings.get(predict_name(member))
-        registry.update_figures(
-            db, key, _figures(run, material, figures["members"][key], timings.get(key), by_predict)
-        )
+        found[key] = _figures(run, material, figures["members"][key], timings.get(key), by_predict)
+    return found
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run leaves: rows of the registry, not written yet.
+
+    Attributes
+    ----------
+    teacher_id
+        The teacher, which must be there still.
+    names
+        Of the student and the family: locked while this is written.
+    student
+        Arguments of `registry.insert_model`, None where no student was accepted.
+    family
+        Fresh figures by model id.
+    run, candidates
+        Columns of ``distill.runs`` and ``distill.candidates``.
+    """
+
+    teacher_id: str
+    names: Sequence[str]
+    student: Mapping[str, Any] | None
+    family: Mapping[str, Mapping[str, Any]]
+    run: Mapping[str, Any]
+    candidates: Sequence[Mapping[str, Any]]
+
+    def to_wire(self) -> tuple[str, list[bytes]]:
+        """Return it as JSON and the files that the JSON counts, for a client's message."""
+        files: list[bytes] = []
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, bytes):
+                files.append(value)
+                return {"file": len(files) - 1}
+            if isinstance(value, Signature):
+                return value.to_json()
+            raise TypeError(f"{type(value)} is not sent")
+
+        return json.dumps(asdict(self), default=plain), files
+
+    @classmethod
+    def from_wire(cls, text: str, files: Sequence[bytes]) -> Report:
+        """Return what `to_wire` gave; InvalidParameter where it is none."""
+        try:
+            fields = json.loads(text)
+            for row in (fields["student"], *fields["candidates"]):
+                if row is not None and row["artifact"] is not None:
+                    row["artifact"] = files[int(row["artifact"]["file"])]
+            if fields["student"] is not None:
+                fields["student"]["signature"] = Signature.from_json(*fields["student"]["signature"])
+            return cls(**fields)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise InvalidParameter("the report of the run is not readable", detail=f"{error!r}.") from None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to: the student's id where one was accepted, and the summary."""
+
+    run_id: str
+    student_id: str | None
+    summary: str
+
+
+def store(
+    db: Database,
+    report: Report,
+    *,
+    attested: bool = True,
+    checked: bool = True,
+    complete: Callable[[Outcome], None] = lambda outcome: None,
+) -> Outcome:
+    """Write what a run leaves, all or nothing.
+
+    Parameters
+    ----------
+    attested
+        Whether this backend has run and measured it. Where not, figures of models are not touched.
+    checked
+        Whether a child of this backend has checked the student's file.
+    complete
+        Called with the outcome at the end; what it raises undoes the run.
+    """
+    teacher = registry.find_by_id(db, report.teacher_id)
+    if teacher is None:
+        raise UndefinedModel(f'model "{report.run["teacher_name"]}" was dropped meanwhile')
+    with db.subtransaction():
+        db.write(lambda: registry.lock_family(db, teacher, *report.names))
+        run = {**report.run, "teacher_id": teacher.id, "student_id": None, "student_version": None}
+        if report.student is not None:
+            made = registry.insert_model(db, **report.student, attested=attested, checked=checked)
+            run |= {"student_id": made.id, "student_version": made.version}
+        if attested:
+            for key, figures in report.family.items():
+                registry.update_figures(db, key, figures)
+        registry.insert_run(db, run, report.candidates, attested=attested)
+        outcome = Outcome(run["run_id"], run["student_id"], run["summary"])
+        complete(outcome)
+    return outcome
+
+
+def store_job(db: Database, job: Job, report: Report, *, checked: Sequence[bytes]) -> Outcome:
+    """Write what a worker says that a job of the current role has left, and end the job.
+
+    The worker's process is the role's own: what it measured counts for that role, and for others only where it is a
+    superuser. What it says of other models' figures does not count at all.
+
+    Parameters
+    ----------
+    checked
+        The files that a child of this backend has checked with their signatures.
+
+    Raises
+    ------
+    InvalidParameter
+        The report is of another job.
+    InvalidState
+        The job was cancelled or taken over meanwhile.
+    """
+    teacher = registry.find_model(db, str(job.arguments.get("teacher")))
+    made = report.student
+    if report.run.get("run_id") != job.run_id or report.teacher_id != teacher.id:
+        raise InvalidParameter(f'the report is not of job "{job.run_id}"')
+    if made is not None:
+        if (
+            made.get("teacher_id") != teacher.id
+            or made.get("kind") != "onnx"
+            or made["artifact"] not in checked
+        ):
+            raise InvalidParameter(f'the student is not of job "{job.run_id}"')
+        registry.check_name(str(made.get("name")), "student name")
+    return store(
+        db,
+        report,
+        attested=registry.current_role(db).is_superuser,
+        checked=True,
+        complete=lambda outcome: job_queue.complete(db, job, outcome.student_id, outcome.summary),
+    )
 
 
 def _latency_columns(prefix: str, timing: Timing | None) -> dict[str, Any]:
@@ -230,15 +376,16 @@ def promote(db: Database, run_id: str, number: int) -> str:
     if run["teacher_id"] is None:
         raise InvalidState(f'the teacher of run "{run_id}" has been dropped')
     teacher = registry.find_model(db, f"{run['teacher_name']}:{run['teacher_version']}")
-    registry.lock_family(db, teacher, run["student_name"])
+    db.write(lambda: registry.lock_family(db, teacher, run["student_name"]))
     resolved = json.loads(run["resolved"])
     measured = {key: found[key] for key in _CANDIDATE_FIGURES}
     form: ModelForm = found["form"]
     by_predict = registry.predict_latency(db, run_id, found["sha256"]) if form == "sql" else {}
     input_schema = json.loads(found["input_schema"])
     signature = Signature.from_json(input_schema, json.loads(found["output_schema"]))
-    student = registry.insert_model(
+    made = registry.insert_model(
         db,
+        attested=run["attested"],
         name=run["student_name"],
         version=None,
         task=teacher.task,
@@ -252,7 +399,7 @@ def promote(db: Database, run_id: str, number: int) -> str:
         label=resolved["label"],
         teacher_id=teacher.id,
         types=input_schema.get("types"),
-        inspected=False,
+        checked=False,  # the row of a candidate may have been restored
         figures={
             **measured,
             "metric": run["metric"],
@@ -266,16 +413,14 @@ def promote(db: Database, run_id: str, number: int) -> str:
             "measured_at": run["created_at"],
         },
     )
-    return student.id
+    return made.id
 
 
-def record_run(
-    db: Database,
+def run_and_candidates(
     run: Run,
     *,
     teacher: Model,
     student_name: str,
-    student: Model | None,
     material: Material,
     loaded: Mapping[str, Any],
     configuration: Mapping[str, Any],
@@ -288,8 +433,8 @@ def record_run(
     decision: Verdict,
     summary: str,
     seconds: Mapping[str, float],
-) -> None:
-    """Record the run and every candidate, accepted or not, with the reason."""
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the run, without its student's id and version, and every candidate, accepted or not, with the reason."""
     sample, options = material.sample, run.options
     scores, chosen = figures["candidates"], decision.chosen
     ours = scores[str(chosen.scored_as)] if chosen is not None else None
@@ -307,54 +452,48 @@ def record_run(
         "student_name": student_name,
         "families": list(configuration["families"]),
     }
-    registry.insert_run(
-        db,
-        {
-            "run_id": run.id,
-            "teacher_id": teacher.id,
-            "student_id": student.id if student is not None else None,
-            "teacher_name": teacher.name,
-            "teacher_version": teacher.version,
-            "student_name": student_name,
-            "student_version": student.version if student is not None else None,
-            "accepted": decision.accepted,
-            "summary": summary,
-            "requested": {k: v for k, v in asdict(options).items() if v is not None},
-            "resolved": resolved,
-            "seed": options.seed,
-            "metric": material.metric,
-            **teacher_columns,
-            **_latency_columns("student", timing),
-            **_accuracy_columns("teacher", figures["teacher"]),
-            **_accuracy_columns("student", ours),
-            "latency_declared": teacher.latency_declared,
-            "pareto_score": decision.pareto_score,
-            "fidelity": ours["fidelity"] if ours is not None else None,
-            "lift": ours["lift"] if ours is not None else None,
-            "majority_accuracy": figures["majority"],
-            "figures": {
-                **_compared(material.metric, teacher, figures["teacher"], ours, control, scores, compared),
-                "asked": len(decision.refused) + decision.accepted,
-                "labelling": dict(loaded),
-                "search": dict(configuration),
-                "chosen": chosen.number if chosen is not None else None,
-                "teacher_latency": asdict(timings[teacher.id].latency) if teacher.id in timings else None,
-                "student_latency": asdict(timing.latency) if timing is not None else None,
-                "student_cold_ms": timing.cold_ms if timing is not None else None,
-                "teacher_path": timings[teacher.id].path if teacher.id in timings else None,
-            },
-            "predict_path": timing.path if timing is not None else None,
-            "rows_total": sample.rows_total,
-            "rows_fit": sample.count(FIT),
-            "rows_select": sample.count(SELECT),
-            "rows_test": sample.count(TEST),
-            "rows_unlabelled": sample.count(UNLABELLED),
-            "sample_digest": sample.digest,
-            "machine": dict(run.machine),
-            "timings": dict(seconds),
-            "started_at": run.started_at.isoformat(),
+    row = {
+        "run_id": run.id,
+        "teacher_name": teacher.name,
+        "teacher_version": teacher.version,
+        "student_name": student_name,
+        "accepted": decision.accepted,
+        "summary": summary,
+        "requested": {k: v for k, v in asdict(options).items() if v is not None},
+        "resolved": resolved,
+        "seed": options.seed,
+        "metric": material.metric,
+        **teacher_columns,
+        **_latency_columns("student", timing),
+        **_accuracy_columns("teacher", figures["teacher"]),
+        **_accuracy_columns("student", ours),
+        "latency_declared": teacher.latency_declared,
+        "pareto_score": decision.pareto_score,
+        "fidelity": ours["fidelity"] if ours is not None else None,
+        "lift": ours["lift"] if ours is not None else None,
+        "majority_accuracy": figures["majority"],
+        "figures": {
+            **_compared(material.metric, teacher, figures["teacher"], ours, control, scores, compared),
+            "asked": len(decision.refused) + decision.accepted,
+            "labelling": dict(loaded),
+            "search": dict(configuration),
+            "chosen": chosen.number if chosen is not None else None,
+            "teacher_latency": asdict(timings[teacher.id].latency) if teacher.id in timings else None,
+            "student_latency": asdict(timing.latency) if timing is not None else None,
+            "student_cold_ms": timing.cold_ms if timing is not None else None,
+            "teacher_path": timings[teacher.id].path if teacher.id in timings else None,
         },
-    )
+        "predict_path": timing.path if timing is not None else None,
+        "rows_total": sample.rows_total,
+        "rows_fit": sample.count(FIT),
+        "rows_select": sample.count(SELECT),
+        "rows_test": sample.count(TEST),
+        "rows_unlabelled": sample.count(UNLABELLED),
+        "sample_digest": sample.digest,
+        "machine": dict(run.machine),
+        "timings": dict(seconds),
+        "started_at": run.started_at.isoformat(),
+    }
     undefined = float("-inf")  # a metric that is not defined on the test rows is dominated by any that is
     points = {}
     form_of = {trial.number: trial.form for trial in finalists}
@@ -365,7 +504,7 @@ def record_run(
             undefined if score is None else score,
         )
     kept_by_search = {trial.number for trial in verdict.kept_by_search(trials)}
-    rows = []
+    candidates = []
     for trial in trials:
         is_finalist = trial.number in points
         beaten = is_finalist and any(
@@ -373,7 +512,7 @@ def record_run(
             for n, other in points.items()
             if stands_in(form_of[n], trial.form)
         )
-        rows.append(
+        candidates.append(
             _candidate(
                 trial,
                 material,
@@ -386,7 +525,7 @@ def record_run(
                 reason=_reason(trial, decision, options.target_latency_ms, timed=is_finalist, beaten=beaten),
             )
         )
-    registry.insert_candidates(db, run.id, rows)
+    return row, candidates
 
 
 def _compared(

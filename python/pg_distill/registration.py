@@ -12,32 +12,27 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill import measure, registry
+from pg_distill.approval import trainer_limits
 from pg_distill.database import Database
 from pg_distill.errors import (
-    ArtifactCorrupted,
     InvalidData,
     InvalidParameter,
-    InvalidState,
     LimitExceeded,
     NullNotAllowed,
 )
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
 from pg_distill.latency import Timing, contender_for, describe_machine, measure_latency
-from pg_distill.onnx_model import Signature
-from pg_distill.process import Limits
 from pg_distill.sample import Source, check_columns, draw_rows, resolve_source
 from pg_distill.teachers import check_outputs, label_by_sql, logged_outputs, signature_without_graph
 from pg_distill.trainer import Trainer, label_within
 
 __all__ = [
-    "check_inserted",
     "default_metric",
     "latency_figures",
     "positions",
     "register_logged",
     "register_onnx",
     "register_sql",
-    "trainer_limits",
 ]
 
 ROWS = 2000  # rows that a new model is run and measured on
@@ -46,15 +41,6 @@ MIN_ROWS = 10  # of a slow expression: on fewer, accuracy says nothing
 LATENCY_SECONDS = 3.0  # to time a new model; the run that distils it takes longer over it
 SEED = 0  # of the rows and the bootstrap of a registration
 MAX_CLASSES = 100
-
-
-def trainer_limits(db: Database) -> Limits:
-    """Return the limits of a training process from the settings."""
-    return Limits(
-        memory_bytes=registry.get_setting(db, "trainer_memory_mb") * 2**20,
-        threads=registry.get_setting(db, "trainer_threads"),
-        niceness=registry.get_setting(db, "trainer_niceness"),
-    )
 
 
 def default_metric(task: Task, labelled: bool) -> str:
@@ -163,6 +149,7 @@ def _measured_on(db: Database, rows: int, path: str, timing: Timing | None) -> d
 
 
 def _checked_arguments(
+    db: Database,
     name: str | None,
     version: str | None,
     task: str | None,
@@ -172,6 +159,7 @@ def _checked_arguments(
     if name is None:
         raise NullNotAllowed("name must not be NULL")
     registry.check_name(name)
+    registry.require_name(db, name)
     if version is not None:
         registry.check_name(version, "version")
     if task not in (None, "binary", "multiclass", "regression"):
@@ -229,7 +217,7 @@ def register_onnx(
     InvalidData, DatatypeMismatch, UndefinedColumn
         It does not fit the rows.
     """
-    _checked_arguments(name, version, task, classes, features)
+    _checked_arguments(db, name, version, task, classes, features)
     assert name is not None
     if artifact is None:
         raise NullNotAllowed("artifact must not be NULL")
@@ -299,7 +287,7 @@ def register_onnx(
         types=types,
     )
     if frame is not None:
-        contender = contender_for(model)
+        contender = contender_for(db, model)
         timing = measure_latency(db, [contender], frame, seed=SEED, seconds=LATENCY_SECONDS)[contender.name]
         figures.update(latency_figures(timing))
         figures.update(_measured_on(db, len(frame), contender.path, timing))
@@ -363,7 +351,7 @@ def register_sql(
     classes: Sequence[str] | None,
 ) -> str:
     """Register a SQL expression over the features; return the model's id."""
-    _checked_arguments(name, version, task, classes, features)
+    _checked_arguments(db, name, version, task, classes, features)
     assert name is not None
     if expression is None or features is None or sample is None:
         raise NullNotAllowed("expression, features and sample must not be NULL")
@@ -405,7 +393,7 @@ def register_sql(
             frame = frame.take(np.arange(len(outputs)))
             labels = labels if len(outputs) >= MIN_ROWS else None
         figures = _accuracy_figures(found_task, found_classes, labels, outputs)
-        contender = contender_for(model)
+        contender = contender_for(db, model)
         timing = measure_latency(db, [contender], frame, seed=SEED, seconds=LATENCY_SECONDS)[contender.name]
         figures.update(latency_figures(timing))
         figures.update(_measured_on(db, len(frame), contender.path, timing))
@@ -430,7 +418,7 @@ def register_logged(
     """Register a teacher that runs elsewhere by its logged outputs; return the model's id."""
     import json
 
-    _checked_arguments(name, version, task, classes, features)
+    _checked_arguments(db, name, version, task, classes, features)
     assert name is not None
     if outputs is None or features is None or sample is None:
         raise NullNotAllowed("outputs, features and sample must not be NULL")
@@ -462,47 +450,3 @@ def register_logged(
     )
     _say_what_is_missing(db, sample, label, figures)
     return model.id
-
-
-def check_inserted(db: Database, row: Mapping[str, Any]) -> None:
-    """Check a row that is about to be inserted into ``distill.models``, whoever wrote it.
-
-    Raises
-    ------
-    ArtifactCorrupted
-        The digest or the stored signature is not the artifact's, or not readable.
-    InvalidArtifact, LimitExceeded, FeatureNotSupported
-        As in `register_onnx`.
-    InvalidState
-        A cascade whose teacher is not there, is a cascade itself, or has other classes.
-    """
-    import hashlib
-    import json
-
-    input_schema, output_schema = json.loads(row["input_schema"]), json.loads(row["output_schema"])
-    signature = Signature.from_json(input_schema, output_schema)
-    registry.column_types(input_schema)
-    if signature.task != row["task"]:
-        raise ArtifactCorrupted(
-            f"stored signature of the model is of a {signature.task} task, not {row['task']}"
-        )
-    if row["kind"] != "onnx":
-        return
-    if row["form"] == "cascade":
-        _check_cascade(db, row["teacher_id"], signature)
-    if registry.is_inspected(row["sha256"], input_schema, output_schema):
-        return
-    if hashlib.sha256(row["artifact"]).hexdigest() != row["sha256"]:
-        raise ArtifactCorrupted("artifact of the model does not match its digest")
-    with Trainer(trainer_limits(db), db.check_interrupts) as trainer:
-        trainer.check([(row["artifact"], signature)], registry.get_setting(db, "artifact_limit_mb") * 2**20)
-
-
-def _check_cascade(db: Database, teacher_id: str | None, signature: Signature) -> None:
-    teacher = registry.find_by_id(db, teacher_id)
-    if teacher is None or teacher.form == "cascade":
-        raise InvalidState("the teacher behind a cascade must be a registered model that is no cascade")
-    if (teacher.task, teacher.signature.classes) != (signature.task, signature.classes):
-        raise InvalidState(
-            f'the classes of a cascade must be those of its teacher "{teacher.qualified_name}"'
-        )

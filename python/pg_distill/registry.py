@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pg_distill import __version__, places
 from pg_distill.database import Argument, Database, Row, quote_identifier
 from pg_distill.errors import (
     ArtifactCorrupted,
@@ -26,12 +29,16 @@ from pg_distill.frame import ModelForm, Task
 from pg_distill.onnx_model import Signature
 
 __all__ = [
+    "RULES",
     "SETTINGS",
     "TEXT_SETTINGS",
+    "Dropped",
     "Model",
+    "Role",
     "Setting",
+    "StoredSql",
     "activate",
-    "admit_training",
+    "admitted",
     "change_setting",
     "check_name",
     "choose_member",
@@ -45,31 +52,49 @@ __all__ = [
     "find_teacher",
     "get_setting",
     "get_text_setting",
-    "insert_candidates",
     "insert_model",
     "insert_run",
-    "is_inspected",
     "last_run",
     "lock_family",
-    "lock_name",
+    "lock_names",
     "next_version",
+    "note_checked",
     "predict_latency",
     "prune",
     "read_artifact",
     "read_artifacts",
     "recorded_fidelity",
     "recorded_figures",
+    "require_name",
     "require_owner",
-    "require_sample",
-    "require_stored_sql",
     "require_writable",
     "run_of",
+    "sample_of",
     "server_figures",
+    "take_place",
+    "unchecked",
     "update_figures",
 ]
 
 ModelKind = Literal["onnx", "sql", "logged"]
 MAX_NAME_BYTES = 63  # as PostgreSQL's own names, so that a model's name can be a function's
+
+
+@dataclass(frozen=True)
+class StoredSql:
+    """SQL that a role stored with a model or a run: whoever wants its text says that it is going to be run, or given out.
+
+    The one gate: it asks whose the text is, whatever kind and form of model it stands under.
+    """
+
+    _text: str
+    owner: str
+    what: str
+
+    def text_for_caller(self, db: Database, hint: str | None = None) -> str:
+        """Return the text; InsufficientPrivilege unless the current role, or a superuser, stored it."""
+        require_owner(db, self.owner, self.what, hint)
+        return self._text
 
 
 @dataclass(frozen=True)
@@ -81,10 +106,13 @@ class Model:
     version: str
     task: Task
     kind: ModelKind
-    expression: str | None
+    expression: StoredSql | None
+    """SQL of a SQL teacher, and of a student that has a SQL form."""
+    columns: str | None
+    """Of a logged teacher: its output columns, as a JSON array."""
     sha256: str
     signature: Signature
-    sample: str | None
+    sample: StoredSql | None
     label: str | None
     metric: str | None
     accuracy: float | None
@@ -102,6 +130,11 @@ class Model:
     def qualified_name(self) -> str:
         """``name:version``."""
         return f"{self.name}:{self.version}"
+
+    @property
+    def is_timed_as_sql(self) -> bool:
+        """Whether its latency is that of its expression in a query, and not predict's."""
+        return self.kind == "sql" or self.form == "sql"
 
 
 @dataclass(frozen=True)
@@ -162,7 +195,9 @@ def check_name(name: str, what: str = "model name") -> str:
 
 
 _MODEL_COLUMNS = (
-    "m.id::pg_catalog.text as id, m.name, m.version, m.task, m.kind, m.expression, m.sha256,"
+    "m.id::pg_catalog.text as id, m.name, m.version, m.task, m.kind,"
+    " case when m.kind operator(pg_catalog.<>) 'logged' then m.expression end as expression,"
+    " case when m.kind operator(pg_catalog.=) 'logged' then m.expression end as columns, m.sha256,"
     " m.input_schema::pg_catalog.text as input_schema,"
     " m.output_schema::pg_catalog.text as output_schema, m.sample, m.label, m.metric, m.accuracy, m.avg_latency_ms,"
     " m.latency_declared, m.teacher_id::pg_catalog.text as teacher_id, m.owner, m.form, m.threshold"
@@ -190,6 +225,10 @@ def column_types(input_schema: Mapping[str, Any]) -> dict[str, str]:
 def _model(row: Row) -> Model:
     input_schema, output_schema = json.loads(row.pop("input_schema")), json.loads(row.pop("output_schema"))
     signature = Signature.from_json(input_schema, output_schema)
+    for what in ("expression", "sample"):
+        if row[what] is not None:
+            said = f'the {what} of model "{row["name"]}:{row["version"]}"'
+            row[what] = StoredSql(row[what], row["owner"], said)
     return Model(signature=signature, types=column_types(input_schema), **row)
 
 
@@ -231,86 +270,176 @@ def read_artifact(db: Database, model: Model) -> bytes:
         raise UndefinedModel(f'model "{model.qualified_name}" was dropped meanwhile') from None
 
 
+@dataclass(frozen=True)
+class Role:
+    """The current role, and whether it is above the owners of models."""
+
+    oid: int
+    name: str
+    is_superuser: bool
+    is_admin: bool
+    """Whether it may change settings."""
+
+
+def current_role(db: Database) -> Role:
+    """Return the current role; to be asked before `Database.write`, in which it is another."""
+    [row] = db.query(
+        "select r.oid::pg_catalog.int8 as oid, r.rolname::pg_catalog.text as name, r.rolsuper as is_superuser,"
+        " pg_catalog.has_function_privilege('distill.change_setting(pg_catalog.text, pg_catalog.text)', 'execute') as is_admin"
+        " from pg_catalog.pg_roles r where r.rolname = current_user"
+    )
+    return Role(**row)
+
+
 def require_owner(db: Database, owner: str, what: str, hint: str | None = None) -> None:
     """Refuse to run SQL that another role stored, unless that role is a superuser.
 
     Otherwise a low role could plant SQL for a high one to run.
     """
-    allowed = db.query(
-        "select $1 = current_user or coalesce((select r.rolsuper from pg_catalog.pg_roles r where r.rolname = $1), false)"
-        " as allowed",
-        ("text", owner),
-    )[0]["allowed"]
-    if not allowed:
+    if not db.query("select distill._is_trusted($1) as trusted", ("text", owner))[0]["trusted"]:
         raise InsufficientPrivilege(f'{what} was stored by role "{owner}" and runs only for it', hint=hint)
 
 
-def require_stored_sql(db: Database, model: Model, what: str, hint: str | None = None) -> None:
-    """Refuse to run SQL stored with a model by another role."""
-    require_owner(db, model.owner, f'{what} of model "{model.qualified_name}"', hint)
+def _own_name(db: Database, role: Role) -> str:
+    """Return the name under which a role owns what it stores, in `Database.write`.
 
-
-def lock_name(db: Database, name: str) -> None:
-    """Let one transaction at a time add, activate or drop versions of ``name``."""
+    The role's own, unless another role stood for that before: names are given once.
+    """
+    rows = db.query(
+        "select o.name from distill.owners o where o.role = $1::pg_catalog.oid", ("int8", role.oid)
+    )
+    if rows:
+        return str(rows[0]["name"])
+    name = role.name
+    while db.query("select from distill.owners o where o.name = $1", ("text", name)):
+        name = f"{name}#{role.oid}"
     db.query(
-        "select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pg_distill model ' || $1, 0))",
+        "insert into distill.owners (name, role) values ($1, $2::pg_catalog.oid)",
+        ("text", name),
+        ("int8", role.oid),
+    )
+    return name
+
+
+# Whether a role may write a model of distill.models m: who owns it, a member of that role, who administers, a superuser.
+_MAY_WRITE = "($1 or coalesce(pg_catalog.pg_has_role($2::pg_catalog.oid, distill._owner_role(m.owner), 'MEMBER'), false))"
+
+
+def _writer(role: Role) -> tuple[Argument, Argument]:
+    """Return the arguments of `_MAY_WRITE`."""
+    return ("boolean", role.is_superuser or role.is_admin), ("int8", role.oid)
+
+
+def _require_name(db: Database, name: str, role: Role, *, visible: bool) -> None:
+    """Refuse to write under a name that another role has; in `Database.write`, which sees all versions.
+
+    Raises
+    ------
+    InsufficientPrivilege
+        It is another role's.
+    DuplicateModel
+        So it is, and the current role sees none of its versions.
+    """
+    rows = db.query(
+        f"select m.owner from distill.models m where m.name = $3 and not {_MAY_WRITE} limit 1",
+        *_writer(role),
         ("text", name),
     )
+    if not rows:
+        return
+    if not visible:
+        raise DuplicateModel(f'model name "{name}" is taken', hint="Choose another name.")
+    raise InsufficientPrivilege(
+        f'model name "{name}" is another role\'s',
+        detail=f'A version of it belongs to role "{rows[0]["owner"]}".',
+        hint="Choose another name, or work as a member of that role.",
+    )
+
+
+def require_name(db: Database, name: str) -> None:
+    """Refuse a name that is another role's, before anything is done for it; a client is told by `insert_model`."""
+    if db.in_backend:
+        role, visible = current_role(db), _sees_name(db, name)
+        db.write(lambda: _require_name(db, name, role, visible=visible))
+
+
+def _sees_name(db: Database, name: str) -> bool:
+    return bool(db.query("select from distill.models m where m.name = $1 limit 1", ("text", name)))
+
+
+_BUCKETS = 256  # rows of distill.name_locks
+
+
+def lock_names(db: Database, names: Iterable[str]) -> None:
+    """Let one transaction at a time add, activate or drop versions of ``names``.
+
+    All of them in one order, so that two transactions do not wait for each other. In `Database.write`: nobody else may
+    lock these rows.
+    """
+    found = db.query(
+        "select l.bucket from distill.name_locks l where l.bucket = any ($1) order by l.bucket for update",
+        ("int4[]", sorted({zlib.crc32(name.encode()) % _BUCKETS for name in names})),
+    )
+    if not found:
+        raise InvalidState("table distill.name_locks has lost its rows")
 
 
 def lock_family(db: Database, teacher: Model, *names: str) -> None:
     """Lock the teacher's name and the others', before a student of it is registered or their figures are written.
 
-    In one order, so that two runs of one family wait for each other and never in a circle; and a teacher that is being
-    dropped either is gone or stays for its student. An advisory lock does not renew the snapshot of a transaction that is
-    REPEATABLE READ or SERIALIZABLE: the teacher's row is written, so that of two who do not see each other one fails (40001).
+    A teacher that is being dropped either is gone or stays for its student. A row's lock does not renew the snapshot of a
+    transaction that is REPEATABLE READ or SERIALIZABLE: the teacher's row is written, so that of two who do not see each
+    other one fails (40001). In `Database.write`.
 
     Raises
     ------
     UndefinedModel
         The teacher was dropped meanwhile.
     """
-    for name in sorted({teacher.name, *names}):
-        lock_name(db, name)
-    db.query("update distill.models m set active = m.active where m.id = $1", ("uuid", teacher.id))
-    # A policy may let a role see a teacher and not write it.
-    if not db.query("select from distill.models m where m.id = $1", ("uuid", teacher.id)):
+    lock_names(db, {teacher.name, *names})
+    if not db.query(
+        "update distill.models m set active = m.active where m.id = $1 returning m.id", ("uuid", teacher.id)
+    ):
         raise UndefinedModel(f'model "{teacher.qualified_name}" was dropped meanwhile')
 
 
-def admit_training(db: Database) -> None:
-    """Take one of the server's places for trainings, until the transaction ends, or a client's connection.
-
-    An advisory lock is of one database, so those that the others' trainings hold are counted with it, after it was taken: of two
-    that come at once, both may be refused, but never too many let in. The error gives the place back.
+@contextmanager
+def admitted(db: Database, run_id: str | None = None) -> Iterator[None]:
+    """Hold one of the server's places for trainings; a client's connection holds it until it ends.
 
     Raises
     ------
     TooManyTrainings
         All are taken.
     """
-    places = get_setting(db, "concurrent_trainings")
-    for place in range(places):
-        if db.try_lock(f"pg_distill training {place}"):
-            taken = db.query(
-                "select pg_catalog.count(*) as n from pg_catalog.pg_locks l where l.locktype = 'advisory' and l.granted"
-                " and l.objsubid = 1 and ((l.classid::pg_catalog.int8 << 32) | l.objid::pg_catalog.int8) = any (array("
-                "select pg_catalog.hashtextextended('pg_distill training ' || i, 0) from pg_catalog.generate_series(0, $1) i))",
-                ("int4", SETTINGS["concurrent_trainings"].high),
-            )
-            if taken[0]["n"] <= places:
-                return
-            break
-    raise TooManyTrainings(
-        f"{places} distillations run already, as many as are allowed at once",
-        hint="Try again later, or have an administrator change the setting concurrent_trainings.",
-    )
+    if not db.in_backend:
+        db.query("select distill._take_place($1)", ("uuid", run_id))
+        yield
+        return
+    with take_place(db):
+        # For distill.metrics, until the transaction ends. It takes a place of its own, as a lock of a table is of one database.
+        db.write(lambda: db.query("lock table distill.trainings in row exclusive mode"))
+        yield
+
+
+def take_place(db: Database) -> places.Place:
+    """Take one of the server's places for trainings; TooManyTrainings where there is none."""
+    allowed = get_setting(db, "concurrent_trainings")
+    place = places.take(places.TRAININGS, allowed)
+    if place is None:
+        raise TooManyTrainings(
+            f"{allowed} distillations run already, as many as are allowed at once",
+            hint="Try again later, or have an administrator change the setting concurrent_trainings.",
+        )
+    return place
 
 
 def require_writable(db: Database) -> None:
-    """Let PostgreSQL refuse now what it would refuse after the training: a read-only transaction, a role without INSERT."""
-    for table, column in (("models", "name"), ("runs", "run_id"), ("candidates", "run_id")):
-        db.query(f"insert into distill.{table} ({column}) select null where false")
+    """Let PostgreSQL refuse now what it would refuse after the training: a read-only transaction, a role that may not write."""
+    if db.in_backend:
+        db.write(lambda: db.query("insert into distill.models (name) select null where false"))
+    else:
+        db.query("update distill.job_queue set stage = stage where false")
 
 
 def next_version(db: Database, name: str) -> str:
@@ -340,40 +469,56 @@ def insert_model(
     types: Mapping[str, str] | None = None,
     form: ModelForm = "predict",
     threshold: float | None = None,
-    inspected: bool = True,
+    checked: bool = True,
+    attested: bool = True,
 ) -> Model:
-    """Register a version and make it the active one; DuplicateModel where name and version exist.
+    """Register a version and make it the active one.
 
-    ``inspected`` says that a child of this backend has checked the artifact and the signature: see `is_inspected`.
+    Parameters
+    ----------
+    checked
+        Whether a child of this backend has checked the artifact together with the signature.
+    attested
+        Whether this backend has measured, or will measure, its figures.
+
+    Raises
+    ------
+    DuplicateModel
+        Name and version exist, or the name is one that the current role cannot see.
+    InsufficientPrivilege
+        The name is another role's.
     """
-    global _inserting
-    lock_name(db, name)
-    if version is None:
-        version = next_version(db, name)
-    elif db.query(
-        "select from distill.models m where m.name = $1 and m.version = $2", ("text", name), ("text", version)
-    ):
-        raise DuplicateModel(f'version "{version}" of model "{name}" already exists')
-    db.query("update distill.models m set active = false where m.name = $1 and m.active", ("text", name))
+    role, visible = current_role(db), _sees_name(db, name)
     content = artifact if artifact is not None else (expression or "").encode()
     input_schema, output_schema = signature.to_json()
     if types:
         input_schema["types"] = dict(types)
-    sha256 = hashlib.sha256(content).hexdigest()
-    _inserting = (sha256, input_schema, output_schema) if inspected else None
-    try:
-        rows = db.query(
-            "insert into distill.models (name, version, active, task, kind, artifact, expression, sha256, size_bytes,"
-            " input_schema, output_schema, sample, label, teacher_id, form, threshold)"
-            " values ($1, $2, true, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
-            " returning id::pg_catalog.text as id",
+
+    def insert() -> str:
+        lock_names(db, [name])
+        _require_name(db, name, role, visible=visible)
+        number = version
+        if number is None:
+            number = next_version(db, name)
+        elif db.query(
+            "select from distill.models m where m.name = $1 and m.version = $2",
             ("text", name),
             ("text", version),
+        ):
+            raise DuplicateModel(f'version "{version}" of model "{name}" already exists')
+        db.query("update distill.models set active = false where name = $1 and active", ("text", name))
+        [row] = db.query(
+            "insert into distill.models (name, version, active, task, kind, artifact, expression, sha256, size_bytes,"
+            " input_schema, output_schema, sample, label, teacher_id, form, threshold, owner, attested)"
+            " values ($1, $2, true, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
+            " returning id::pg_catalog.text as id",
+            ("text", name),
+            ("text", number),
             ("text", task),
             ("text", kind),
             ("bytea", artifact),
             ("text", expression),
-            ("text", sha256),
+            ("text", hashlib.sha256(content).hexdigest()),
             ("int8", len(content)),
             ("jsonb", json.dumps(input_schema)),
             ("jsonb", json.dumps(output_schema)),
@@ -382,20 +527,58 @@ def insert_model(
             ("uuid", teacher_id),
             ("text", form),
             ("float8", threshold),
+            ("text", _own_name(db, role)),
+            ("boolean", attested),
         )
-    finally:
-        _inserting = None
-    update_figures(db, rows[0]["id"], figures)
-    return find_model(db, f"{name}:{version}")
+        if checked and artifact is not None:
+            _note_checked(db, row["id"])
+        _update_figures(db, row["id"], figures, role)
+        return str(row["id"])
+
+    return _by_id(db, db.write(insert))
 
 
-# What this backend's insert_model is about to insert, where a child has inspected it.
-_inserting: tuple[str, dict[str, Any], dict[str, Any]] | None = None
+def _by_id(db: Database, model_id: str) -> Model:
+    model = find_by_id(db, model_id)
+    if model is None:
+        # A policy that lets a role register what it may not see.
+        raise UndefinedModel("the model is not visible to the role that registered it")
+    return model
 
 
-def is_inspected(sha256: str, input_schema: object, output_schema: object) -> bool:
-    """Return whether this is what `insert_model` is inserting, after a child of this backend has inspected it."""
-    return _inserting == (sha256, input_schema, output_schema)
+RULES = __version__
+"""Whose rules a file has passed that is noted as checked."""
+
+
+def _note_checked(db: Database, model_id: str) -> None:
+    db.query(
+        "insert into distill.checked (sha256, schema_digest, rules)"
+        " select m.sha256, distill._schema_digest(m.input_schema, m.output_schema), $2 from distill.models m where m.id = $1"
+        " on conflict do nothing",
+        ("uuid", model_id),
+        ("text", RULES),
+    )
+
+
+def unchecked(db: Database, ids: Sequence[str]) -> list[str]:
+    """Return which of these models no child of this server has checked yet."""
+    rows = db.query(
+        "select m.id::pg_catalog.text as id from distill.models m where m.id = any ($1) and m.artifact is not null"
+        " and not distill._is_checked(m.sha256, distill._schema_digest(m.input_schema, m.output_schema), $2)",
+        ("uuid[]", list(ids)),
+        ("text", RULES),
+    )
+    return [row["id"] for row in rows]
+
+
+def note_checked(db: Database, model_id: str) -> None:
+    """Note that a child has checked a model's file and signature, so that it is not checked again; where that can be written."""
+    [row] = db.query(
+        "select not pg_catalog.pg_is_in_recovery() and pg_catalog.current_setting('transaction_read_only') = 'off'"
+        " and pg_catalog.has_function_privilege('distill._write()', 'execute') as can_write"
+    )
+    if row["can_write"] and not db.in_parallel:
+        db.write(lambda: _note_checked(db, model_id))
 
 
 _FIGURES: Mapping[str, str] = {
@@ -416,11 +599,25 @@ _FIGURES: Mapping[str, str] = {
 
 
 def update_figures(db: Database, model_id: str, figures: Mapping[str, Any]) -> None:
-    """Store measured figures; keys are columns of ``distill.models``."""
+    """Store measured figures; keys are columns of ``distill.models``.
+
+    Of a model that the current role may not write nothing is stored: figures of somebody's model are not to be had by
+    distilling it on rows of one's own choice.
+    """
+    role = current_role(db)
+    db.write(lambda: _update_figures(db, model_id, figures, role))
+
+
+def _update_figures(db: Database, model_id: str, figures: Mapping[str, Any], role: Role) -> None:
     arguments: list[Argument] = [(_FIGURES[key], _json(value)) for key, value in figures.items()]
-    assignments = ", ".join(f"{quote_identifier(key)} = ${i + 2}" for i, key in enumerate(figures))
+    assignments = ", ".join(f"{quote_identifier(key)} = ${i + 4}" for i, key in enumerate(figures))
     if assignments:
-        db.query(f"update distill.models set {assignments} where id = $1", ("uuid", model_id), *arguments)
+        db.query(
+            f"update distill.models m set {assignments} where m.id = $3 and {_MAY_WRITE}",
+            *_writer(role),
+            ("uuid", model_id),
+            *arguments,
+        )
 
 
 def _json(value: Any) -> Any:
@@ -428,54 +625,119 @@ def _json(value: Any) -> Any:
 
 
 def activate(db: Database, name: str, version: str) -> str:
-    """Make ``version`` the active one of ``name``; return its id."""
-    lock_name(db, name)
-    model = find_model(db, f"{name}:{version}")
-    db.query(
-        "update distill.models m set active = false where m.name = $1 and m.active and m.id <> $2",
-        ("text", name),
-        ("uuid", model.id),
-    )
-    db.query("update distill.models m set active = true where m.id = $1 and not m.active", ("uuid", model.id))
+    """Make ``version`` the active one of ``name``; return its id.
+
+    Raises
+    ------
+    InsufficientPrivilege
+        The name is another role's.
+    """
+    model, role = find_model(db, f"{name}:{version}"), current_role(db)
+
+    def make_active() -> None:
+        lock_names(db, [name])
+        _require_name(db, name, role, visible=True)
+        if not db.query("select from distill.models m where m.id = $1", ("uuid", model.id)):
+            raise UndefinedModel(f'model "{model.qualified_name}" was dropped meanwhile')
+        db.query(
+            "update distill.models m set active = false where m.name = $1 and m.active and m.id <> $2",
+            ("text", name),
+            ("uuid", model.id),
+        )
+        db.query(
+            "update distill.models m set active = true where m.id = $1 and not m.active", ("uuid", model.id)
+        )
+
+    db.write(make_active)
     return model.id
 
 
-def drop(db: Database, model: str) -> None:
-    """Remove one version, or every version of a name; DependentObjects while students depend on it.
+def drop(db: Database, model: str) -> list[Dropped]:
+    """Remove one version, or every version of a name; return what is gone.
 
     Of the versions that remain the newest becomes active, if the active one was removed.
+
+    Raises
+    ------
+    DependentObjects
+        Students depend on it, also such as the current role cannot see.
+    InsufficientPrivilege
+        The name is another role's.
     """
     name, colon, version = model.partition(":")
-    lock_name(db, name)
-    rows = db.query(
-        "select m.id::pg_catalog.text as id, m.version, m.active from distill.models m"
-        " where m.name = $1 and ($2 is null or m.version = $2)",
-        ("text", name),
-        ("text", version if colon else None),
-    )
-    if not rows:
+    role, visible = current_role(db), _sees_name(db, name)
+    if not visible:
         raise UndefinedModel(f'model "{model}" does not exist')
-    ids = [row["id"] for row in rows]
-    students = db.query(
-        "select m.name, m.version from distill.models m where m.teacher_id = any ($1) and m.id <> all ($1)"
-        " order by m.name, m.version",
-        ("uuid[]", ids),
-    )
-    if students:
+
+    def remove() -> list[Dropped]:
+        lock_names(db, [name])
+        rows = db.query(
+            "select m.id::pg_catalog.text as id, m.version, m.active, m.owner from distill.models m"
+            " where m.name = $1 and ($2 is null or m.version = $2)",
+            ("text", name),
+            ("text", version if colon else None),
+        )
+        if not rows:
+            raise UndefinedModel(f'model "{model}" does not exist')
+        _require_name(db, name, role, visible=True)
+        ids = [row["id"] for row in rows]
+        students = db.query(
+            "select m.name, m.version from distill.models m where m.teacher_id = any ($1) and m.id <> all ($1)"
+            " order by m.name, m.version",
+            ("uuid[]", ids),
+        )
+        if students:
+            raise _HasStudents([f"{s['name']}:{s['version']}" for s in students])
+        db.query("delete from distill.models m where m.id = any ($1)", ("uuid[]", ids))
+        if any(row["active"] for row in rows):
+            newest = db.query(
+                "select m.id::pg_catalog.text as id, m.version from distill.models m where m.name = $1"
+                " and m.created_at = (select pg_catalog.max(o.created_at) from distill.models o where o.name = $1)",
+                ("text", name),
+            )
+            for row in sorted(newest, key=lambda row: _natural(row["version"]))[-1:]:
+                db.query("update distill.models set active = true where id = $1", ("uuid", row["id"]))
+        gone = not db.query("select from distill.models m where m.name = $1", ("text", name))
+        return [Dropped(name, row["version"], row["owner"], gone) for row in rows]
+
+    try:
+        return db.write(remove)
+    except _HasStudents as error:
+        seen = [s for s in error.names if _sees_model(db, s)]
+        hidden = len(error.names) - len(seen)
+        named = [*seen, *([f"{hidden} that you cannot see"] if hidden else [])]
         raise DependentObjects(
             f'model "{model}" cannot be dropped because students depend on it',
-            detail=f"It is the teacher of {', '.join(s['name'] + ':' + s['version'] for s in students)}.",
+            detail=f"It is the teacher of {', '.join(named)}.",
             hint="Drop the students first.",
-        )
-    db.query("delete from distill.models m where m.id = any ($1)", ("uuid[]", ids))
-    if any(row["active"] for row in rows):
-        newest = db.query(
-            "select m.id::pg_catalog.text as id, m.version from distill.models m where m.name = $1"
-            " and m.created_at = (select max(o.created_at) from distill.models o where o.name = $1)",
+        ) from None
+
+
+class _HasStudents(Exception):
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(names)
+        self.names = names
+
+
+def _sees_model(db: Database, model: str) -> bool:
+    name, _, version = model.partition(":")
+    return bool(
+        db.query(
+            "select from distill.models m where m.name = $1 and m.version = $2",
             ("text", name),
+            ("text", version),
         )
-        for row in sorted(newest, key=lambda row: _natural(row["version"]))[-1:]:
-            db.query("update distill.models set active = true where id = $1", ("uuid", row["id"]))
+    )
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A version that is gone; ``last`` where no version of its name is left."""
+
+    name: str
+    version: str
+    owner: str
+    last: bool
 
 
 def _natural(version: str) -> list[Any]:
@@ -493,8 +755,7 @@ def family_members(db: Database, teacher: Model, limit: int) -> list[Model]:
         f"select {_MODEL_COLUMNS} from distill.models m join distill.families f on f.model_id = m.id"
         " where f.family in (select f2.family from distill.families f2 where f2.model_id = $1) and m.id <> $1"
         " and m.kind = 'onnx' and m.task = $2 and (m.form <> 'cascade' or m.teacher_id = $1)"
-        " and (m.form <> 'sql' or m.owner = current_user or exists"
-        " (select from pg_catalog.pg_roles r where r.rolname = m.owner and r.rolsuper))"
+        " and (m.form <> 'sql' or distill._is_trusted(m.owner))"
         " order by m.active desc, exists (select from distill.frontier f3 where f3.model_id = m.id) desc,"
         " m.created_at desc, m.id limit $3",
         ("uuid", teacher.id),
@@ -576,16 +837,20 @@ def _column_types(db: Database, table: str) -> Mapping[str, str]:
     return {row["name"]: row["type"] for row in rows}
 
 
-def insert_run(db: Database, values: Mapping[str, Any]) -> None:
-    """Record a run; keys are columns of ``distill.runs``."""
-    _insert(db, "runs", _column_types(db, "runs"), values)
+def insert_run(
+    db: Database, values: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]], *, attested: bool = True
+) -> None:
+    """Record a run of the current role and its candidates; keys are columns of ``distill.runs`` and ``distill.candidates``."""
+    role = current_role(db)
 
+    def insert() -> None:
+        given = {**values, "owner": _own_name(db, role), "attested": attested}
+        _insert(db, "runs", _column_types(db, "runs"), given)
+        types = _column_types(db, "candidates")
+        for candidate in candidates:
+            _insert(db, "candidates", types, {**candidate, "run_id": values["run_id"]})
 
-def insert_candidates(db: Database, run_id: str, candidates: Sequence[Mapping[str, Any]]) -> None:
-    """Record a run's candidates; keys are columns of ``distill.candidates``."""
-    types = _column_types(db, "candidates")
-    for values in candidates:
-        _insert(db, "candidates", types, {"run_id": run_id, **values})
+    db.write(insert)
 
 
 def last_run(db: Database, teacher: str) -> str | None:
@@ -593,7 +858,8 @@ def last_run(db: Database, teacher: str) -> str | None:
     name, colon, version = teacher.partition(":")
     rows = db.query(
         "select r.run_id::pg_catalog.text as run_id from distill.runs r where r.teacher_name = $1"
-        " and ($2 is null or r.teacher_version = $2) order by r.created_at desc, r.started_at desc limit 1",
+        " and ($2 is null or r.teacher_version = $2) and (r.attested or distill._is_trusted(r.owner))"
+        " order by r.created_at desc, r.started_at desc limit 1",
         ("text", name),
         ("text", version if colon else None),
     )
@@ -671,15 +937,24 @@ def change_setting(db: Database, name: str, value: str | None) -> None:
     )
 
 
-def require_sample(model: Model, sample: str | None) -> str:
-    """Return the sample to use; InvalidState where neither the caller nor the model has one."""
-    chosen = sample if sample is not None else model.sample
-    if chosen is None:
+def sample_of(db: Database, model: Model, sample: str | None) -> str:
+    """Return the sample to use: the caller's, or that which was stored with the model.
+
+    Raises
+    ------
+    InvalidState
+        There is neither.
+    InsufficientPrivilege
+        It was stored by another role.
+    """
+    if sample is not None:
+        return sample
+    if model.sample is None:
         raise InvalidState(
             f'model "{model.qualified_name}" has no sample',
             hint="Pass sample => a relation or query that gives rows.",
         )
-    return chosen
+    return model.sample.text_for_caller(db, hint="Pass sample => ... .")
 
 
 def server_figures(db: Database) -> Row:
@@ -693,8 +968,9 @@ def server_figures(db: Database) -> Row:
 def run_of(db: Database, model: Model) -> Row | None:
     """Return the run that made a student, or the last that measured a teacher; jsonb columns are text."""
     rows = db.query(
-        "select r.* from distill.runs r where r.student_id = $1 or r.teacher_id = $1 or (r.teacher_id = $2 and exists"
-        " (select from distill.candidates c where c.run_id = r.run_id and c.sha256 = $3))"
+        "select r.* from distill.runs r where (r.student_id = $1 or r.teacher_id = $1 or (r.teacher_id = $2 and exists"
+        " (select from distill.candidates c where c.run_id = r.run_id and c.sha256 = $3)))"
+        " and (r.attested or distill._is_trusted(r.owner))"
         " order by coalesce(r.student_id = $1, false) desc, r.created_at desc, r.started_at desc limit 1",
         ("uuid", model.id),
         ("uuid", model.teacher_id),
@@ -736,7 +1012,7 @@ def recorded_fidelity(db: Database, student: Model) -> tuple[float | None, int]:
     """Return a student's fidelity in the run that made it, and the rows that it was measured on; None where no run did."""
     rows = db.query(
         "select c.fidelity, r.rows_test from distill.candidates c join distill.runs r using (run_id)"
-        " where r.teacher_id = $1 and c.sha256 = $2 and c.fidelity is not null"
+        " where r.teacher_id = $1 and c.sha256 = $2 and c.fidelity is not null and (r.attested or distill._is_trusted(r.owner))"
         " order by coalesce(r.student_id = $3, false) desc, r.created_at desc limit 1",
         ("uuid", student.teacher_id),
         ("text", student.sha256),
@@ -760,12 +1036,13 @@ _NAMED_IN_SQL = (
 
 def prune(
     db: Database, *, keep_versions: int | None, older_than: str | None, name: str | None, dry_run: bool
-) -> list[dict[str, Any]]:
-    """Remove old versions and the files of old runs' candidates; return what is old, and why some of it stays.
+) -> tuple[list[dict[str, Any]], list[Dropped]]:
+    """Remove old versions and files of old runs' candidates; return what is old, why some of it stays, and what is gone.
 
     Old is what is both beyond the newest ``keep_versions`` of its name (for candidates: runs of its student's name) and
     older than ``older_than``, an interval; where one is None the other decides. An active version, one that has students
-    which stay, and one that a view or a function names stays. Runs and candidates keep their rows, as history.
+    which stay, one that a view or a function names, and what is another role's stay. Runs and candidates keep their rows, as
+    history.
 
     Raises
     ------
@@ -783,6 +1060,7 @@ def prune(
         )[0]["valid"]
     ):
         raise InvalidParameter(f"older_than must not be negative, not {older_than}")
+    role = current_role(db)
     bounds: tuple[Argument, ...] = (("int4", keep_versions), ("text", older_than), ("text", name))
     old = (
         "(v.newer >= coalesce($1, 0) and ($2 is null or v.created_at < now() - $2::pg_catalog.interval)"
@@ -790,31 +1068,40 @@ def prune(
     )
     versions = (
         "select v.id::pg_catalog.text as id, v.name, v.version, v.active, v.size_bytes,"
-        " v.created_at::pg_catalog.text as created_at from"
+        " v.owner, v.created_at::pg_catalog.text as created_at from"
         " (select m.*, pg_catalog.row_number() over (partition by m.name order by m.created_at desc, m.id) - 1 as newer"
         f"  from distill.models m) v where {old} order by v.name, v.created_at"
     )
     found = db.query(versions, *bounds)
     if not dry_run:
-        # In one order, so that two prunes do not wait for each other; then once more, as others may have been at it.
-        locked = sorted({row["name"] for row in found})
-        for each in locked:
-            lock_name(db, each)
+        # Then once more, as others may have been at it.
+        locked = {row["name"] for row in found}
+        db.write(lambda: lock_names(db, locked) if locked else None)
         found = [row for row in db.query(versions, *bounds) if row["name"] in locked]
     ids = [row["id"] for row in found]
     reasons = {row["id"]: "it is the active version" for row in found if row["active"]}
+    for row in db.query(
+        f"select m.id::pg_catalog.text as id, m.owner from distill.models m where m.id = any ($3) and not {_MAY_WRITE}",
+        *_writer(role),
+        ("uuid[]", ids),
+    ):
+        reasons.setdefault(row["id"], f"it belongs to role {row['owner']}")
     for row in db.query(_NAMED_IN_SQL, ("uuid[]", ids)):
         reasons.setdefault(row["id"], f"{row['what']} names it")
-    students = db.query(
+    # A policy may hide some, whose teachers stay all the same.
+    students = _read_all(
+        db,
         "select m.id::pg_catalog.text as id, m.teacher_id::pg_catalog.text as teacher_id, m.name || ':' || m.version as name"
         " from distill.models m where m.teacher_id = any ($1) order by m.created_at",
         ("uuid[]", ids),
     )
+    seen = {row["id"] for row in db.query("select m.id::pg_catalog.text as id from distill.models m")}
     while blocked := [
         s for s in students if s["teacher_id"] not in reasons and (s["id"] not in ids or s["id"] in reasons)
     ]:
         for student in blocked:
-            reasons.setdefault(student["teacher_id"], f"it is the teacher of {student['name']}")
+            named = student["name"] if student["id"] in seen else "a model that you cannot see"
+            reasons.setdefault(student["teacher_id"], f"it is the teacher of {named}")
     gone = [key for key in ids if key not in reasons]
     rows = [
         {
@@ -830,20 +1117,56 @@ def prune(
         "select v.run_id::pg_catalog.text as run_id, v.name, v.created_at::pg_catalog.text as created_at,"
         " sum(c.size_bytes)::pg_catalog.int8 as size_bytes from (select r.run_id, r.student_name as name, r.created_at,"
         "  pg_catalog.row_number() over (partition by r.student_name order by r.created_at desc, r.run_id) - 1 as newer"
-        "  from distill.runs r) v join distill.candidates c on c.run_id = v.run_id and c.artifact is not null"
+        f"  from distill.runs r) v join distill.candidates c on c.run_id = v.run_id and c.artifact is not null"
         f" where {old} group by v.run_id, v.name, v.created_at order by v.name, v.created_at",
         *bounds,
     )
+    others = {
+        row["run_id"]: row["owner"]
+        for row in db.query(
+            "select m.run_id::pg_catalog.text as run_id, m.owner from distill.runs m"
+            f" where m.run_id = any ($3) and not {_MAY_WRITE}",
+            *_writer(role),
+            ("uuid[]", [row["run_id"] for row in files]),
+        )
+    }
     rows += [
-        {"kind": "candidates", "version": None, "pruned": not dry_run, "reason": "old", **row}
+        {
+            "kind": "candidates",
+            "version": None,
+            "pruned": not dry_run and row["run_id"] not in others,
+            "reason": f"it belongs to role {others[row['run_id']]}" if row["run_id"] in others else "old",
+            **row,
+        }
         for row in files
     ]
-    if not dry_run:
+
+    def remove() -> None:
         db.query("delete from distill.models m where m.id = any ($1)", ("uuid[]", gone))
-    if files and not dry_run:
         db.query(
             "update distill.candidates c set artifact = null, expression = null"
             " where c.run_id = any ($1) and c.artifact is not null",
-            ("uuid[]", [row["run_id"] for row in files]),
+            ("uuid[]", [row["run_id"] for row in files if row["run_id"] not in others]),
         )
-    return rows
+
+    if dry_run:
+        return rows, []
+    db.write(remove)
+    left = {
+        row["name"]
+        for row in _read_all(
+            db,
+            "select m.name from distill.models m where m.name = any ($1)",
+            ("text[]", sorted({row["name"] for row in found})),
+        )
+    }
+    return rows, [
+        Dropped(row["name"], row["version"], row["owner"], row["name"] not in left)
+        for row in found
+        if row["id"] in gone
+    ]
+
+
+def _read_all(db: Database, sql: str, *arguments: Argument) -> list[Row]:
+    """Read what a policy may hide from the current role: for what is kept for others, not to be shown."""
+    return db.write(lambda: db.query(sql, *arguments))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pg_distill import __version__
 from pg_distill.database import Database
 from pg_distill.errors import (
     ArtifactCorrupted,
@@ -308,10 +309,11 @@ class _Cascade(Predictor):
 class _SqlPredictor(Predictor):
     """A teacher that is a SQL expression: each prediction is a query."""
 
-    def __init__(self, db: Database, name: str, model: Model) -> None:
+    def __init__(self, db: Database, name: str, model: Model, expression: str) -> None:
         super().__init__(name, model.signature)
         self._db = db
         self._model = model
+        self._expression = expression
 
     def run(self, features: Features) -> FloatArray:
         if isinstance(features, list):
@@ -340,9 +342,9 @@ class _SqlPredictor(Predictor):
         return self.run_frame(Frame(features, {name: rows[:, i] for i, name in enumerate(names)}))
 
     def run_frame(self, frame: Frame) -> FloatArray:
-        from pg_distill.teachers import label_by_sql
+        from pg_distill.teachers import evaluate
 
-        return label_by_sql(self._db, self._model, frame.select(self.signature.names))
+        return evaluate(self._db, self._expression, self._model, frame.select(self.signature.names))
 
 
 # Without json.loads' search for blanks around the value: jsonb's text has none.
@@ -488,14 +490,19 @@ def _resolve(db: Database, model: str | None) -> Predictor:
         predictor = known[0]
     if row["threshold"] is None:
         return predictor
-    # Resolved anew in each statement, under the role that asks: it must be allowed to see the teacher too.
+    # Resolved anew in each statement, under the role that asks: it must be allowed to see the teacher too. One level only: a
+    # row that a superuser wrote could make a circle.
     teachers = db.query(
         "select m.name || ':' || m.version as name from distill.models m where m.id = $1 and m.threshold is null",
         ("uuid", row["teacher_id"]),
     )
     if not teachers:
         raise UndefinedModel(f'the teacher behind cascade "{model}" does not exist')
-    return _Cascade(model, predictor, _resolve(db, teachers[0]["name"]), row["threshold"])
+    teacher = _resolve(db, teachers[0]["name"])
+    own, its = predictor.signature, teacher.signature
+    if (own.task, own.classes) != (its.task, its.classes):
+        raise InvalidState(f'cascade "{model}" has other classes than its teacher "{teacher.name}"')
+    return _Cascade(model, predictor, teacher, row["threshold"])
 
 
 def _resolve_sql(db: Database, name: str) -> Predictor:
@@ -506,8 +513,8 @@ def _resolve_sql(db: Database, name: str) -> Predictor:
         raise InvalidState(
             f'model "{model.qualified_name}" is logged: it can be distilled, but it predicts elsewhere'
         )
-    registry.require_stored_sql(db, model, "the expression")
-    return _SqlPredictor(db, name, model)
+    assert model.expression is not None
+    return _SqlPredictor(db, name, model, model.expression.text_for_caller(db))
 
 
 def _open(db: Database, model_id: str) -> Predictor:
@@ -515,10 +522,14 @@ def _open(db: Database, model_id: str) -> Predictor:
         "select m.name || ':' || m.version as name, m.artifact, m.input_schema::pg_catalog.text as input_schema,"
         " m.output_schema::pg_catalog.text as output_schema,"
         " pg_catalog.encode(pg_catalog.sha256(m.artifact), 'hex') = m.sha256 as intact,"
+        " case when pg_catalog.has_function_privilege('distill._is_checked(pg_catalog.text, pg_catalog.text, pg_catalog.text)',"
+        " 'execute') then distill._is_checked(m.sha256, distill._schema_digest(m.input_schema, m.output_schema), $3)"
+        " else false end as checked,"
         " coalesce((select s.value::pg_catalog.int8 from distill.settings s where s.name = 'session_cache_mb'), $2) as limit"
         " from distill.models m where m.id = $1",
         ("uuid", model_id),
         ("int8", SESSION_CACHE_MB),
+        ("text", __version__),
     )
     if not rows:  # a volatile caller's second query sees what others have done since the first
         raise UndefinedModel("the model was dropped meanwhile")
@@ -527,6 +538,12 @@ def _open(db: Database, model_id: str) -> Predictor:
         raise ArtifactCorrupted(f'artifact of model "{row["name"]}" does not match its digest')
     signature = Signature.from_json(json.loads(row["input_schema"]), json.loads(row["output_schema"]))
     artifact: bytes = row["artifact"]
+    if not row["checked"]:
+        # It was restored, or written by a superuser: a child opens it first.
+        from pg_distill import approval
+
+        approval.approve(db, [(artifact, signature)])
+        approval.note(db, model_id)
     size = SESSION_OVERHEAD_BYTES + SESSION_BYTES_PER_ARTIFACT_BYTE * len(artifact)
     # Room is made first, so that the limit holds while the new session is opened too.
     _make_room(size, row["limit"] * 2**20)

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 # numpy and onnxruntime start threads when they are imported. A backend's signals are for its one thread, so the others
@@ -34,7 +34,6 @@ __all__ = [
     "cancel",
     "change_setting",
     "check",
-    "check_inserted",
     "check_module",
     "choose_model",
     "create_function",
@@ -54,6 +53,7 @@ __all__ = [
     "predict_proba_mixed",
     "promote_candidate",
     "prune",
+    "record_job",
     "register_logged_model",
     "register_model",
     "register_model_file",
@@ -63,17 +63,20 @@ __all__ = [
     "run_pending",
     "run_report",
     "run_rows",
+    "run_write",
     "score",
     "score_class",
     "show_settings",
     "statement_seconds",
     "submit",
+    "take_place",
     "to_sql",
     "warm_up",
 ]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 # Imports of what only some functions need stand inside them: a backend that predicts pays for predicting only.
 
@@ -131,6 +134,45 @@ def _release(version: str) -> tuple[int, ...]:
 @_boundary
 def run_pending(plpy: Any) -> None:
     database.run_pending()
+
+
+@_boundary
+def run_write(plpy: Any) -> None:
+    database.run_write()
+
+
+@_boundary
+def record_job(
+    plpy: Any, run_id: str | None, claim_id: str | None, report: str | None, artifacts: Sequence[bytes] | None
+) -> str | None:
+    from pg_distill import jobs
+
+    if run_id is None or claim_id is None or report is None or artifacts is None:
+        raise NullNotAllowed("run_id, claim_id, report and artifacts must not be NULL")
+    if not all(isinstance(artifact, bytes) for artifact in artifacts):
+        raise InvalidParameter("artifacts must be a list of files, none of them NULL")
+    return jobs.record_job(_database(plpy), run_id, claim_id, report, artifacts)
+
+
+# Of the job that a worker trains for in this session.
+_place: Any = None
+
+
+@_boundary
+def take_place(plpy: Any, run_id: str | None) -> None:
+    from pg_distill import job_queue, registry
+
+    global _place
+    db = _database(plpy)
+    job_queue.find_claimed(db, _not_null(run_id, "run_id"))
+    if _place is None:
+        _place = registry.take_place(db)
+
+
+def _not_null(value: T | None, name: str) -> T:
+    if value is None:
+        raise NullNotAllowed(f"{name} must not be NULL")
+    return value
 
 
 @_boundary
@@ -281,11 +323,12 @@ def activate_model(plpy: Any, name: str | None, version: str | None) -> str:
 
 @_boundary
 def drop_model(plpy: Any, model: str | None) -> None:
-    from pg_distill import registry
+    from pg_distill import functions, registry
 
     if model is None:
         raise NullNotAllowed("model must not be NULL")
-    registry.drop(_database(plpy), model)
+    db = _database(plpy)
+    functions.drop_functions(db, registry.drop(db, model))
 
 
 @_boundary
@@ -345,9 +388,8 @@ def offer_models(
     schemas: str | None,
     cascades: str | None,
 ) -> list[float]:
-    from pg_distill import registration, registry
+    from pg_distill import approval
     from pg_distill.onnx_model import Signature
-    from pg_distill.trainer import Trainer
 
     found = _texts(names, "names")
     if found is None or artifacts is None or schemas is None or cascades is None or None in artifacts:
@@ -370,8 +412,7 @@ def offer_models(
         ) from None
     db = _database(plpy)
     # They come from another process: before this one opens them, a child does.
-    with Trainer(registration.trainer_limits(db), db.check_interrupts) as trainer:
-        trainer.check(models, registry.get_setting(db, "artifact_limit_mb") * 2**20)
+    approval.approve(db, models)
     return list(serving.offer_here(db, offered, behind).values())
 
 
@@ -389,18 +430,6 @@ def describe_machine(plpy: Any) -> str:
     from pg_distill import latency
 
     return json.dumps(latency.describe_machine(_database(plpy)))
-
-
-@_boundary
-def check_inserted(plpy: Any, row: Mapping[str, Any]) -> None:
-    # Before anything is imported or asked: a superuser restores by it, a thousand models at a time.
-    db = PlpyDatabase(plpy)
-    db.check_search_path()
-    if database.is_superuser(db):
-        return
-    from pg_distill import registration
-
-    registration.check_inserted(_database(plpy), row)
 
 
 @_boundary
@@ -671,10 +700,13 @@ def remeasure(plpy: Any, model: str | None) -> list[dict[str, Any]]:
 def prune(
     plpy: Any, keep_versions: int | None, older_than: str | None, model_name: str | None, dry_run: bool | None
 ) -> list[dict[str, Any]]:
-    from pg_distill import registry
+    from pg_distill import functions, registry
 
     if dry_run is None:
         raise NullNotAllowed("dry_run must not be NULL")
-    return registry.prune(
-        _database(plpy), keep_versions=keep_versions, older_than=older_than, name=model_name, dry_run=dry_run
+    db = _database(plpy)
+    rows, dropped = registry.prune(
+        db, keep_versions=keep_versions, older_than=older_than, name=model_name, dry_run=dry_run
     )
+    functions.drop_functions(db, dropped)
+    return rows

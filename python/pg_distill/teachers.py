@@ -21,6 +21,7 @@ from pg_distill.registry import Model
 __all__ = [
     "array_literal",
     "check_outputs",
+    "evaluate",
     "label_by_sql",
     "logged_columns",
     "logged_outputs",
@@ -43,7 +44,7 @@ def signature_without_graph(features: Sequence[Feature], task: Task, classes: Se
 def logged_columns(model: Model) -> list[str]:
     """Return the columns that hold a logged teacher's outputs."""
     try:
-        columns = json.loads(model.expression or "")
+        columns = json.loads(model.columns or "")
     except ValueError:
         columns = None
     if not isinstance(columns, list) or not columns or not all(isinstance(c, str) for c in columns):
@@ -131,6 +132,11 @@ def label_by_sql(db: Database, model: Model, rows: Frame) -> FloatArray:
     (n, K) probabilities, or (n, 1) values.
     """
     assert model.expression is not None
+    return evaluate(db, model.expression.text_for_caller(db), model, rows)
+
+
+def evaluate(db: Database, expression: str, model: Model, rows: Frame) -> FloatArray:
+    """Do what `label_by_sql` does, for who has asked for the expression already."""
     out = np.empty((len(rows), model.signature.width))
     for start in range(0, len(rows), LABEL_BATCH):
         batch = rows.take(np.arange(start, min(start + LABEL_BATCH, len(rows))))
@@ -141,7 +147,7 @@ def label_by_sql(db: Database, model: Model, rows: Frame) -> FloatArray:
         array = "e" if model.task == "multiclass" else "ARRAY[e::pg_catalog.float8]"
         # OFFSET 0 keeps the expression to one evaluation a row.
         statement = (
-            f"SELECT ({array})::pg_catalog.float8[] AS outputs FROM (SELECT ({model.expression}\n) AS e FROM"
+            f"SELECT ({array})::pg_catalog.float8[] AS outputs FROM (SELECT ({expression}\n) AS e FROM"
             f" (SELECT {typed_columns(model.signature, model.types)} FROM ROWS FROM ({arrays}) AS u({names})) s OFFSET 0) o"
         )
         result = db.read_only(lambda statement=statement: db.query_once(statement))  # type: ignore[misc]

@@ -13,13 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill import measure, registry
+from pg_distill.approval import trainer_limits
 from pg_distill.database import Database
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import FloatArray, Frame
-from pg_distill.latency import Timing, contender_for, describe_machine, measure_latency, predict_contender
+from pg_distill.latency import (
+    Timing,
+    contender_for,
+    describe_machine,
+    measure_latency,
+    predict_contender,
+    require_expressions,
+)
 from pg_distill.material import prepare
 from pg_distill.options import Options
-from pg_distill.registration import default_metric, latency_figures, positions, trainer_limits
+from pg_distill.registration import default_metric, latency_figures, positions
 from pg_distill.registry import Model
 from pg_distill.sample import TEST, check_columns, draw_rows, resolve_source
 from pg_distill.teachers import check_outputs, label_by_sql, logged_columns, logged_outputs
@@ -99,10 +107,9 @@ def check(
     if not 1 <= max_rows <= 1_000_000:
         raise InvalidParameter(f"max_rows must be from 1 to 1000000, not {max_rows}")
     model = registry.find_model(db, name)
-    if model.form == "sql":
-        registry.require_stored_sql(db, model, "the expression")
     run = registry.run_of(db, model)
     teacher = registry.find_teacher(db, model) or model
+    require_expressions(db, teacher, model)
     rows = _fresh_rows(db, model, teacher, run, sample, label, max_rows, seed)
     family: list[Model] = []
     if model.id != teacher.id:
@@ -140,6 +147,7 @@ def remeasure(db: Database, name: str) -> list[dict[str, Any]]:
     """
     model = registry.find_model(db, name)
     teacher = registry.find_teacher(db, model) or model
+    require_expressions(db, teacher, model)
     run = registry.run_of(db, model)
     rows = _fresh_rows(db, model, teacher, run, None, None, Options.max_rows, 0)
     members = {m.id: m for m in registry.family_members(db, teacher, MAX_REMEASURED)}
@@ -148,7 +156,7 @@ def remeasure(db: Database, name: str) -> list[dict[str, Any]]:
     found = _measure(db, teacher, members, rows, seconds=seconds)
     machine = describe_machine(db)
     # Until the transaction ends: a run of the family that writes figures, too, waits, and never in a circle.
-    registry.lock_family(db, teacher, *(m.name for m in members.values()))
+    db.write(lambda: registry.lock_family(db, teacher, *(m.name for m in members.values())))
     report = []
     for key, measured in {teacher.id: teacher, **members}.items():
         timing, scores, old = found.timings.get(key), found.figures[key], before[key]
@@ -213,8 +221,6 @@ def _fresh_rows(
     max_rows: int,
     seed: int,
 ) -> _Rows:
-    if teacher.kind == "sql":
-        registry.require_stored_sql(db, teacher, "the expression")
     if sample is None and run is not None:
         # New rows too are split by their hash: what falls to the test split no student has learned from.
         registry.require_owner(
@@ -236,10 +242,7 @@ def _fresh_rows(
             material.metric,
             options.seed,
         )
-    if sample is None:
-        registry.require_sample(model, None)
-        registry.require_stored_sql(db, model, "the sample", hint="Pass sample => ... .")
-    source = resolve_source(db, registry.require_sample(model, sample))
+    source = resolve_source(db, registry.sample_of(db, model, sample))
     if label is None and model.label in source.types:
         label = model.label
     logged = logged_columns(teacher) if teacher.kind == "logged" else []
@@ -272,7 +275,13 @@ def _measure(
     db: Database, teacher: Model, members: Mapping[str, Model], rows: _Rows, *, seconds: float
 ) -> _Measured:
     """Score teacher and members on the rows, in a child; time their calls here, in turns."""
-    registry.admit_training(db)
+    with registry.admitted(db):
+        return _measure_admitted(db, teacher, members, rows, seconds=seconds)
+
+
+def _measure_admitted(
+    db: Database, teacher: Model, members: Mapping[str, Model], rows: _Rows, *, seconds: float
+) -> _Measured:
     ask = (lambda frame: label_by_sql(db, teacher, frame)) if teacher.kind == "sql" else None
     with Trainer(trainer_limits(db), db.check_interrupts, label=ask) as trainer:
         loaded = trainer.load(
@@ -294,7 +303,7 @@ def _measure(
         files = {key: (registry.read_artifact(db, m), m.signature) for key, m in members.items()}
         thresholds = {key: m.threshold for key, m in members.items() if m.threshold is not None}
         scored = trainer.evaluate([], files, thresholds)
-    contenders = {m.id: contender_for(m) for m in (teacher, *members.values()) if m.kind != "logged"}
+    contenders = {m.id: contender_for(db, m) for m in (teacher, *members.values()) if m.kind != "logged"}
     for m in members.values():
         if m.form == "sql":  # predict can be called for it too
             by_predict = predict_contender(m.qualified_name, m.signature)

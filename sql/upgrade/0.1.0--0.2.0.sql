@@ -1,6 +1,49 @@
 -- From 0.1.0 to 0.2.0. What exists since 0.1.0 is changed here; a file that is new in 0.2.0 is included whole (and 69_parallel.sql,
 -- which has new functions to label).
 
+-- include 05_rights.sql
+
+-- Rows of 0.1.0 were written by whoever had the GRANTs for it; from here on nobody has them.
+ALTER TABLE distill.models ADD COLUMN attested boolean NOT NULL DEFAULT false;
+ALTER TABLE distill.runs ADD COLUMN attested boolean NOT NULL DEFAULT false;
+COMMENT ON COLUMN distill.models.owner IS 'the role that registered it, for which its stored SQL may run; see distill.owners';
+COMMENT ON COLUMN distill.models.attested IS 'whether this server has measured its figures; where not (a worker measured, a superuser wrote the row) they count for its owner, and for all where that is a superuser';
+COMMENT ON COLUMN distill.runs.owner IS 'the role that ran it; see distill.owners';
+COMMENT ON COLUMN distill.runs.attested IS 'whether this server has measured its figures; where not (a worker measured, a superuser wrote the row) they count for its owner, and for all where that is a superuser';
+UPDATE distill.models SET attested = true;
+UPDATE distill.runs SET attested = true;
+INSERT INTO distill.owners (name, role)
+SELECT r.rolname, r.oid FROM pg_catalog.pg_roles r
+WHERE r.rolname::text IN (SELECT m.owner FROM distill.models m UNION SELECT n.owner FROM distill.runs n);
+
+-- Foreign keys between tables that pg_restore loads in parallel lose rows: triggers do what their ON DELETE did.
+ALTER TABLE distill.runs DROP CONSTRAINT runs_teacher_id_fkey, DROP CONSTRAINT runs_student_id_fkey;
+ALTER TABLE distill.candidates DROP CONSTRAINT candidates_run_id_fkey;
+CREATE FUNCTION distill._forget_models() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE distill.runs r SET teacher_id = NULL WHERE r.teacher_id IN (SELECT d.id FROM deleted d);
+    UPDATE distill.runs r SET student_id = NULL WHERE r.student_id IN (SELECT d.id FROM deleted d);
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION distill._forget_models() IS 'internal: trigger by which runs forget the ids of models that are deleted';
+CREATE TRIGGER forget_models AFTER DELETE ON distill.models
+REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION distill._forget_models();
+COMMENT ON TRIGGER forget_models ON distill.models IS 'a run outlives its models';
+
+CREATE FUNCTION distill._drop_candidates() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM distill.candidates c WHERE c.run_id IN (SELECT d.run_id FROM deleted d);
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION distill._drop_candidates() IS 'internal: trigger by which the candidates of a run are deleted with it';
+CREATE TRIGGER drop_candidates AFTER DELETE ON distill.runs
+REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION distill._drop_candidates();
+COMMENT ON TRIGGER drop_candidates ON distill.runs IS 'candidates go with their run';
+
 -- Students in SQL form.
 ALTER TABLE distill.models ADD COLUMN form text NOT NULL DEFAULT 'predict' CHECK (form IN ('predict', 'sql', 'cascade'));
 ALTER TABLE distill.models ADD COLUMN threshold float8;
@@ -41,7 +84,8 @@ WITH RECURSIVE lineage(root, id) AS (
 SELECT l.root AS family, m.id AS model_id, m.name, m.version, m.active, m.kind, m.teacher_id, m.metric, m.accuracy,
        m.accuracy_low, m.accuracy_high, m.avg_latency_ms, m.latency_low_ms, m.latency_high_ms, m.latency_declared,
        m.size_bytes, m.measured_at, m.form
-FROM lineage l JOIN distill.models m USING (id);
+FROM lineage l JOIN distill.models m USING (id)
+WHERE m.teacher_id IS NULL OR m.attested OR distill._is_trusted(m.owner);
 CREATE OR REPLACE VIEW distill.frontier AS
 SELECT a.*
 FROM distill.families a
@@ -58,36 +102,17 @@ COMMENT ON COLUMN distill.runs.sample_digest IS 'digest of the sampled rows, the
 COMMENT ON FUNCTION distill.run_rows(uuid) IS
     'the rows of a run''s sample and the split that each is in (fit, select, test, unlabelled; NULL for rows left out), so that its figures can be recomputed';
 
--- A comment on a function of another role stops nobody from dropping a model.
-CREATE OR REPLACE FUNCTION distill._drop_functions() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    called record;
-BEGIN
-    FOR called IN
-        SELECT DISTINCT p.oid::regprocedure AS signature, t.oid::regtype AS row_type,
-               pg_has_role(p.proowner, 'USAGE') AND (t.oid IS NULL OR pg_has_role(t.typowner, 'USAGE')) AS own
-        FROM deleted m
-        JOIN pg_description d ON d.classoid = 'pg_proc'::regclass AND d.objsubid = 0
-             AND (d.description = 'pg_distill model ' || m.name || ':' || m.version
-                  OR d.description = 'pg_distill model ' || m.name
-                     AND NOT EXISTS (SELECT FROM distill.models other WHERE other.name = m.name))
-        JOIN pg_proc p ON p.oid = d.objoid AND p.prokind = 'f'
-        LEFT JOIN pg_type t ON p.pronargs = 1 AND t.oid = p.proargtypes[0] AND t.typtype = 'c'
-             AND obj_description(t.oid, 'pg_type') = d.description
-    LOOP
-        IF NOT called.own THEN
-            RAISE WARNING 'function % of a dropped model stays, as another role owns it', called.signature;
-            CONTINUE;
-        END IF;
-        EXECUTE format('DROP FUNCTION %s', called.signature);
-        IF called.row_type IS NOT NULL THEN
-            EXECUTE format('DROP TYPE %s', called.row_type);
-        END IF;
-    END LOOP;
-    RETURN NULL;
-END
-$$;
+-- Functions of dropped models are dropped by who drops the model, with that role's rights.
+DROP TRIGGER drop_functions ON distill.models;
+DROP FUNCTION distill._drop_functions();
+
+CREATE OR REPLACE VIEW distill.leaderboard AS
+SELECT r.teacher_name, r.student_name, r.student_version, r.metric, r.teacher_accuracy, r.student_accuracy, r.lift,
+       r.teacher_latency_ms, r.student_latency_ms, r.teacher_latency_ms / r.student_latency_ms AS speedup,
+       r.pareto_score, r.latency_declared, r.summary, r.run_id, r.student_id, r.created_at
+FROM distill.runs r
+WHERE r.accepted AND (r.attested OR distill._is_trusted(r.owner))
+ORDER BY r.pareto_score DESC NULLS LAST, r.created_at DESC;
 
 -- Views read as who asks, not as their owner.
 ALTER VIEW distill.families SET (security_invoker = true);
