@@ -28,7 +28,7 @@ SELECT m.models, m.names, m.students, m.artifact_bytes, c.candidate_bytes,
         FROM pg_catalog.pg_locks l
         WHERE l.locktype = 'relation' AND l.relation = 'distill.trainings'::regclass AND l.mode = 'RowExclusiveLock' AND l.granted
           AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
-       ) + j.jobs_running AS trainings_active,
+       ) AS trainings_active,
        j.jobs_queued, j.jobs_running, j.jobs_failed, j.oldest_queued_job_seconds
 FROM (SELECT count(*) AS models, count(DISTINCT name) AS names, count(teacher_id) AS students,
              coalesce(sum(size_bytes), 0)::bigint AS artifact_bytes

@@ -18,7 +18,7 @@ DECLARE
         "runs_refused": "runs that gave none",
         "last_run_timestamp_seconds": "when the last run was recorded, in seconds since 1970",
         "last_run_duration_seconds": "how long the last run took",
-        "trainings_active": "trainings that are being run now in this database; concurrent_trainings counts those of the others, too",
+        "trainings_active": "trainings that sessions of this database run now; workers'' are among jobs_running, and concurrent_trainings counts those of other databases, too",
         "jobs_queued": "jobs of all roles that wait",
         "jobs_running": "jobs of all roles that run",
         "jobs_failed": "jobs of all roles that failed",

@@ -229,9 +229,23 @@ class PlpyDatabase(Database):
         if _is_writing:
             return work()
         results: list[T] = []
-        _to_write = lambda: results.append(work())  # noqa: E731
+        errors: list[Exception] = []
+
+        def run() -> None:
+            try:
+                results.append(work())
+            except Exception as error:
+                errors.append(error)
+                raise
+
+        _to_write = run
         try:
             self._plpy.execute("select distill._write()")
+        except Exception as error:
+            # Ours as it was raised; PostgreSQL's own has come through as itself.
+            if errors and type(errors[0]).__module__.startswith("pg_distill."):
+                raise errors[0] from None
+            raise error
         finally:
             _to_write = None
         return results[0]

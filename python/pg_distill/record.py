@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -146,6 +146,25 @@ def family(
     return found
 
 
+_STUDENT = frozenset(
+    {
+        "name",
+        "version",
+        "task",
+        "kind",
+        "artifact",
+        "expression",
+        "signature",
+        "sample",
+        "label",
+        "teacher_id",
+        "types",
+    }
+    | {"form", "threshold", "figures"}
+)
+"""What `student` returns."""
+
+
 @dataclass(frozen=True)
 class Report:
     """What a run leaves: rows of the registry, not written yet.
@@ -183,19 +202,19 @@ class Report:
                 return value.to_json()
             raise TypeError(f"{type(value)} is not sent")
 
-        return json.dumps(asdict(self), default=plain), files
+        return json.dumps({f.name: getattr(self, f.name) for f in fields(self)}, default=plain), files
 
     @classmethod
     def from_wire(cls, text: str, files: Sequence[bytes]) -> Report:
         """Return what `to_wire` gave; InvalidParameter where it is none."""
         try:
-            fields = json.loads(text)
-            for row in (fields["student"], *fields["candidates"]):
+            given = json.loads(text)
+            for row in (given["student"], *given["candidates"]):
                 if row is not None and row["artifact"] is not None:
                     row["artifact"] = files[int(row["artifact"]["file"])]
-            if fields["student"] is not None:
-                fields["student"]["signature"] = Signature.from_json(*fields["student"]["signature"])
-            return cls(**fields)
+            if given["student"] is not None:
+                given["student"]["signature"] = Signature.from_json(*given["student"]["signature"])
+            return cls(**given)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise InvalidParameter("the report of the run is not readable", detail=f"{error!r}.") from None
 
@@ -268,6 +287,10 @@ def store_job(db: Database, job: Job, report: Report, *, checked: Sequence[bytes
     made = report.student
     if report.run.get("run_id") != job.run_id or report.teacher_id != teacher.id:
         raise InvalidParameter(f'the report is not of job "{job.run_id}"')
+    if decided := {"teacher_id", "student_id", "student_version", "owner", "attested", "created_at"} & set(
+        report.run
+    ):
+        raise InvalidParameter(f'column "{min(decided)}" of a run is not for its worker to say')
     if made is not None:
         if (
             made.get("teacher_id") != teacher.id
@@ -275,6 +298,8 @@ def store_job(db: Database, job: Job, report: Report, *, checked: Sequence[bytes
             or made["artifact"] not in checked
         ):
             raise InvalidParameter(f'the student is not of job "{job.run_id}"')
+        if surplus := set(made) - _STUDENT:
+            raise InvalidParameter(f'a student has no "{min(surplus)}"')
         registry.check_name(str(made.get("name")), "student name")
     return store(
         db,

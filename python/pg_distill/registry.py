@@ -819,6 +819,8 @@ def choose_member(
 
 
 def _insert(db: Database, table: str, types: Mapping[str, str], values: Mapping[str, Any]) -> None:
+    if surplus := set(values) - set(types):
+        raise InvalidParameter(f'table distill.{table} has no column "{min(surplus)}"')
     columns = ", ".join(quote_identifier(key) for key in values)
     places = ", ".join(f"${i + 1}" for i in range(len(values)))
     db.query(

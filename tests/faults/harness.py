@@ -194,10 +194,18 @@ def counts(connection: psycopg.Connection) -> tuple[int, int, int]:
     return tuple(row)  # type: ignore[return-value]
 
 
-def advisory_locks(connection: psycopg.Connection) -> int:
-    """Return how many advisory locks are held on the server: places of trainings and names of models are some."""
-    row: Any = connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone()
-    return int(row[0])
+def locks_held(connection: psycopg.Connection) -> int:
+    """Return how many locks trainings hold: of the table that stands for them, and places of the server."""
+    row: Any = connection.execute(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' OR relation = 'distill.trainings'::regclass"
+    ).fetchone()
+    connection.execute(
+        "DO $$\nfrom pg_distill import places\n"
+        "taken = [place for place in range(64) if places.take(places.TRAININGS + place, 1) is None]\n"
+        "plpy.execute(\"select set_config('pg_distill_test.taken', '%d', false)\" % len(taken)) $$ LANGUAGE plpython3u"
+    )
+    taken: Any = connection.execute("SELECT current_setting('pg_distill_test.taken')::int").fetchone()
+    return int(row[0]) + int(taken[0])
 
 
 def nothing_left(server: servers.Server) -> None:
@@ -205,7 +213,7 @@ def nothing_left(server: servers.Server) -> None:
     no_process_left(server)
     with connect(server) as connection:
         assert counts(connection) == (0, 0, 1)
-        assert advisory_locks(connection) == 0
+        assert locks_held(connection) == 0
         assert broken(connection) == {}
     if isinstance(server, servers.Container):  # on this machine others have files there, too
         # Scratch files, ours or a library's, which are the server's user's; its own shared memory is no file of ours.

@@ -16,10 +16,10 @@ from faults.harness import (
     DROP_STUDENTS,
     Run,
     Tally,
-    advisory_locks,
     broken,
     connect,
     counts,
+    locks_held,
     no_process_left,
 )
 
@@ -121,7 +121,7 @@ def test_interrupted_at_random_moments(
             assert finished or way in ("client gone", "shutdown", "terminate"), (way, moment, before, after)
             assert after[0] == before[0] + 1
         assert broken(observer) == {}, (way, moment)
-        assert advisory_locks(observer) == 0
+        assert locks_held(observer) == 0
         assert server.started_at() == started, (way, moment)
     observer.close()
     tally["p99 ms"] = round(float(np.quantile(honoured, 0.99)) * 1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -35,6 +36,17 @@ def load_table(connection: psycopg.Connection, name: str, columns: dict[str, str
     with connection.cursor().copy(f"COPY {name} FROM STDIN") as copy:
         for row in rows:
             copy.write_row(row)
+
+
+@contextmanager
+def held_place(connection: psycopg.Connection) -> Iterator[None]:
+    """Hold a place for trainings in a superuser's session."""
+    block = "DO $$\n{}\n$$ LANGUAGE plpython3u"
+    connection.execute(
+        block.format("from pg_distill import places\nGD['place'] = places.take(places.TRAININGS, 1)")
+    )
+    yield
+    connection.execute(block.format("GD.pop('place').close()"))
 
 
 _registered: dict[tuple[Any, ...], bytes] = {}

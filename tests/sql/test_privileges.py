@@ -72,11 +72,10 @@ def test_who_cannot_record_a_run_is_told_before_it_is_trained(
     session = connect(user=name)
     call = "SELECT distill_model('cancer', sample => 'cancer')"
     before = db.execute("SELECT clock_timestamp()").fetchone()
-    for table in ("models", "runs", "candidates"):
-        db.execute(f"REVOKE INSERT ON distill.{table} FROM {name}")
-        with pytest.raises(errors.InsufficientPrivilege):
-            session.execute(call)
-        db.execute(f"GRANT INSERT ON distill.{table} TO {name}")
+    db.execute(f"REVOKE EXECUTE ON FUNCTION distill._write() FROM {name}")
+    with pytest.raises(errors.InsufficientPrivilege):
+        session.execute(call)
+    db.execute(f"GRANT EXECUTE ON FUNCTION distill._write() TO {name}")
     session.execute("SET default_transaction_read_only = on")
     with pytest.raises(errors.ReadOnlySqlTransaction):
         session.execute(call)

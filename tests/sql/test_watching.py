@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import errors
 from psycopg.rows import dict_row
-from sql.conftest import load_cancer, load_survival, student_of_cancer
+from sql.conftest import held_place, load_cancer, load_survival, student_of_cancer
 
 pytestmark = pytest.mark.one_server("pg17")
 
@@ -139,16 +139,17 @@ def test_remeasure_stores_what_was_measured_here(
     ).fetchall()
     # Nobody else writes the family's figures until the transaction ends.
     for name in ("cancer", "cancer_distilled"):
-        locked = "SELECT pg_try_advisory_xact_lock(hashtextextended('pg_distill model ' || %s, 0))"
-        assert db.execute(locked, (name,)).fetchone() == (False,)
+        db.execute("SET lock_timeout = '100 ms'")
+        with pytest.raises(errors.LockNotAvailable):
+            db.execute("SELECT distill.activate_model(%s, '1')", (name,))
+    db.execute("RESET lock_timeout")
     other.commit()
     # A process that measures takes one of the places of those that train.
     db.execute("SELECT distill.change_setting('concurrent_trainings', '1')")
-    other.execute("SELECT pg_advisory_xact_lock(hashtextextended('pg_distill training 0', 0))")
-    for call in ("check", "remeasure"):
-        with pytest.raises(errors.ConfigurationLimitExceeded):
-            db.execute(f"SELECT * FROM distill.{call}('cancer_distilled')")
-    other.rollback()
+    with held_place(other):
+        for call in ("check", "remeasure"):
+            with pytest.raises(errors.ConfigurationLimitExceeded):
+                db.execute(f"SELECT * FROM distill.{call}('cancer_distilled')")
     assert [row[0] for row in rows] == ["cancer", "cancer_distilled"]
     assert all(0 < row[2] <= row[1] <= row[3] < 1e4 and row[4] == 1e6 and row[5] for row in rows)
     stored = db.execute(
