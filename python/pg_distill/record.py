@@ -209,6 +209,9 @@ class Report:
         """Return what `to_wire` gave; InvalidParameter where it is none."""
         try:
             given = json.loads(text)
+            rows = (given["run"], given["family"], *given["candidates"], given["student"] or {})
+            if not all(isinstance(row, dict) for row in rows):
+                raise TypeError("rows are objects")
             for row in (given["student"], *given["candidates"]):
                 if row is not None and row["artifact"] is not None:
                     row["artifact"] = files[int(row["artifact"]["file"])]
