@@ -595,6 +595,7 @@ _FIGURES: Mapping[str, str] = {
     "latency_declared": "boolean",
     "measured_on": "jsonb",
     "measured_at": "timestamptz",
+    "attested": "boolean",
 }
 
 

@@ -169,6 +169,8 @@ def remeasure(db: Database, name: str) -> list[dict[str, Any]]:
                 "accuracy_low": scores["score_low"],
                 "accuracy_high": scores["score_high"],
             }
+            if timing is not None:  # all that a worker may have said of it is this server's word now
+                figures["attested"] = True
         figures["measured_on"] = {
             "run_id": run["run_id"] if run is not None else None,
             "rows": found.rows,
