@@ -209,7 +209,8 @@ class Report:
         """Return what `to_wire` gave; InvalidParameter where it is none."""
         try:
             given = json.loads(text)
-            rows = (given["run"], given["family"], *given["candidates"], given["student"] or {})
+            made = given["student"] or {"figures": {}}
+            rows = (given["run"], given["family"], *given["candidates"], made, made["figures"])
             if not all(isinstance(row, dict) for row in rows):
                 raise TypeError("rows are objects")
             for row in (given["student"], *given["candidates"]):
@@ -303,6 +304,8 @@ def store_job(db: Database, job: Job, report: Report, *, checked: Sequence[bytes
             raise InvalidParameter(f'the student is not of job "{job.run_id}"')
         if surplus := set(made) - _STUDENT:
             raise InvalidParameter(f'a student has no "{min(surplus)}"')
+        if surplus := set(made["figures"]) - registry.REPORTED:
+            raise InvalidParameter(f'figure "{min(surplus)}" of a student is not for its worker to say')
         registry.check_name(str(made.get("name")), "student name")
     return store(
         db,

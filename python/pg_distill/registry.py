@@ -29,6 +29,7 @@ from pg_distill.frame import ModelForm, Task
 from pg_distill.onnx_model import Signature
 
 __all__ = [
+    "REPORTED",
     "RULES",
     "SETTINGS",
     "TEXT_SETTINGS",
@@ -597,6 +598,10 @@ _FIGURES: Mapping[str, str] = {
     "measured_at": "timestamptz",
     "attested": "boolean",
 }
+
+
+REPORTED = frozenset(_FIGURES) - {"attested"}
+"""Columns of figures that whoever measured may say; whether they count is not for him to say."""
 
 
 def update_figures(db: Database, model_id: str, figures: Mapping[str, Any]) -> None:

@@ -394,6 +394,9 @@ def test_what_a_worker_says_counts_for_its_role_alone(
         ({"candidates": [{"candidate": 1, "artifact": {"file": 7}}]}, few_teacher()),
         ({"run": {**run, "owner": "postgres"}}, few_teacher()),
         ({"run": {**run, "attested": True}}, few_teacher()),
+        ({"student": {**student, "figures": {**student["figures"], "attested": True}}}, few_teacher()),
+        ({"student": {**student, "figures": {"owner": "postgres"}}}, few_teacher()),
+        ({"student": {**student, "figures": 1}}, few_teacher()),
     ):
         with pytest.raises(psycopg.Error) as caught:
             engineer.execute(send, (job, claim, json.dumps({**report, **change}), [file]))
