@@ -64,14 +64,13 @@ END
 $$;
 COMMENT ON FUNCTION distill._pin_owner() IS 'internal: trigger by which the name of an owner stands for its role from now on';
 
--- One row is locked while versions of a name are added, activated or dropped: the name's hash says which. Nobody else can lock rows here, as
--- anybody can take an advisory lock.
+-- A name's row is locked while versions of it are added, activated or dropped. Nobody else can lock rows here, as anybody can take an advisory lock,
+-- and who holds one keeps nobody from another name.
 CREATE TABLE distill.name_locks (
-    bucket integer PRIMARY KEY
+    name text PRIMARY KEY
 );
-INSERT INTO distill.name_locks (bucket) SELECT i FROM pg_catalog.generate_series(0, 255) i;
 COMMENT ON TABLE distill.name_locks IS 'a row is locked while a model''s name is written';
-COMMENT ON COLUMN distill.name_locks.bucket IS 'hash of the names that it is locked for';
+COMMENT ON COLUMN distill.name_locks.name IS 'model name that was written once';
 CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON distill.name_locks FOR EACH STATEMENT EXECUTE FUNCTION distill._guard();
 COMMENT ON TRIGGER guard ON distill.name_locks IS 'only pg_distill writes';
 

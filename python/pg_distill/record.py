@@ -255,7 +255,7 @@ def store(
     if teacher is None:
         raise UndefinedModel(f'model "{report.run["teacher_name"]}" was dropped meanwhile')
     with db.subtransaction():
-        db.write(lambda: registry.lock_family(db, teacher, *report.names))
+        registry.lock_family(db, teacher, report.names)
         run = {**report.run, "teacher_id": teacher.id, "student_id": None, "student_version": None}
         if report.student is not None:
             made = registry.insert_model(db, **report.student, attested=attested, checked=checked)
@@ -407,7 +407,7 @@ def promote(db: Database, run_id: str, number: int) -> str:
     if run["teacher_id"] is None:
         raise InvalidState(f'the teacher of run "{run_id}" has been dropped')
     teacher = registry.find_model(db, f"{run['teacher_name']}:{run['teacher_version']}")
-    db.write(lambda: registry.lock_family(db, teacher, run["student_name"]))
+    registry.lock_family(db, teacher, [run["student_name"]])
     resolved = json.loads(run["resolved"])
     measured = {key: found[key] for key in _CANDIDATE_FIGURES}
     form: ModelForm = found["form"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -368,40 +367,55 @@ def _sees_name(db: Database, name: str) -> bool:
     return bool(db.query("select from distill.models m where m.name = $1 limit 1", ("text", name)))
 
 
-_BUCKETS = 256  # rows of distill.name_locks
-
-
 def lock_names(db: Database, names: Iterable[str]) -> None:
     """Let one transaction at a time add, activate or drop versions of ``names``.
 
     All of them in one order, so that two transactions do not wait for each other. In `Database.write`: nobody else may
     lock these rows.
     """
-    found = db.query(
-        "select l.bucket from distill.name_locks l where l.bucket = any ($1) order by l.bucket for update",
-        ("int4[]", sorted({zlib.crc32(name.encode()) % _BUCKETS for name in names})),
+    ordered = sorted(set(names))
+    db.query(
+        "insert into distill.name_locks (name) select n from pg_catalog.unnest($1) n order by n on conflict do nothing",
+        ("text[]", ordered),
     )
-    if not found:
-        raise InvalidState("table distill.name_locks has lost its rows")
+    db.query(
+        "select from distill.name_locks l where l.name = any ($1) order by l.name for update",
+        ("text[]", ordered),
+    )
 
 
-def lock_family(db: Database, teacher: Model, *names: str) -> None:
-    """Lock the teacher's name and the others', before a student of it is registered or their figures are written.
+def lock_family(db: Database, teacher: Model, names: Iterable[str]) -> None:
+    """Lock the teacher and its family, before a student of it is registered or their figures are written.
 
-    A teacher that is being dropped either is gone or stays for its student. A row's lock does not renew the snapshot of a
-    transaction that is REPEATABLE READ or SERIALIZABLE: the teacher's row is written, so that of two who do not see each
-    other one fails (40001). In `Database.write`.
+    What is another role's is not written and not locked, but for a lock of the teacher's row that only its removal waits
+    for: who distils somebody's teacher keeps nobody from it. A teacher of one's own is written as it is: it either is gone
+    or stays for its student, and, as a row's lock does not renew the snapshot of a transaction that is REPEATABLE READ or
+    SERIALIZABLE, of two who do not see each other one fails (40001).
 
     Raises
     ------
     UndefinedModel
         The teacher was dropped meanwhile.
     """
-    lock_names(db, {teacher.name, *names})
-    if not db.query(
-        "update distill.models m set active = m.active where m.id = $1 returning m.id", ("uuid", teacher.id)
-    ):
-        raise UndefinedModel(f'model "{teacher.qualified_name}" was dropped meanwhile')
+    role = current_role(db)
+
+    def lock() -> None:
+        taken = db.query(
+            f"select distinct m.name from distill.models m where m.name = any ($3) and not {_MAY_WRITE}",
+            *_writer(role),
+            ("text[]", [teacher.name, *names]),
+        )
+        others = {row["name"] for row in taken}
+        lock_names(db, {teacher.name, *names} - others)
+        lock = (
+            "select m.id from distill.models m where m.id = $1 for key share"
+            if teacher.name in others
+            else "update distill.models m set active = m.active where m.id = $1 returning m.id"
+        )
+        if not db.query(lock, ("uuid", teacher.id)):
+            raise UndefinedModel(f'model "{teacher.qualified_name}" was dropped meanwhile')
+
+    db.write(lock)
 
 
 @contextmanager
@@ -679,7 +693,8 @@ def drop(db: Database, model: str) -> list[Dropped]:
         lock_names(db, [name])
         rows = db.query(
             "select m.id::pg_catalog.text as id, m.version, m.active, m.owner from distill.models m"
-            " where m.name = $1 and ($2 is null or m.version = $2)",
+            # A distillation by another role holds its teacher's row, not its name: whoever comes first is seen by the other.
+            " where m.name = $1 and ($2 is null or m.version = $2) order by m.id for update",
             ("text", name),
             ("text", version if colon else None),
         )
@@ -1084,7 +1099,7 @@ def prune(
     if not dry_run:
         # Then once more, as others may have been at it.
         locked = {row["name"] for row in found}
-        db.write(lambda: lock_names(db, locked) if locked else None)
+        db.write(lambda: _lock_versions(db, locked))
         found = [row for row in db.query(versions, *bounds) if row["name"] in locked]
     ids = [row["id"] for row in found]
     reasons = {row["id"]: "it is the active version" for row in found if row["active"]}
@@ -1173,6 +1188,14 @@ def prune(
         for row in found
         if row["id"] in gone
     ]
+
+
+def _lock_versions(db: Database, names: set[str]) -> None:
+    lock_names(db, names)
+    db.query(
+        "select from distill.models m where m.name = any ($1) order by m.id for update",
+        ("text[]", sorted(names)),
+    )
 
 
 def _read_all(db: Database, sql: str, *arguments: Argument) -> list[Row]:

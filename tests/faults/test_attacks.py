@@ -123,7 +123,7 @@ COLUMN = {
     "candidates": "accuracy",
     "owners": "role",
     "checked": "rules",
-    "name_locks": "bucket",
+    "name_locks": "name",
 }
 
 
@@ -462,6 +462,24 @@ def test_locks_of_others_stop_nothing(victim: psycopg.Connection, role: Role, co
     assert value(victim, f"SELECT distill_model('few', {QUICK})::text || '' IS NOT NULL") in (True, None)
     victim.execute("SELECT distill.activate_model('few', '1')")
     assert value(victim, "SELECT count(*) FROM distill.runs") == 1
+
+
+def test_an_open_transaction_keeps_nobody_from_other_names(
+    victim: psycopg.Connection, engineer: psycopg.Connection
+) -> None:
+    """Whoever registers a thousand names, or distils another's teacher, and stays in his transaction, holds his own names."""
+    register = "SELECT distill.register_sql_model({0}, '0.5 + 0 * x0', '{{x0}}', 'SELECT x0, malignant FROM few LIMIT 100', 'malignant')"
+    victim.execute(
+        "SELECT distill.register_model('other', %s, features => '{x0,x1,x2,x3}')", (few_teacher(),)
+    )
+    engineer.execute("BEGIN")
+    engineer.execute(register.format("'mine'"))
+    engineer.execute(f"SELECT distill_model('few', sample => 'few', label => 'malignant', {QUICK})")
+    victim.execute("SET lock_timeout = '2 s'")
+    for name in ("other", "new", "few"):
+        victim.execute(register.format(f"'{name}'").replace("'0.5", "'0.25"))
+    victim.execute("SELECT distill.activate_model('other', '1')")
+    engineer.execute("ROLLBACK")
 
 
 def test_places_are_the_servers(victim: psycopg.Connection, connect: Connect, server: servers.Server) -> None:
