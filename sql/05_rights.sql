@@ -84,6 +84,7 @@ CREATE TABLE distill.checked (
     sha256        text,
     schema_digest text,
     rules         text,
+    cost          jsonb NOT NULL,
     checked_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
     PRIMARY KEY (sha256, schema_digest, rules)
 );
@@ -91,6 +92,7 @@ COMMENT ON TABLE distill.checked IS 'files that were checked here, so that a bac
 COMMENT ON COLUMN distill.checked.sha256 IS 'digest of the file';
 COMMENT ON COLUMN distill.checked.schema_digest IS 'digest of the signature by which it is read';
 COMMENT ON COLUMN distill.checked.rules IS 'release whose rules it passed: newer rules are asked again';
+COMMENT ON COLUMN distill.checked.cost IS 'what a run of it takes at most, by these rules';
 COMMENT ON COLUMN distill.checked.checked_at IS 'when';
 CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON distill.checked FOR EACH STATEMENT EXECUTE FUNCTION distill._guard();
 COMMENT ON TRIGGER guard ON distill.checked IS 'only pg_distill writes';
@@ -101,8 +103,8 @@ RETURN pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(
     pg_catalog.jsonb_build_array(input_schema, output_schema)::text, 'UTF8')), 'hex');
 COMMENT ON FUNCTION distill._schema_digest(jsonb, jsonb) IS 'internal: digest of a model''s signature';
 
-CREATE FUNCTION distill._is_checked(sha256 text, schema_digest text, rules text) RETURNS boolean
+CREATE FUNCTION distill._run_cost(sha256 text, schema_digest text, rules text) RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-RETURN EXISTS (SELECT FROM distill.checked c
-               WHERE c.sha256 = _is_checked.sha256 AND c.schema_digest = _is_checked.schema_digest AND c.rules = _is_checked.rules);
-COMMENT ON FUNCTION distill._is_checked(text, text, text) IS 'internal: whether a child process has checked a file on this server';
+RETURN (SELECT c.cost::text FROM distill.checked c
+        WHERE c.sha256 = _run_cost.sha256 AND c.schema_digest = _run_cost.schema_digest AND c.rules = _run_cost.rules);
+COMMENT ON FUNCTION distill._run_cost(text, text, text) IS 'internal: what a run takes of a file that a child process has checked on this server; NULL where none has';

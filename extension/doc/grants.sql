@@ -34,7 +34,7 @@ GRANT EXECUTE ON FUNCTION
     distill.predict_class_batch, distill._predict_class_batch, distill.score_class, distill._score_class,
     distill.score, distill._score, distill._open_cursor, distill._float8_of_bits,
     distill.choose_model, distill._choose_model, distill.warm_up, distill.to_sql, distill.show_settings,
-    distill._read_only, distill._run_pending, distill.run_report, distill._write, distill._is_checked, distill._schema_digest
+    distill._read_only, distill._run_pending, distill.run_report, distill._write, distill._run_cost, distill._schema_digest
     TO distill_predictor, distill_engineer, distill_admin;
 
 -- registers and distils. No right to write a table of the registry: distill._write() writes for the functions, and finds nothing to do when it is

@@ -14,7 +14,7 @@ from pg_distill.onnx_model import Signature
 from pg_distill.process import Limits
 from pg_distill.trainer import Trainer
 
-__all__ = ["approve", "note", "require", "trainer_limits"]
+__all__ = ["approve", "model_limits", "note", "require", "trainer_limits"]
 
 
 def trainer_limits(db: Database) -> Limits:
@@ -26,8 +26,16 @@ def trainer_limits(db: Database) -> Limits:
     )
 
 
-def approve(db: Database, models: Sequence[tuple[bytes, Signature]]) -> None:
-    """Check ONNX files and the signatures by which they are read, in a child.
+def model_limits(db: Database) -> tuple[int, int]:
+    """Return how many bytes an ONNX file may have, and a run of it for one row may take, from the settings."""
+    return (
+        registry.get_setting(db, "artifact_limit_mb") * 2**20,
+        registry.get_setting(db, "predict_memory_mb") * 2**20,
+    )
+
+
+def approve(db: Database, models: Sequence[tuple[bytes, Signature]]) -> list[Signature]:
+    """Check ONNX files and the signatures by which they are read, in a child; return these with what a run costs.
 
     Raises
     ------
@@ -37,18 +45,18 @@ def approve(db: Database, models: Sequence[tuple[bytes, Signature]]) -> None:
         A file is not ONNX, or refused.
     """
     with Trainer(trainer_limits(db), db.check_interrupts) as trainer:
-        trainer.check(models, registry.get_setting(db, "artifact_limit_mb") * 2**20)
+        return trainer.check(models, *model_limits(db))
 
 
 def require(db: Database, models: Mapping[str, tuple[bytes, Signature]]) -> None:
     """Approve those of registered models, by id, that nobody has approved yet."""
     unchecked = registry.unchecked(db, list(models))
     if unchecked:
-        approve(db, [models[key] for key in unchecked])
-        for key in unchecked:
-            note(db, key)
+        approved = approve(db, [models[key] for key in unchecked])
+        for key, signature in zip(unchecked, approved, strict=True):
+            note(db, key, signature)
 
 
-def note(db: Database, model_id: str) -> None:
+def note(db: Database, model_id: str, signature: Signature) -> None:
     """Note that a registered model was approved, so that no other backend has it checked again."""
-    registry.note_checked(db, model_id)
+    registry.note_checked(db, model_id, signature)

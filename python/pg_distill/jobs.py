@@ -31,6 +31,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pg_distill import __version__, approval, distillation, job_queue, record, registry
@@ -131,7 +132,8 @@ def record_job(db: Database, run_id: str, claim_id: str, text: str, files: Seque
     checked: list[bytes] = []
     if report.student is not None:
         checked = [report.student["artifact"]]
-        approval.approve(db, [(report.student["artifact"], report.student["signature"])])
+        [approved] = approval.approve(db, [(report.student["artifact"], report.student["signature"])])
+        report = replace(report, student={**report.student, "signature": approved})
     return record.store_job(db, job, report, checked=checked).student_id
 
 

@@ -1,13 +1,16 @@
 """What an ONNX file is, before anyone trusts it: limits, rules, signature, logits, thresholds.
 
-Only the trainer's child imports this room: bytes of unknown origin are parsed, checked, loaded and run there
-first. `check` reads the file and refuses what could reach a file, leave the graph or grow without bound;
-`derive_signature` runs what passed on a few rows and finds out what it takes and gives; `trial_run` bounds
-its memory and its time.
+Only the trainer's child imports this room: bytes of unknown origin are parsed, checked, loaded and run there first.
+`approve` is the one way in, for files that are registered, inserted, restored, imported and offered. It takes these steps,
+each of which may refuse:
 
-Why a run in the child says something about the backend: no size of a tensor may depend on the values of the
-features, only on the number of rows (`check` follows the values that control sizes), loops and random numbers
-are refused, and the child runs as many rows at once as the backend ever does.
+1. `check` reads the file and refuses what could reach a file or leave the graph.
+2. `onnx_survey` works out the shapes of all tensors, and so what a run takes at most. Sizes depend on no feature's value, and no
+   value ends the process (`onnx_operators`).
+3. `derive_signature` runs what passed on a few rows and finds out what it takes and gives; or a stored signature is held against
+   the file.
+4. The shapes and values that were worked out are held against a run's.
+5. `trial_run` runs as many rows at once as a backend does, within limits of memory and time; then rows of extreme values.
 """
 
 from __future__ import annotations
@@ -39,10 +42,13 @@ from .errors import (
     LimitExceeded,
     NullNotAllowed,
     PgDistillError,
+    UndefinedColumn,
 )
 from .frame import Feature, FloatArray, Frame, Kind, Strings, Task
 from .onnx_model import (
     BATCH_ROWS,
+    RUN_BYTES,
+    Cost,
     Element,
     FeatureSpec,
     Form,
@@ -57,16 +63,20 @@ from .onnx_model import (
     open_session,
     runtime_errors,
 )
+from .onnx_operators import RULES, Tensor, item_bytes
+from .onnx_survey import ELEMENT_TYPES, Survey, survey
 from .onnx_wire import prune
 
 __all__ = [
     "DEFAULT_LIMITS",
     "PROBABILITY_FLOOR",
     "STUDENT_KEY",
+    "Approval",
     "Limits",
     "TeacherModel",
+    "approve",
     "check",
-    "check_signature",
+    "costed",
     "derive_signature",
     "tree_thresholds",
     "trial_run",
@@ -81,56 +91,13 @@ PROBABILITY_FLOOR = 1e-6
 _SUM_TOLERANCE = 1e-3  # rows of probabilities sum to one within this: float32 sums of a thousand classes
 _LOGITS_TOLERANCE = 1e-5  # logits found in a graph reproduce its probabilities within this, or are not used
 _SYNTHETIC_ROWS = 64  # rows made up where none are given: enough that logits leave [0, 1]
+_LEAST_ROWS = 4  # rows that a slow model is tried on
+_TRY_NS = 10e9  # that a model is tried for, by its cost, which is mostly a tenth of that in fact
 _ROWS_ALONE = 8  # rows that are predicted alone and in a batch
 _ALONE_TOLERANCE = 1e-3  # relative and absolute, between a row alone and in a batch
 _PROBE_CELLS = 1 << 20  # cells a run while it is found out which features may be NULL: 4 MB of float32
 _TREE_ID_BOUND = 1 << 31  # no exporter's ids of trees and nodes are beyond; a joint key must not overflow
 _STRING_BYTES = 32  # of a std::string, beside its text
-
-# Operators of tabular models and of networks exported from PyTorch: deterministic, without subgraphs,
-# sequences, text processing or state.
-_TABULAR_OPERATORS = """
-    Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Cast
-    CastLike Ceil Celu Clip Compress Concat Constant ConstantOfShape Conv Cos Cosh CumSum DequantizeLinear Div
-    Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand EyeLike Flatten Floor Gather GatherElements
-    GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GroupNormalization HardSigmoid
-    HardSwish Hardmax Identity InstanceNormalization IsInf IsNaN LayerNormalization LeakyRelu Less LessOrEqual
-    Log LogSoftmax LpNormalization MatMul MatMulInteger Max MaxPool Mean MeanVarianceNormalization Min Mish
-    Mod Mul Neg NonZero Not OneHot Or PRelu Pad Pow QLinearMatMul QuantizeLinear RMSNormalization Range
-    Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
-    ReduceSum ReduceSumSquare Relu Reshape Round ScatterElements ScatterND Selu Shape Sigmoid Sign Sin Sinh
-    Size Slice Softmax Softplus Softsign Split Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu Tile TopK
-    Transpose Trilu Unsqueeze Where Xor
-"""
-_ML_OPERATORS = """
-    ArrayFeatureExtractor Binarizer FeatureVectorizer Imputer LabelEncoder LinearClassifier LinearRegressor
-    Normalizer OneHotEncoder SVMClassifier SVMRegressor Scaler TreeEnsembleClassifier TreeEnsembleRegressor
-    ZipMap
-"""
-_ALLOWED = {
-    "": frozenset(_TABULAR_OPERATORS.split()),
-    "ai.onnx": frozenset(_TABULAR_OPERATORS.split()),
-    "ai.onnx.ml": frozenset(_ML_OPERATORS.split()),
-}
-
-_SIZE_INPUTS = {
-    "ConstantOfShape": (0,),
-    "Expand": (1,),
-    "OneHot": (1,),
-    "Pad": (1,),
-    "Range": (0, 1, 2),
-    "Tile": (1, 2),
-}
-"""Inputs whose values set the size of the output."""
-
-_SELECTING = frozenset({"Compress", "NonZero"})
-"""Operators whose output is no larger than their input, but as long as values have it."""
-
-_RESHAPING = frozenset(
-    {"Reshape", "Slice", "Split", "Squeeze", "TopK", "Unsqueeze"}
-    | {op for op in _TABULAR_OPERATORS.split() if op.startswith("Reduce")}
-)
-"""Operators whose output is no larger than their first input, and of a shape that the other inputs give."""
 
 _WINDOW_ATTRIBUTES = frozenset(
     {"dilations", "group", "inputdimensions", "kernel_shape", "num_groups", "num_outputs", "strides"}
@@ -166,16 +133,17 @@ class Limits:
 
     artifact_bytes: int = 256 << 20  # a bytea takes 1 GB, but every backend that predicts holds the model
     nodes: int = 10_000  # of the graph: an unrolled network of a thousand layers
+    initializers: int = 10_000  # onnxruntime looks for each among all: 100,000 take it 24 s
     tree_nodes: int = 10_000_000  # 1,000 trees of 10,000 nodes
     tree_depth: int = 512  # onnxruntime builds trees by recursion; real ones are below 100
-    initializer_bytes: int = (
-        256 << 20
-    )  # as declared by dims and type, so that no small file declares a large tensor
+    initializer_bytes: int = 256 << 20  # as declared by dims and type, and of what is computed from them
     features: int = 10_000  # a relation has 1,600 columns, an array may have more
     classes: int = 10_000
-    tensor_elements: int = 1 << 26  # of one tensor that a constant shape makes: 256 MB of float32
-    run_bytes: int = 1 << 30  # growth of the child's memory while it runs up to `BATCH_ROWS` rows
+    tensor_elements: int = 1 << 26  # of one tensor, for one row: 256 MB of float32
+    run_bytes: int = RUN_BYTES  # for one run, by the rules and as measured; the setting predict_memory_mb
     run_seconds: float = 10.0  # for one run; the trial's batches stop growing before they would take as long
+    node_seconds: float = 0.2  # of one node, by the rules: what an interrupt waits for
+    open_seconds: float = 0.2  # by the rules, of what is computed of constants where a session is opened
 
 
 DEFAULT_LIMITS = Limits()
@@ -194,8 +162,8 @@ def check(artifact: bytes, limits: Limits = DEFAULT_LIMITS) -> onnx.ModelProto:
     LimitExceeded
         Where it is larger than ``limits`` allow.
     FeatureNotSupported
-        For external data anywhere, local functions, subgraphs, training graphs, other domains, operators that
-        are not on the list, and sizes that depend on the values of features.
+        For external data anywhere, local functions, subgraphs, training graphs, other domains, and operators that are not on the
+        list.
     """
     if len(artifact) > limits.artifact_bytes:
         raise LimitExceeded(f"model has {len(artifact)} bytes, limit is {limits.artifact_bytes}")
@@ -213,7 +181,7 @@ def check(artifact: bytes, limits: Limits = DEFAULT_LIMITS) -> onnx.ModelProto:
     versions = _versions(model)
     for node in model.graph.node:
         _check_schema(node, versions)
-    _check_sizes(model.graph, limits)
+    _check_order(model.graph)
     for node in model.graph.node:
         _check_window(node, limits)
         if node.op_type.startswith("TreeEnsemble"):
@@ -236,6 +204,10 @@ def _messages(root: Message) -> Iterator[Message]:
 
 def _check_messages(model: onnx.ModelProto, limits: Limits) -> None:
     declared = nodes = 0
+    if len(model.graph.initializer) > limits.initializers:
+        raise LimitExceeded(
+            f"model has {len(model.graph.initializer)} initializers, limit is {limits.initializers}"
+        )
     for message in _messages(model):
         for descriptor, value in message.ListFields():
             texts = [value] if isinstance(value, str | bytes) else value
@@ -270,12 +242,16 @@ def _check_messages(model: onnx.ModelProto, limits: Limits) -> None:
 
 def _check_operator(node: onnx.NodeProto) -> None:
     name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-    if node.domain not in _ALLOWED:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if domain not in _DOMAINS:
         raise FeatureNotSupported(f'operator "{name}" is of a domain that is not supported')
-    if node.op_type not in _ALLOWED[node.domain]:
+    if (domain, node.op_type) not in RULES:
         raise FeatureNotSupported(f'operator "{name}" is not supported')
     if getattr(node, "overload", ""):
         raise FeatureNotSupported(f'operator "{name}" with an overload is not supported')
+
+
+_DOMAINS = frozenset(domain for domain, _ in RULES)
 
 
 def _versions(model: onnx.ModelProto) -> dict[str, int]:
@@ -376,42 +352,20 @@ _TENSOR_TYPES = frozenset(
 )
 
 
-def _check_sizes(graph: onnx.GraphProto, limits: Limits) -> None:
-    """Refuse sizes that depend on features, and constant ones beyond the limit.
-
-    A value depends on features where it comes from an input other than by Shape or Size, or from the shape of
-    a tensor whose shape does.
-    """
-    constants = _constants(graph)
-    dependent = {value.name for value in _graph_inputs(graph)}
-    varying: set[str] = set()  # tensors whose shape depends on the features' values
-    known = {"", *dependent, *constants}
+def _check_order(graph: onnx.GraphProto) -> None:
+    """Refuse a tensor that is read before it is given, or given twice."""
+    known = {"", *(value.name for value in _graph_inputs(graph)), *(t.name for t in graph.initializer)}
+    if len(known) < 1 + len(_graph_inputs(graph)) + len(graph.initializer):
+        raise InvalidArtifact("model has two inputs or initializers of one name, or of none")
     for node in graph.node:
         what = f'operator "{node.op_type}"'
         for name in node.input:
             if name not in known:
                 raise InvalidArtifact(f'{what} reads "{name}", which nothing before it gives')
         for name in node.output:
-            if name and name in known and node.op_type != "Constant":
+            if name and name in known:
                 raise InvalidArtifact(f'{what} gives "{name}", which is given before')
-        known.update(node.output)
-        for position in _SIZE_INPUTS.get(node.op_type, ()):
-            if position < len(node.input) and node.input[position] in dependent:
-                raise FeatureNotSupported(f"{what} makes a tensor whose size depends on the features' values")
-        if node.op_type in ("ConstantOfShape", "Expand") and node.input and node.input[-1] in constants:
-            shape = [int(d) for d in constants[node.input[-1]].reshape(-1)]
-            if math.prod(shape) > limits.tensor_elements or min(shape, default=0) < 0:
-                raise LimitExceeded(
-                    f"{what} makes a tensor of shape {shape}, limit is {limits.tensor_elements} elements"
-                )
-        reshapes = node.op_type in _RESHAPING and any(name in dependent for name in node.input[1:])
-        if reshapes or node.op_type in _SELECTING or any(name in varying for name in node.input):
-            varying.update(node.output)
-        if node.op_type in ("Shape", "Size"):
-            if any(name in varying for name in node.input):
-                dependent.update(node.output)
-        elif any(name in dependent for name in node.input):
-            dependent.update(node.output)
+            known.add(name)
     for value in graph.output:
         if not value.name or value.name not in known:
             raise InvalidArtifact(f'output "{value.name}" of the model is given by no node')
@@ -646,8 +600,9 @@ def derive_signature(
     task: Task | None = None,
     classes: Sequence[str] | None = None,
     rows: Frame | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Signature:
-    """Find out what ``model``, which `check` has passed, takes and gives, by its graph and by running it.
+    """Find out what ``model``, which `check` has passed, takes, gives and costs, by its graph and by running it.
 
     Parameters
     ----------
@@ -667,25 +622,33 @@ def derive_signature(
     InvalidData, DatatypeMismatch
         Where features do not fit the inputs in number or in kind, or outputs fit no task.
     FeatureNotSupported
-        For inputs and outputs of other types and shapes.
+        For inputs and outputs of other types and shapes, sizes that depend on the features' values, and values that could end the
+        process.
+    LimitExceeded
+        Where a run would take more than ``limits`` allow.
     InvalidParameter
         Where ``task`` or ``classes`` contradict the graph, or the graph leaves them open.
     """
     if features is None and rows is not None:
         features = rows.features
     specs, inputs = _inputs(model, features)
+    try:
+        found_costs = _survey(model, inputs, limits)
+    except InvalidArtifact as error:
+        if all(_input_shape(value)[2] is not None for value in _graph_inputs(model.graph)):
+            raise
+        raise InvalidData(
+            f"model does not take {len(features or ())} features", detail=f"{error}."
+        ) from error
     draft = Signature(specs, inputs, OutputSpec("", "value", 1), "regression")
-    frame = (
-        rows.take(np.arange(min(len(rows), BATCH_ROWS))) if rows is not None else _synthetic(specs, inputs)
-    )
-    if not len(frame):
+    if rows is not None and not len(rows):
         raise InvalidData("no rows to try the model on")
     score, label, zipmap = _outputs(model.graph)
     producers = _Producers(model.graph)
     wanted = [name for name in (score, label) if name]
-    _check_divisions(model)
-    _check_widths(model, draft, frame)
-    raw = _run(model, draft, frame, wanted)
+    draft = replace(draft, cost=_cost(found_costs, wanted, limits))
+    frame = _synthetic(draft) if rows is None else _first(rows, draft, BATCH_ROWS)
+    raw = _run(model, draft, frame, wanted, limits.run_bytes)
     scores = None if score is None else _matrix(raw[score], score, len(frame))
     labels = None if label is None else _matrix(raw[label], label, len(frame)).reshape(-1)
     output, task = _form(model, producers, score, label, zipmap is not None, scores, task, classes)
@@ -697,8 +660,42 @@ def derive_signature(
         found = _classes(producers, label, zipmap, scores, labels, output, classes)
         _check_task(task, len(found))
         task = "binary" if len(found) == 2 else "multiclass"
-    signature = Signature(specs, inputs, output, task, found)
+    signature = Signature(specs, inputs, output, task, found, _cost(found_costs, [output.name], limits))
     return replace(signature, features=_with_nulls(model, signature, frame))
+
+
+def costed(artifact: bytes, signature: Signature) -> Signature:
+    """Return the signature of a file that was approved, with what a run costs."""
+    model = onnx.ModelProto.FromString(artifact)
+    found = _survey(model, signature.inputs, DEFAULT_LIMITS)
+    cost = found.cost([signature.output.name], DEFAULT_LIMITS.node_seconds * 1e9)
+    return replace(signature, cost=cost)
+
+
+def _survey(model: onnx.ModelProto, inputs: Sequence[InputSpec], limits: Limits) -> Survey:
+    return survey(
+        model.graph,
+        inputs,
+        _versions(model),
+        tensor_elements=limits.tensor_elements,
+        node_seconds=limits.node_seconds,
+        open_seconds=limits.open_seconds,
+        constant_bytes=limits.initializer_bytes,
+    )
+
+
+def _cost(found: Survey, outputs: Sequence[str], limits: Limits) -> Cost:
+    """Return what a run takes that gives ``outputs``; LimitExceeded where one row takes too much."""
+    cost = found.cost(outputs, limits.node_seconds * 1e9)
+    seconds = (cost.fixed_ns + cost.row_ns) / 1e9
+    if seconds > limits.run_seconds:
+        raise LimitExceeded(f"model may take {seconds:.3g} s for one row, limit is {limits.run_seconds:g} s")
+    if cost.rows(limits.run_bytes) < 1:
+        raise LimitExceeded(
+            f"model may take {cost.bytes(1)} bytes for one row, limit is {limits.run_bytes}",
+            hint="An administrator may raise the setting predict_memory_mb.",
+        )
+    return cost
 
 
 def _inputs(
@@ -811,8 +808,16 @@ def _input_shape(value: onnx.ValueInfoProto) -> tuple[Element, int, int | None, 
     return element, 2, width, batch
 
 
-def _synthetic(specs: Sequence[FeatureSpec], inputs: Sequence[InputSpec]) -> Frame:
+def _first(rows: Frame, signature: Signature, most: int) -> Frame:
+    """Return the first rows, ``most`` of them and of a slow model fewer."""
+    if signature.cost is not None:
+        most = min(most, max(int(_TRY_NS / max(signature.cost.row_ns, 1)), _LEAST_ROWS))
+    return rows.take(np.arange(min(len(rows), most)))
+
+
+def _synthetic(signature: Signature) -> Frame:
     """Return rows made up where the caller has none: normal numbers, zeros and ones, empty strings."""
+    specs, inputs = signature.features, signature.inputs
     rng = np.random.default_rng(0)
     integer = {i for spec in inputs if spec.element in ("int64", "int32", "bool") for i in spec.features}
     columns: dict[str, FloatArray | Strings] = {}
@@ -823,15 +828,27 @@ def _synthetic(specs: Sequence[FeatureSpec], inputs: Sequence[InputSpec]) -> Fra
             columns[spec.name] = rng.integers(0, 2, _SYNTHETIC_ROWS).astype(np.float64)
         else:
             columns[spec.name] = rng.normal(0.0, 3.0, _SYNTHETIC_ROWS)
-    return Frame(tuple(Feature(s.name, s.kind) for s in specs), columns)
+    rows = Frame(tuple(Feature(s.name, s.kind) for s in specs), columns)
+    return _first(rows, signature, _SYNTHETIC_ROWS)
 
 
 def _run(
-    model: onnx.ModelProto, signature: Signature, frame: Frame, names: Sequence[str]
+    model: onnx.ModelProto,
+    signature: Signature,
+    frame: Frame,
+    names: Sequence[str],
+    run_bytes: int = RUN_BYTES,
 ) -> dict[str, npt.NDArray[Any]]:
     """Run the graph on ``frame`` and return the tensors ``names``, outputs or not."""
     session = open_session(prune(model.SerializeToString(), names))
-    return _run_session(session, signature, encode(signature, frame), names)
+    rows = 1 if signature.cost is None else max(signature.cost.rows(run_bytes, _longest(frame)), 1)
+    return _run_session(session, signature, encode(signature, frame), names, rows)
+
+
+def _longest(frame: Frame) -> int:
+    """Return the bytes of the longest string."""
+    texts = (t for name in frame.string_names for t in frame.strings(name).categories)
+    return max((len(text.encode(errors="surrogatepass")) for text in texts), default=0)
 
 
 def _run_session(
@@ -839,11 +856,12 @@ def _run_session(
     signature: Signature,
     feeds: dict[str, npt.NDArray[Any]],
     names: Sequence[str],
+    most: int,
 ) -> dict[str, npt.NDArray[Any]]:
     options = ort.RunOptions()
     options.log_severity_level = 4
     rows = len(next(iter(feeds.values())))
-    step = 1 if any(i.batch == 1 for i in signature.inputs) else rows
+    step = 1 if any(i.batch == 1 for i in signature.inputs) else min(rows, most)
     parts: list[list[Any]] = []
     try:
         for start in range(0, rows, step):
@@ -864,67 +882,6 @@ def _matrix(value: Any, name: str, rows: int) -> npt.NDArray[Any]:
     if value.ndim not in (1, 2) or (value.ndim == 1 and value.size != rows) or value.shape[0] != rows:
         raise FeatureNotSupported(f'output "{name}" has shape {value.shape} for {rows} rows')
     return value.reshape(rows, -1)
-
-
-def _check_divisions(model: onnx.ModelProto) -> None:
-    """Refuse a division of integers by anything but a constant other than 0 and -1.
-
-    -2**63 / -1 is a fault of the processor that ends the process, and so is x / 0 in older releases of
-    onnxruntime. Types are those that onnxruntime infers.
-    """
-    constants = _constants(model.graph)
-    refused = FeatureNotSupported("division of integers by what may be 0 or -1 is not supported")
-    unknown = []
-    for node in model.graph.node:
-        if node.op_type in ("Div", "Mod"):
-            divisor = constants.get(node.input[1])
-            if divisor is None:
-                unknown.append(node.output[0])
-            elif divisor.dtype.kind in "iu" and np.isin(divisor, (0, -1)).any():
-                raise refused
-    if unknown:
-        outputs = open_session(prune(model.SerializeToString(), unknown)).get_outputs()
-        if not all(o.type in ("tensor(float)", "tensor(double)", "tensor(float16)") for o in outputs):
-            raise refused
-
-
-def _check_widths(model: onnx.ModelProto, signature: Signature, frame: Frame) -> None:
-    """Refuse feature ids and coefficients beyond the width of what they are applied to.
-
-    Not every release of onnxruntime looks. Widths depend on no value (`check`), so one row tells; nodes are taken in
-    order and only what they need is run, so that each is reached by checked ones alone.
-    """
-    nodes = [n for n in model.graph.node if n.op_type.startswith(("TreeEnsemble", "Linear", "SVM"))]
-    if not nodes:
-        return
-    given = {spec.name: len(spec.features) for spec in signature.inputs}
-    row = frame.take(np.arange(1))
-    for node in nodes:
-        name = node.input[0]
-        if name not in given:
-            given[name] = _run(model, signature, row, [name])[name].shape[-1]
-        width, attributes, what = given[name], _attributes(node), f'node "{node.name or node.op_type}"'
-        if node.op_type.startswith("TreeEnsemble"):
-            branch = np.array(attributes["nodes_modes"], dtype="S16") != b"LEAF"
-            used = _ints(attributes, "nodes_featureids")[branch]
-            if len(used) and used.max() >= width:
-                raise InvalidArtifact(f"{what} uses feature {used.max()} of {width}")
-        elif node.op_type.startswith("Linear"):
-            labels = _linear_outputs(node, attributes)
-            rows = len(attributes.get("intercepts", ())) or labels
-            if len(attributes["coefficients"]) != rows * width:
-                raise InvalidArtifact(
-                    f"{what} has {len(attributes['coefficients'])} coefficients for {rows} x {width}"
-                )
-        else:
-            count = int(_ints(attributes, "vectors_per_class").sum()) or int(attributes.get("n_supports", 0))
-            if count:
-                held = len(attributes["support_vectors"])
-            else:
-                held = len(attributes.get("coefficients", ()))
-                count = 1 if node.op_type == "SVMRegressor" else _labels(attributes, what)
-            if held != count * width:
-                raise InvalidArtifact(f"{what} has {held} values for {count} x {width}")
 
 
 def _outputs(graph: onnx.GraphProto) -> tuple[str | None, str | None, onnx.NodeProto | None]:
@@ -1180,7 +1137,182 @@ def _without_nulls(frame: Frame) -> Frame | None:
     return Frame(frame.features, columns)
 
 
-# -- the trial
+# -- approval
+
+
+@dataclass(frozen=True)
+class Approval:
+    """A file that may be opened in a backend.
+
+    ``outputs`` are its predictions for the rows given, (n, K) or (n, 1), or none.
+    """
+
+    signature: Signature
+    outputs: FloatArray
+
+
+def approve(
+    artifact: bytes,
+    signature: Signature | None = None,
+    *,
+    features: Sequence[Feature] | None = None,
+    names: Sequence[str] | None = None,
+    task: Task | None = None,
+    classes: Sequence[str] | None = None,
+    rows: Frame | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Approval:
+    """Say whether backends may open ``artifact``: the one check, whichever way a file comes.
+
+    Parameters
+    ----------
+    signature
+        That is stored with it, and may not be of our making; None where it is to be found out, from the other arguments.
+    features, task, classes, rows
+        As in `derive_signature`.
+    names
+        What the features are called, in the place of what the graph calls them.
+
+    Raises
+    ------
+    InvalidArtifact, LimitExceeded, FeatureNotSupported, InvalidData, NullNotAllowed, DatatypeMismatch, InvalidParameter
+        As `check`, `derive_signature` and `trial_run`.
+    ArtifactCorrupted
+        Where ``signature`` is not the file's.
+    """
+    model = check(artifact, limits)
+    if signature is None:
+        signature = derive_signature(
+            model, features=features, task=task, classes=classes, rows=rows, limits=limits
+        )
+        if names is not None:
+            if len(names) != len(signature.features):
+                raise InvalidData(f"expected {len(signature.features)} features, not {len(names)}")
+            renamed = zip(signature.features, names, strict=True)
+            signature = replace(signature, features=tuple(replace(f, name=name) for f, name in renamed))
+    else:
+        signature = _held_against(model, signature, limits)
+    made_up = _synthetic(signature)
+    _hold_shapes(model, signature, rows if rows is not None else made_up, limits)
+    before = _peak_bytes(reset=True)
+    opened = Model(artifact, signature, run_bytes=limits.run_bytes)
+    outputs = _try(opened, rows, limits, before)
+    _run_extremes(opened, limits)
+    return Approval(signature, outputs)
+
+
+def _held_against(model: onnx.ModelProto, stored: Signature, limits: Limits) -> Signature:
+    """Return a stored signature, with its cost, if it is one of this file."""
+    wrong = _first_difference(model, stored)
+    if wrong is None:
+        found = _survey(model, stored.inputs, limits)
+        cost = _cost(found, [stored.output.name], limits)
+        given = found.tensors[stored.output.name]
+        output = stored.output
+        rows = given.shape[0] if given.rank else None
+        expected = ELEMENT_TYPES[output.element] if output.element != "string" else TensorProto.STRING
+        if (
+            given.element != expected
+            or rows is None
+            or given.size != rows * output.width
+            or rows != found.tensors[stored.inputs[0].name].shape[0]
+        ):
+            wrong = f"it gives {output.width} numbers a row of type {output.element}"
+        else:
+            return replace(stored, cost=cost)
+    raise ArtifactCorrupted(
+        "stored signature of the model is not its file's", detail=f"The signature says that {wrong}."
+    )
+
+
+def _first_difference(model: onnx.ModelProto, stored: Signature) -> str | None:
+    """Return what a stored signature says that is not so, as far as no shape is needed to see it."""
+    inputs = _graph_inputs(model.graph)
+    if [value.name for value in inputs] != [spec.name for spec in stored.inputs]:
+        return "it has other inputs"
+    student = any(p.key == STUDENT_KEY for p in model.metadata_props)
+    for value, spec in zip(inputs, stored.inputs, strict=True):
+        element, rank, width, batch = _input_shape(value)
+        if (element, rank, batch) != (spec.element, spec.rank, spec.batch):
+            return f'input "{spec.name[:80]}" is of another type'
+        if (width if width is not None else len(spec.features)) != len(spec.features):
+            return f'input "{spec.name[:80]}" has {len(spec.features)} columns'
+        if spec.rank == 1 and len(spec.features) != 1:
+            return f'input "{spec.name[:80]}" has {len(spec.features)} columns'
+        allowed: set[Null] = {"error"}
+        if element == "string":
+            allowed.add("string" if student else "empty")
+        elif element in ("float32", "float64"):
+            allowed.add("nan")
+        for feature in (stored.features[i] for i in spec.features):
+            if (feature.kind == "string") != (element == "string") or feature.null not in allowed:
+                return f'feature "{feature.name[:80]}" is {feature.kind}, NULL {feature.null}'
+    positions = sorted(i for spec in stored.inputs for i in spec.features)
+    if positions != list(range(len(stored.features))):
+        return "a feature is read twice, or not"
+    if len(set(stored.names)) != len(stored.names):
+        return "two features have one name"
+    score, label, zipmap = _outputs(model.graph)
+    if stored.output.form == "label":
+        if stored.output.name != label or stored.output.element not in ("int64", "string"):
+            return "its output is a label"
+    elif stored.output.name != score or stored.output.element not in ("float32", "float64"):
+        return "its output is numbers"
+    if stored.task == "regression" and (label is not None or zipmap is not None):
+        return "it is a regression"
+    return None
+
+
+def _hold_shapes(model: onnx.ModelProto, signature: Signature, rows: Frame, limits: Limits) -> None:
+    """Run a few rows and compare each tensor with what was worked out of it: the rules are ours, and may be wrong.
+
+    What fails on all the rows that there are to try it on is left to its rules.
+    """
+    found = _survey(model, signature.inputs, limits)
+    names = [
+        name for step in found.steps for name in step.node.output if name and not found.tensors[name].is_map
+    ]
+    session = open_session(prune(model.SerializeToString(), names))
+    for count in (1,) if any(i.batch == 1 for i in signature.inputs) else _SHAPE_ROWS:
+        cost = found.cost(names, limits.node_seconds * 1e9)
+        if cost.rows(limits.run_bytes) < count or (count > 1 and count * cost.row_ns > _TRY_NS):
+            continue
+        for frame in (rows, _zeros(signature.features)):
+            part = frame.take(np.resize(np.arange(len(frame)), count))
+            try:
+                given = _run_session(session, signature, encode(signature, part), names, count)
+            except (InvalidData, NullNotAllowed, UndefinedColumn, DatatypeMismatch):
+                continue
+            for name in names:
+                _hold_tensor(found.tensors[name], np.asarray(given[name]), count)
+            break
+
+
+def _hold_tensor(expected: Tensor, array: npt.NDArray[Any], rows: int) -> None:
+    shape = tuple(size.at(rows) for size in expected.shape)
+    same = array.shape == shape
+    if expected.element != TensorProto.STRING:
+        same = same and array.dtype.itemsize == item_bytes(expected.element)
+    if expected.values is not None and same:
+        values = [v.at(rows) for v in expected.values.reshape(-1)]
+        same = array.reshape(-1).astype(np.float64).tolist() == [float(v) for v in values]
+    if not same:
+        raise FeatureNotSupported(
+            "model's shapes are not what its operators make them",
+            detail=f"A tensor has shape {array.shape} and type {array.dtype}, where {shape} was expected.",
+        )
+
+
+_SHAPE_ROWS = (1, 3)  # rows of a run whose shapes are compared: numbers that few constants are
+
+
+def _zeros(specs: Sequence[FeatureSpec]) -> Frame:
+    """Return a row of zeros and empty strings."""
+    columns: dict[str, FloatArray | Strings] = {
+        spec.name: Strings(np.zeros(1, np.int32), ("",)) if spec.kind == "string" else np.zeros(1)
+        for spec in specs
+    }
+    return Frame(tuple(Feature(s.name, s.kind) for s in specs), columns)
 
 
 def trial_run(
@@ -1188,9 +1320,9 @@ def trial_run(
 ) -> FloatArray:
     """Open ``artifact`` as a backend will and run ``rows``; return their predictions.
 
-    One row first, then batches of twice the size up to `BATCH_ROWS`, the largest that a backend runs at once;
-    ``rows`` (made up where there are none) are repeated as often as it takes. Batches stop growing where
-    they would pass ``limits.run_seconds``.
+    One row first, then batches of twice the size up to `BATCH_ROWS`, the largest that a backend runs at once; ``rows`` are
+    repeated as often as it takes. Batches stop growing where they would pass ``limits.run_seconds``. Where no rows are given
+    some are made up, and what the model says of these is left to it: the predictions returned are none.
 
     Raises
     ------
@@ -1201,62 +1333,172 @@ def trial_run(
     NullNotAllowed
         Where rows hold a NULL that the model has no encoding for.
     """
-    rows = rows if rows is not None else _synthetic(signature.features, signature.inputs)
     before = _peak_bytes(reset=True)
-    model = Model(artifact, signature)
+    return _try(Model(artifact, signature, run_bytes=limits.run_bytes), rows, limits, before)
+
+
+def _try(model: Model, rows: Frame | None, limits: Limits, before: int) -> FloatArray:
+    """Run ``rows`` as `trial_run` says; ``before`` are the bytes that the process had before the model was opened."""
+    given, signature = rows is not None, model.signature
+    rows = rows if rows is not None else _synthetic(signature)
     size, seconds = 1, 0.0
     while size <= BATCH_ROWS and 4 * seconds < limits.run_seconds:  # twice the rows, with a margin of two
         batch = rows.take(np.resize(np.arange(len(rows)), size))
-        timer = threading.Timer(limits.run_seconds, model.terminate)
-        timer.start()
         started = time.perf_counter()
         try:
-            _check_predictions(model.run_frame(batch), signature)
-        except PgDistillError as error:
-            if time.perf_counter() - started >= limits.run_seconds:
-                raise LimitExceeded(f"model takes over {limits.run_seconds} s for {size} rows") from error
-            if "alloc" in (error.detail or ""):
-                raise LimitExceeded(
-                    f"model runs out of memory on {size} rows", detail=error.detail
-                ) from error
-            raise
-        finally:
-            timer.cancel()
+            _check_predictions(_timed(model, batch, limits), signature)
+        except (InvalidData, NullNotAllowed):
+            if given:
+                raise
         seconds = time.perf_counter() - started
-        if seconds >= limits.run_seconds:
-            raise LimitExceeded(f"model takes over {limits.run_seconds} s for {size} rows")
         grown = _peak_bytes() - before
         if grown > limits.run_bytes:
             raise LimitExceeded(f"model takes {grown} bytes for {size} rows, limit is {limits.run_bytes}")
         size *= 2
+    if not given:
+        return np.empty((0, signature.width))
     predictions = model.run_frame(rows)
     _check_predictions(predictions, signature)
     _check_independence(model, rows, predictions)
     return predictions
 
 
-def check_signature(artifact: bytes, signature: Signature) -> None:
-    """Open ``artifact`` as a backend will and run it once each way; ``signature`` may not be of our making.
-
-    Raises
-    ------
-    ArtifactCorrupted
-        Where the signature is not the file's. One that only fails on the features given is left to its predictions.
-    """
-    frame = _synthetic(signature.features, signature.inputs).take(np.arange(1))
-    row = {f.name: "" if f.kind == "string" else float(frame.number(f.name)[0]) for f in signature.features}
+def _timed(model: Model, rows: Frame, limits: Limits) -> FloatArray:
+    """Return the predictions of ``rows``; LimitExceeded where they take too long, or more memory than there is."""
+    timer = threading.Timer(limits.run_seconds, model.terminate)
+    timer.start()
+    started = time.perf_counter()
     try:
-        model = Model(artifact, signature)
-        with suppress(InvalidData, NullNotAllowed):
-            model.run_frame(frame)
-        with suppress(InvalidData, NullNotAllowed):
-            model.run_row(row)
-    except (PgDistillError, MemoryError):
+        predictions = model.run_frame(rows)
+    except PgDistillError as error:
+        if time.perf_counter() - started >= limits.run_seconds:
+            raise LimitExceeded(f"model takes over {limits.run_seconds} s for {len(rows)} rows") from error
+        if "alloc" in (error.detail or ""):
+            raise LimitExceeded(
+                f"model runs out of memory on {len(rows)} rows", detail=error.detail
+            ) from error
         raise
-    except Exception as error:
-        raise ArtifactCorrupted(
-            "stored signature of the model is not its file's", detail=f"{error!r}."
-        ) from error
+    finally:
+        timer.cancel()
+    if time.perf_counter() - started >= limits.run_seconds:
+        raise LimitExceeded(f"model takes over {limits.run_seconds} s for {len(rows)} rows")
+    return predictions
+
+
+# Where types end, and where functions of numbers do something else.
+_EXTREME_NUMBERS = (
+    *(
+        0.0,
+        -0.0,
+        0.5,
+        -0.5,
+        1.0,
+        -1.0,
+        2.0,
+        -2.0,
+        127.0,
+        -128.0,
+        128.0,
+        255.0,
+        256.0,
+        -129.0,
+        32767.0,
+        -32768.0,
+        65536.0,
+    ),
+    *(
+        2.0**24 + 1,
+        2.0**31 - 1,
+        -(2.0**31),
+        2.0**31,
+        2.0**32,
+        2.0**53,
+        2.0**62,
+        2.0**63 - 1024,
+        -(2.0**63),
+        2.0**63,
+        2.0**64,
+    ),
+    *(
+        1e9,
+        -1e9,
+        3.4e38,
+        -3.4e38,
+        3.5e38,
+        1e100,
+        1e308,
+        -1e308,
+        math.inf,
+        -math.inf,
+        math.nan,
+        1e-38,
+        1e-40,
+        5e-324,
+        -5e-324,
+    ),
+)
+_EXTREME_TEXTS = (
+    "",
+    " ",
+    "a",
+    "nan",
+    "1e400",
+    "-9223372036854775809",
+    "0x",
+    "\u202e",
+    "\U0010ffff",
+    "\x01",
+    "x" * 10_000,
+)
+_EXTREME_ROWS = 64  # of values drawn for each feature, beside those in which all have the same
+_EXTREME_SECONDS = 2.0  # for the extremes of a slow model
+
+
+def _extremes(signature: Signature) -> Frame:
+    """Return rows of extreme values: those in which all features have the same, those of two in turns, and some at random."""
+    rng = np.random.default_rng(0)
+    element = {i: spec.element for spec in signature.inputs for i in spec.features}
+    columns: dict[str, FloatArray | Strings] = {}
+    count = len(_EXTREME_NUMBERS)
+    same = np.arange(count)
+    for position, spec in enumerate(signature.features):
+        # In the second part each feature meets another value than its neighbour: the least number over -1 is a pair of these.
+        turned = np.roll(same, position * 7 + 1) if position % 2 else same
+        places = np.concatenate([same, turned, rng.integers(0, count, _EXTREME_ROWS)])
+        if spec.kind == "string":
+            columns[spec.name] = Strings.from_values(
+                [_EXTREME_TEXTS[i % len(_EXTREME_TEXTS)] for i in places]
+            )
+            continue
+        values = np.array(_EXTREME_NUMBERS)[places]
+        if element[position] in ("int64", "int32", "bool"):
+            low, high = {"int64": (-(2.0**63), 2.0**63 - 1024), "int32": (-(2.0**31), 2.0**31 - 1)}.get(
+                element[position], (0.0, 1.0)
+            )
+            values = np.clip(np.floor(np.nan_to_num(values)), low, high)
+        if spec.null == "error":
+            values = np.where(np.isnan(values), 0.0, values)
+        columns[spec.name] = values
+    return Frame(tuple(Feature(s.name, s.kind) for s in signature.features), columns)
+
+
+def _run_extremes(model: Model, limits: Limits) -> None:
+    """Run rows of extreme values, alone and together. What the model says of them is left to it, an error too."""
+    signature = model.signature
+    rows = _extremes(signature)
+    began = time.monotonic()
+    for i in range(len(rows)):
+        with suppress(InvalidData, NullNotAllowed):
+            _timed(model, rows.take(np.array([i])), limits)
+        if time.monotonic() - began > _EXTREME_SECONDS:
+            break
+    each = (time.monotonic() - began) / (i + 1)
+    together = rows.take(np.arange(min(len(rows), max(int(_EXTREME_SECONDS / max(each, 1e-9)), 1))))
+    with suppress(InvalidData, NullNotAllowed):
+        _timed(model, together, limits)
+    row = {f.name: "" if f.kind == "string" else 0.0 for f in signature.features}
+    with suppress(InvalidData, NullNotAllowed):
+        model.run_row(row)
 
 
 def _peak_bytes(*, reset: bool = False) -> int:
@@ -1322,7 +1564,7 @@ def _with_logits(artifact: bytes, signature: Signature, rows: Frame | None = Non
     node = next((n for n in upstream if n.op_type in (*_ACTIVATIONS, *_CLASSIFIERS)), None)
     if node is None:
         return None
-    frame = rows if rows is not None else _synthetic(signature.features, signature.inputs)
+    frame = rows if rows is not None else _synthetic(signature)
     outputs = _add_logits(graph, node, len(signature.classes))
     try:  # in one session: that of a large teacher takes seconds to open
         names = dict.fromkeys([signature.output.name, *(o.name for o in outputs)])

@@ -6,6 +6,9 @@ derives a `Signature` in the trainer's child, and this module only ever reads wh
 Three things keep a one-row call below the cost of ``InferenceSession.run`` (``make bench``): inputs and
 output are bound once to numpy buffers that live as long as the model (`IOBinding`), the `RunOptions` are made
 once, and the row is written by ``struct.pack_into``, which is faster than numpy for short rows.
+
+A run has as many rows as its `Cost` lets fit into the memory of one run. One that may take long is made by a `Guard`, which
+can end it; one that cannot is not, because a guard costs some 30 us.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from operator import itemgetter
-from typing import Any, Literal, TypeVar, cast, get_args
+from time import perf_counter
+from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +34,7 @@ from .errors import (
     FeatureNotSupported,
     InvalidArtifact,
     InvalidData,
+    LimitExceeded,
     NullNotAllowed,
     UndefinedColumn,
 )
@@ -39,8 +44,11 @@ from .onnx_wire import Lookup, cut_lookups, prune
 __all__ = [
     "BATCH_ROWS",
     "NULL_STRING",
+    "RUN_BYTES",
+    "Cost",
     "FeatureSpec",
     "Form",
+    "Guard",
     "InputSpec",
     "Model",
     "OutputSpec",
@@ -60,6 +68,27 @@ T = TypeVar("T")
 
 BATCH_ROWS = 4096
 """Rows a session run: enough to spread the call's cost, few enough to stay in the processor's cache."""
+
+RUN_BYTES = 1 << 30
+"""Bytes that one run may take unless told otherwise: the setting predict_memory_mb."""
+
+SLOW_SECONDS = 0.005
+"""From which on a run is guarded. The worst values make a run some hundred times slower than those it was timed on."""
+
+SLOW_NS = 100_000_000
+"""From which on a run is guarded whatever it has been timed at: by its cost, which is that of the worst values on a slow core."""
+
+FAST_RUNS = 16
+"""So many guarded runs of one row in turn, each well below `SLOW_SECONDS`, and rows are run without a guard."""
+
+UNKNOWN_ROWS = 64
+"""Rows a run of a model whose cost nobody has worked out: one that an older release registered."""
+
+FIRST_RUNS = 3
+"""Runs of a session that has just been opened, at most, until one of them says whether it is slow."""
+
+TEXT_BYTES_A_CHARACTER = 4  # of UTF-8, at most
+MAX_TEXT_BYTES = 16 << 20  # of one string of a model whose cost is not known
 
 Element = Literal["float32", "float64", "int64", "int32", "bool", "string"]
 Null = Literal["nan", "string", "empty", "error"]
@@ -137,14 +166,61 @@ class OutputSpec:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a run of a model takes at most, worked out by `onnx_survey` before anything was run.
+
+    Bytes of a run are ``fixed_bytes`` + rows x (``row_bytes`` + ``row_texts`` x the longest text), and likewise its
+    nanoseconds on a slow core. ``most_rows`` is how many rows fit into a run none of whose nodes takes too long to wait for;
+    ``text_bytes`` is the longest text in the file, ``held_bytes`` what a session keeps beside the file.
+    """
+
+    fixed_bytes: int
+    row_bytes: int
+    row_texts: int
+    text_bytes: int
+    fixed_ns: int
+    row_ns: int
+    most_rows: int
+    held_bytes: int
+
+    def bytes(self, rows: int, text_bytes: int = 0) -> int:
+        """Return the bytes of a run of so many rows, whose longest string has ``text_bytes``."""
+        return self.fixed_bytes + rows * (self.row_bytes + self.row_texts * max(text_bytes, self.text_bytes))
+
+    def rows(self, limit_bytes: int, text_bytes: int = 0) -> int:
+        """Return how many rows a run may have, none where even one takes more than ``limit_bytes``."""
+        row = self.bytes(1, text_bytes) - self.fixed_bytes
+        return max(min(self.most_rows, (limit_bytes - self.fixed_bytes) // max(row, 1)), 0)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Cost:
+        """Read what ``asdict`` gave.
+
+        Raises
+        ------
+        ArtifactCorrupted
+            Where it is something else.
+        """
+        names = cls.__dataclass_fields__
+        if set(fields) != set(names) or not all(type(n) is int and n >= 0 for n in fields.values()):
+            raise ArtifactCorrupted("stored cost of the model is not readable")
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
 class Signature:
-    """What a model takes and gives. ``classes`` are texts, empty for regression."""
+    """What a model takes and gives.
+
+    ``classes`` are texts, empty for regression. ``cost`` is None where nobody has worked it out; it is no part of what is
+    stored with a model, but is noted where the file was checked.
+    """
 
     features: tuple[FeatureSpec, ...]
     inputs: tuple[InputSpec, ...]
     output: OutputSpec
     task: Task
     classes: tuple[str, ...] = ()
+    cost: Cost | None = None
 
     @property
     def width(self) -> int:
@@ -246,7 +322,30 @@ class Signature:
         )
 
 
-def open_session(artifact: bytes, *, threads: int = 1) -> ort.InferenceSession:
+class Guard(Protocol):
+    """Makes calls that can be ended in their middle."""
+
+    def run(self, work: Callable[[], T], stop: Callable[[bool], object]) -> T:
+        """Return what ``work`` returns; ``stop(True)`` makes it end, by an exception, ``stop(False)`` takes that back."""
+
+    def check(self) -> None:
+        """Raise where the work is to end."""
+
+
+class _NoGuard:
+    """Where nothing interrupts: in a trainer's child, which its parent kills."""
+
+    def run(self, work: Callable[[], T], stop: Callable[[bool], object]) -> T:
+        return work()
+
+    def check(self) -> None:
+        pass
+
+
+NO_GUARD = _NoGuard()
+
+
+def open_session(artifact: bytes, *, threads: int = 1, guard: Guard = NO_GUARD) -> ort.InferenceSession:
     """Open ``artifact``, checked before by `onnx_graph.check`, from memory.
 
     One thread and no spinning unless told otherwise, no log output, no memory arena (which a backend with
@@ -269,8 +368,15 @@ def open_session(artifact: bytes, *, threads: int = 1) -> ort.InferenceSession:
         "session.model_external_initializers_file_folder_path", "/dev/null/refused"
     )
     try:
-        session = ort.InferenceSession(
-            artifact, options, providers=["CPUExecutionProvider"], enable_fallback=0, read_config_from_model=0
+        session = guard.run(
+            lambda: ort.InferenceSession(
+                artifact,
+                options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=0,
+                read_config_from_model=0,
+            ),
+            options.set_load_cancellation_flag,
         )
     except runtime_errors as error:
         kind = FeatureNotSupported if "NOT_IMPLEMENTED" in str(error) else InvalidArtifact
@@ -366,15 +472,31 @@ class Model:
         Where the largest element stands, as cheaply.
     """
 
-    def __init__(self, artifact: bytes, signature: Signature, *, threads: int = 1) -> None:
+    def __init__(
+        self,
+        artifact: bytes,
+        signature: Signature,
+        *,
+        threads: int = 1,
+        run_bytes: int = RUN_BYTES,
+        guard: Guard = NO_GUARD,
+    ) -> None:
         self.signature = signature
+        self._run_bytes = run_bytes
+        self._guard = guard
+        if signature.cost is not None and signature.cost.rows(run_bytes) < 1:
+            raise LimitExceeded(
+                f"model may take {signature.cost.bytes(1)} bytes for one row, limit is {run_bytes}",
+                hint="An administrator may raise the setting predict_memory_mb.",
+            )
         output = signature.output
         graph = prune(artifact, [output.name])
+        guard.check()
         strings = {spec.name for spec in signature.inputs if spec.element == "string"}
-        graph, self._lookups = cut_lookups(graph, strings) if strings else (graph, ())
+        graph, self._lookups = cut_lookups(graph, strings, guard.check) if strings else (graph, ())
         self._looked_up = {lookup.source for lookup in self._lookups}
         self.words = sum(len(lookup.table) for lookup in self._lookups)
-        self.session = open_session(graph, threads=threads)
+        self.session = open_session(graph, threads=threads, guard=guard)
         self._outputs = [output.name]
         self._options = ort.RunOptions()
         self._options.log_severity_level = 4
@@ -386,9 +508,17 @@ class Model:
         self._row_lookups = [_RowLookup(lookup, by_name[lookup.source]) for lookup in self._lookups]
         self._feeds = {name: slot.array for name, slot in by_name.items() if name not in self._looked_up}
         self._feeds |= {lookup.target: lookup.array for lookup in self._row_lookups}
+        self._texts = [
+            slot.cells
+            for name, slot in by_name.items()
+            if self._feeds.get(name) is slot.array and slot.is_text
+        ]
         straight = tuple(range(len(signature.features)))
         self._is_straight = signature.is_numeric and [i.features for i in signature.inputs] == [straight]
         self._is_plain = output.form in ("probabilities", "value")  # nothing left for `decode` to do
+        self.is_slow = True
+        self._fast_runs = 0
+        self._seconds_a_row: float | None = None  # in a run of many
         self._bound: npt.NDArray[Any] | None = None
         self._run_bound = self._bind()
         self.predict_number: Callable[..., float] = self._fastest(
@@ -398,6 +528,25 @@ class Model:
             lambda output: cast(Callable[[], int], output.argmax) if output.size > 1 else None,
             lambda answer: int(np.argmax(answer)),
         )
+
+    def _stop(self, flag: bool) -> None:
+        self._options.terminate = flag
+
+    def _one_run(self, run: Callable[[], T]) -> T:
+        """Make a run of one row under the guard, and see whether it needs one."""
+        began = perf_counter()
+        result = self._guard.run(run, self._stop)
+        if perf_counter() - began < SLOW_SECONDS / 2:
+            self._fast_runs += 1
+            if self._fast_runs >= FAST_RUNS and not self._may_take_long(1):
+                self.is_slow = False
+        else:
+            self._fast_runs = 0
+        return result
+
+    def _may_take_long(self, rows: int) -> bool:
+        cost = self.signature.cost
+        return cost is not None and cost.fixed_ns + rows * cost.row_ns > SLOW_NS
 
     # -- one row
 
@@ -481,28 +630,51 @@ class Model:
         """Run the graph on the buffers."""
         for lookup in self._row_lookups:
             lookup.fill()
+        if self._texts:
+            self._refuse_long_texts()
         try:
             if self._run_bound is not None and self._bound is not None:
-                self._run_bound()
+                self._one_run(self._run_bound) if self.is_slow else self._run_bound()
                 if self._is_plain:
                     return self._bound.reshape(-1).astype(np.float64)
                 raw = self._bound
             else:
-                raw = np.asarray(self._run(self._outputs, self._feeds, self._options)[0])
+                run = partial(self._run, self._outputs, self._feeds, self._options)
+                raw = np.asarray((self._one_run(run) if self.is_slow else run())[0])
         except runtime_errors as error:
             raise _failed(error) from error
         return cast(FloatArray, decode(self.signature, raw, 1)[0])
 
+    def _refuse_long_texts(self) -> None:
+        """Raise LimitExceeded where the row's strings, which onnxruntime copies, would take too much memory."""
+        longest = TEXT_BYTES_A_CHARACTER * max(len(text) for cells in self._texts for text in cells)
+        cost = self.signature.cost
+        if longest > MAX_TEXT_BYTES or (cost is not None and cost.bytes(1, longest) > self._run_bytes):
+            raise _too_long(longest)
+
     def _bind(self) -> Callable[[], None] | None:
         """Bind inputs and output to buffers; None where the graph does not allow it.
 
-        Strings cannot be bound, and labels need no speed. The output's shape is known only after a run.
+        Strings cannot be bound, and labels need no speed. The output's shape is known only after a run, which also tells
+        whether the model needs a guard.
         """
+        first_run = partial(self._run, self._outputs, self._feeds, self._options)
+        try:
+            [first] = self._guard.run(first_run, self._stop)
+            took = math.inf  # the first one of all pays for loading
+            for _ in range(FIRST_RUNS):
+                began = perf_counter()
+                self._guard.run(first_run, self._stop)
+                took = min(took, perf_counter() - began)
+                if not SLOW_SECONDS / 2 < took < 20 * SLOW_SECONDS:
+                    break  # beyond doubt
+            self.is_slow = took > SLOW_SECONDS / 2 or self._may_take_long(1)
+        except runtime_errors:
+            return None
         takes_strings = any(array.dtype == object for array in self._feeds.values())
         if takes_strings or self.signature.output.form == "label":
             return None
         try:
-            first = self._run(self._outputs, self._feeds, self._options)[0]
             decode(self.signature, np.asarray(first), 1)
             self._bound = np.ascontiguousarray(first)
             binding = self.session.io_binding()
@@ -614,7 +786,7 @@ class Model:
                 out[slot.spec.name] = array if slot.spec.rank == 2 else array.reshape(-1)
             return out
 
-        return self._run_batches(len(values), batch, feeds)
+        return self._run_batches(len(values), batch, feeds, 0)
 
     def run_frame(self, frame: Frame, batch: int = BATCH_ROWS, *, logits: bool = False) -> FloatArray:
         """Predict the rows of ``frame``, whose columns are found by name.
@@ -629,21 +801,27 @@ class Model:
             As `encode`; InvalidData also where the model fails on the rows.
         """
         feeds = encode(self.signature, frame)
+        longest = (
+            max((_longest(feeds[slot.spec.name]) for slot in self._plan if slot.is_text), default=0)
+            if self._texts
+            else 0
+        )
 
         def part(rows: slice) -> dict[str, npt.NDArray[Any]]:
             return {name: array[rows] for name, array in feeds.items()}
 
-        return self._run_batches(len(frame), batch, part, logits=logits)
+        return self._run_batches(len(frame), batch, part, longest, logits=logits)
 
     def _run_batches(
         self,
         n: int,
         batch: int,
         feeds: Callable[[slice], dict[str, npt.NDArray[Any]]],
+        text_bytes: int,
         *,
         logits: bool = False,
     ) -> FloatArray:
-        step = self._batch or batch
+        step = self._batch or min(batch, self._most_rows(text_bytes))
         out = np.empty((n, self.signature.width), np.float64)
         for start in range(0, n, step):
             rows = slice(start, min(start + step, n))
@@ -651,11 +829,54 @@ class Model:
             fed = {name: array for name, array in given.items() if name not in self._looked_up}
             fed |= {lookup.target: lookup.numbers(given[lookup.source]) for lookup in self._lookups}
             try:
-                raw = self._run(self._outputs, fed, self._options)[0]
+                raw = self._batch_run(
+                    partial(self._run, self._outputs, fed, self._options), rows.stop - start
+                )[0]
             except runtime_errors as error:
                 raise _failed(error) from error
             out[rows] = decode(self.signature, np.asarray(raw), rows.stop - start, logits=logits)
         return out
+
+    def _most_rows(self, text_bytes: int) -> int:
+        """Return how many rows a run may have; LimitExceeded where not even one."""
+        cost = self.signature.cost
+        if cost is None:
+            rows = UNKNOWN_ROWS if text_bytes <= MAX_TEXT_BYTES // UNKNOWN_ROWS else 1
+            if text_bytes > MAX_TEXT_BYTES:
+                raise _too_long(text_bytes)
+            return rows
+        rows = cost.rows(self._run_bytes, text_bytes)
+        if rows < 1:
+            raise _too_long(text_bytes)
+        return rows
+
+    def _batch_run(self, run: Callable[[], T], rows: int) -> T:
+        """Make a run of many rows, under the guard where it may take long."""
+        each = self._seconds_a_row
+        guarded = (
+            each is None
+            or rows * each > SLOW_SECONDS
+            or self._may_take_long(rows)
+            or (rows == 1 and self.is_slow)
+        )
+        began = perf_counter()
+        result = self._guard.run(run, self._stop) if guarded else run()
+        took = (perf_counter() - began) / rows
+        # At once slower, by and by faster: one run that had luck says little.
+        self._seconds_a_row = took if each is None else max(took, (each + took) / 2)
+        return result
+
+
+def _longest(array: npt.NDArray[Any]) -> int:
+    """Return the bytes that the longest of some strings may have."""
+    return TEXT_BYTES_A_CHARACTER * max(map(len, array.reshape(-1).tolist()), default=0)
+
+
+def _too_long(text_bytes: int) -> LimitExceeded:
+    return LimitExceeded(
+        f"a string of {text_bytes // TEXT_BYTES_A_CHARACTER} characters is too long for the model",
+        hint="Shorten it, or have an administrator raise the setting predict_memory_mb.",
+    )
 
 
 class _RowLookup:
@@ -690,6 +911,7 @@ class _Slot:
             self.array = np.full(shape, "", object)
         else:
             self.array = np.zeros(shape, spec.element)
+        self.is_text = spec.element == "string"
         self.cells = self.array.reshape(-1)
         code = _PACK.get(spec.element)
         self.pack: Callable[..., None] | None = struct.Struct(f"{width}{code}").pack_into if code else None

@@ -9,7 +9,7 @@ TensorProto.name 8; AttributeProto.name 1, f 2, i 3, floats 7, ints 8, strings 9
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from .errors import InvalidArtifact
 __all__ = ["Lookup", "cut_lookups", "prune"]
 
 _ELEMENTS = {"float32": 1, "int64": 7}  # of TensorProto.DataType
+KEYS_A_CHECK = 1 << 15  # strings of a table that are read in some 30 ms
 _CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}  # graphs in them may read any tensor from outside
 
 
@@ -89,11 +90,14 @@ class Lookup:
         return np.fromiter(found, self.element, strings.size).reshape(strings.shape)
 
 
-def cut_lookups(graph: bytes, sources: Collection[str]) -> tuple[bytes, tuple[Lookup, ...]]:
+def cut_lookups(
+    graph: bytes, sources: Collection[str], check: Callable[[], None] = lambda: None
+) -> tuple[bytes, tuple[Lookup, ...]]:
     """Return a graph of `prune` without the LabelEncoders at its inputs of strings, ``sources``, and these.
 
     A Python dictionary looks a few strings up in less time than onnxruntime takes to make a tensor of them, and a session
-    whose inputs are all of numbers can be bound to buffers. An input with other readers too stays as it is.
+    whose inputs are all of numbers can be bound to buffers. An input with other readers too stays as it is. A table of a
+    million strings takes a second to read: ``check`` is called again and again, and may raise.
     """
     rest: list[memoryview] = []
     parts: list[tuple[int, memoryview, memoryview]] = []
@@ -115,7 +119,7 @@ def cut_lookups(graph: bytes, sources: Collection[str]) -> tuple[bytes, tuple[Lo
         name = _text(payload, 1) if number == 11 else ""
         if name not in sources or name in taken:
             continue
-        found = [node.lookup(name) for node in nodes if name in node.inputs]
+        found = [node.lookup(name, check) for node in nodes if name in node.inputs]
         made = [lookup for lookup in found if lookup is not None and lookup.target not in taken]
         if found and len(made) == len(found):
             inputs[name] = whole, _shape(payload)
@@ -152,7 +156,7 @@ class _Node:
                 # Read where it is asked for: those of trees have hundreds of thousands of fields.
                 self.attributes.append(value)
 
-    def lookup(self, source: str) -> Lookup | None:
+    def lookup(self, source: str, check: Callable[[], None]) -> Lookup | None:
         """Return the node as a lookup; None where it is none from strings to numbers."""
         if not self.is_encoder:
             return None
@@ -166,6 +170,8 @@ class _Node:
                 return None
             for number, _, value in _fields(attribute):
                 if number == 9 and name == "keys_strings":
+                    if len(keys) % KEYS_A_CHECK == 0:
+                        check()
                     keys.append(str(value, "utf-8", "surrogateescape"))
                 elif number == 7:
                     floats.extend(np.frombuffer(value, "<f4").tolist())

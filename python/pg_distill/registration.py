@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill import measure, registry
-from pg_distill.approval import trainer_limits
+from pg_distill.approval import model_limits, trainer_limits
 from pg_distill.database import Database
 from pg_distill.errors import (
     InvalidData,
@@ -223,7 +223,7 @@ def register_onnx(
         raise NullNotAllowed("artifact must not be NULL")
     if label is not None and sample is None:
         raise InvalidParameter("a label column needs a sample that has it")
-    limit = registry.get_setting(db, "artifact_limit_mb") * 2**20
+    limit, run_bytes = model_limits(db)
     if len(artifact) > limit:
         raise LimitExceeded(f"artifact has {len(artifact)} bytes, more than the limit of {limit}")
     frame: Frame | None = None
@@ -240,6 +240,7 @@ def register_onnx(
                 task=task,
                 classes=classes,
                 max_bytes=limit,
+                run_bytes=run_bytes,
             )
         else:
             source = resolve_source(db, sample, stored=True)
@@ -253,6 +254,7 @@ def register_onnx(
                     task=task,
                     classes=classes,
                     max_bytes=limit,
+                    run_bytes=run_bytes,
                 ).signature.names
                 features = (
                     graph if set(graph) <= set(source.types) else [c for c in source.kinds if c != label]
@@ -267,6 +269,7 @@ def register_onnx(
                 task=task,
                 classes=classes,
                 max_bytes=limit,
+                run_bytes=run_bytes,
             )
     signature = found.signature
     figures: dict[str, Any] = {}

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pg_distill import __version__, places
@@ -25,7 +25,7 @@ from pg_distill.errors import (
     UndefinedObject,
 )
 from pg_distill.frame import ModelForm, Task
-from pg_distill.onnx_model import Signature
+from pg_distill.onnx_model import Cost, Signature
 
 __all__ = [
     "REPORTED",
@@ -157,6 +157,13 @@ SETTINGS: Mapping[str, Setting] = {
         2, 1, 64, "processes", "distillations at once on this server; more are refused"
     ),
     "session_cache_mb": Setting(256, 1, 1 << 16, "MB", "artifacts whose sessions a backend keeps"),
+    "predict_memory_mb": Setting(
+        1024,
+        16,
+        1 << 20,
+        "MB",
+        "memory that one run of a model takes at most: rows are predicted in as many runs as that needs",
+    ),
 }
 
 
@@ -492,7 +499,7 @@ def insert_model(
     Parameters
     ----------
     checked
-        Whether a child of this backend has checked the artifact together with the signature.
+        Whether a child of this backend has checked the artifact together with the signature, which then has its cost.
     attested
         Whether this backend has measured, or will measure, its figures.
 
@@ -545,8 +552,8 @@ def insert_model(
             ("text", _own_name(db, role)),
             ("boolean", attested),
         )
-        if checked and artifact is not None:
-            _note_checked(db, row["id"])
+        if checked and artifact is not None and signature.cost is not None:
+            _note_checked(db, row["id"], signature.cost)
         _update_figures(db, row["id"], figures, role)
         return str(row["id"])
 
@@ -565,13 +572,14 @@ RULES = __version__
 """Whose rules a file has passed that is noted as checked."""
 
 
-def _note_checked(db: Database, model_id: str) -> None:
+def _note_checked(db: Database, model_id: str, cost: Cost) -> None:
     db.query(
-        "insert into distill.checked (sha256, schema_digest, rules)"
-        " select m.sha256, distill._schema_digest(m.input_schema, m.output_schema), $2 from distill.models m where m.id = $1"
+        "insert into distill.checked (sha256, schema_digest, rules, cost)"
+        " select m.sha256, distill._schema_digest(m.input_schema, m.output_schema), $2, $3 from distill.models m where m.id = $1"
         " on conflict do nothing",
         ("uuid", model_id),
         ("text", RULES),
+        ("jsonb", json.dumps(asdict(cost))),
     )
 
 
@@ -579,21 +587,23 @@ def unchecked(db: Database, ids: Sequence[str]) -> list[str]:
     """Return which of these models no child of this server has checked yet."""
     rows = db.query(
         "select m.id::pg_catalog.text as id from distill.models m where m.id = any ($1) and m.artifact is not null"
-        " and not distill._is_checked(m.sha256, distill._schema_digest(m.input_schema, m.output_schema), $2)",
+        " and distill._run_cost(m.sha256, distill._schema_digest(m.input_schema, m.output_schema), $2) is null",
         ("uuid[]", list(ids)),
         ("text", RULES),
     )
     return [row["id"] for row in rows]
 
 
-def note_checked(db: Database, model_id: str) -> None:
+def note_checked(db: Database, model_id: str, signature: Signature) -> None:
     """Note that a child has checked a model's file and signature, so that it is not checked again; where that can be written."""
     [row] = db.query(
         "select not pg_catalog.pg_is_in_recovery() and pg_catalog.current_setting('transaction_read_only') = 'off'"
         " and pg_catalog.has_function_privilege('distill._write()', 'execute') as can_write"
     )
     if row["can_write"] and not db.in_parallel:
-        db.write(lambda: _note_checked(db, model_id))
+        cost = signature.cost
+        assert cost is not None
+        db.write(lambda: _note_checked(db, model_id, cost))
 
 
 _FIGURES: Mapping[str, str] = {

@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -33,8 +34,9 @@ from pg_distill.errors import (
     UndefinedModel,
 )
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
+from pg_distill.interrupts import Watchdog
+from pg_distill.onnx_model import RUN_BYTES, Cost, Signature, read_number
 from pg_distill.onnx_model import Model as Session
-from pg_distill.onnx_model import Signature, read_number
 
 if TYPE_CHECKING:
     from pg_distill.registry import Model
@@ -239,12 +241,22 @@ class _OnnxPredictor(Predictor):
     def __init__(self, name: str, session: Session) -> None:
         super().__init__(name, session.signature)
         self.session = session
-        if session.signature.task != "multiclass":
-            self.number = session.predict_number  # type: ignore[method-assign]
+        self._number = session.predict_number
         self._position = session.predict_position
+        self._hurry()
         # The closures refer to the session: without this way back, eviction frees all at once, and not when Python's
         # collector of cycles, which knows nothing of a session's size, comes by.
         del session.predict_number, session.predict_position
+
+    def _hurry(self) -> None:
+        """Answer by the shortest way, which nobody guards, where the model is fast."""
+        if not self.session.is_slow and self.signature.task != "multiclass":
+            self.number = self._number  # type: ignore[method-assign]
+
+    def number(self, numbers: list[Any], strings: list[Any] | None = None) -> float:
+        answer = super().number(numbers, strings)
+        self._hurry()
+        return answer
 
     def run(self, features: Features) -> FloatArray:
         if isinstance(features, list):
@@ -255,6 +267,8 @@ class _OnnxPredictor(Predictor):
 
     def class_name(self, features: Features) -> str:
         self.require_classes()
+        if self.session.is_slow:
+            return super().class_name(features)
         if isinstance(features, list):
             return self.signature.classes[self._position(features)]
         if isinstance(features, tuple):
@@ -442,10 +456,14 @@ def offer_here(
     db: Database, models: Mapping[str, tuple[bytes, Signature]], cascades: Mapping[str, tuple[str, float]]
 ) -> dict[str, float]:
     """Let this backend's predict find ``models``, until they are withdrawn; return the milliseconds that each took to open."""
+    from pg_distill import registry
+
     opened = {}
+    guard, run_bytes = Watchdog(db.check_interrupts), registry.get_setting(db, "predict_memory_mb") * 2**20
     for name, (artifact, signature) in models.items():
         start = time.perf_counter()
-        predictor: Predictor = _OnnxPredictor(name, Session(artifact, signature))
+        session = Session(artifact, signature, guard=guard, run_bytes=run_bytes)
+        predictor: Predictor = _OnnxPredictor(name, session)
         opened[name] = (time.perf_counter() - start) * 1000.0
         if name in cascades:
             teacher, threshold = cascades[name]
@@ -522,10 +540,10 @@ def _open(db: Database, model_id: str) -> Predictor:
         "select m.name || ':' || m.version as name, m.artifact, m.input_schema::pg_catalog.text as input_schema,"
         " m.output_schema::pg_catalog.text as output_schema,"
         " pg_catalog.encode(pg_catalog.sha256(m.artifact), 'hex') = m.sha256 as intact,"
-        " case when pg_catalog.has_function_privilege('distill._is_checked(pg_catalog.text, pg_catalog.text, pg_catalog.text)',"
-        " 'execute') then distill._is_checked(m.sha256, distill._schema_digest(m.input_schema, m.output_schema), $3)"
-        " else false end as checked,"
-        " coalesce((select s.value::pg_catalog.int8 from distill.settings s where s.name = 'session_cache_mb'), $2) as limit"
+        " case when pg_catalog.has_function_privilege('distill._run_cost(pg_catalog.text, pg_catalog.text, pg_catalog.text)',"
+        " 'execute') then distill._run_cost(m.sha256, distill._schema_digest(m.input_schema, m.output_schema), $3) end as cost,"
+        " coalesce((select s.value::pg_catalog.int8 from distill.settings s where s.name = 'session_cache_mb'), $2) as limit,"
+        " (select s.value::pg_catalog.int8 from distill.settings s where s.name = 'predict_memory_mb') as run_mb"
         " from distill.models m where m.id = $1",
         ("uuid", model_id),
         ("int8", SESSION_CACHE_MB),
@@ -538,16 +556,20 @@ def _open(db: Database, model_id: str) -> Predictor:
         raise ArtifactCorrupted(f'artifact of model "{row["name"]}" does not match its digest')
     signature = Signature.from_json(json.loads(row["input_schema"]), json.loads(row["output_schema"]))
     artifact: bytes = row["artifact"]
-    if not row["checked"]:
+    if row["cost"] is None:
         # It was restored, or written by a superuser: a child opens it first.
         from pg_distill import approval
 
-        approval.approve(db, [(artifact, signature)])
-        approval.note(db, model_id)
+        [signature] = approval.approve(db, [(artifact, signature)])
+        approval.note(db, model_id, signature)
+    else:
+        signature = replace(signature, cost=Cost.from_json(json.loads(row["cost"])))
     size = SESSION_OVERHEAD_BYTES + SESSION_BYTES_PER_ARTIFACT_BYTE * len(artifact)
+    size += signature.cost.held_bytes if signature.cost is not None else 0
     # Room is made first, so that the limit holds while the new session is opened too.
     _make_room(size, row["limit"] * 2**20)
-    session = Session(artifact, signature)
+    run_bytes = RUN_BYTES if row["run_mb"] is None else row["run_mb"] * 2**20
+    session = Session(artifact, signature, guard=Watchdog(db.check_interrupts), run_bytes=run_bytes)
     size += SESSION_BYTES_PER_WORD * session.words
     _make_room(size, row["limit"] * 2**20)
     predictor = _OnnxPredictor(row["name"], session)

@@ -412,7 +412,8 @@ def offer_models(
         ) from None
     db = _database(plpy)
     # They come from another process: before this one opens them, a child does.
-    approval.approve(db, models)
+    approved = approval.approve(db, models)
+    offered = dict(zip(found, zip(artifacts, approved, strict=True), strict=True))
     return list(serving.offer_here(db, offered, behind).values())
 
 

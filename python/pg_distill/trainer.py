@@ -19,7 +19,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,12 +28,12 @@ import numpy.typing as npt
 
 from pg_distill.errors import InvalidData, InvalidParameter, TrainerDied
 from pg_distill.frame import Column, Feature, FloatArray, Frame, ModelForm, Strings, Task
-from pg_distill.onnx_model import Signature
+from pg_distill.onnx_model import RUN_BYTES, Cost, Signature
 from pg_distill.process import Channel, ChildProcess, Limits, child_main
 from pg_distill.wire import Message
 
 if TYPE_CHECKING:
-    from pg_distill import measure, search
+    from pg_distill import measure, onnx_graph, search
 
 __all__ = ["Inspection", "Trainer", "Trial", "label_within"]
 
@@ -121,6 +121,20 @@ def _unpack(message: Message, prefix: str) -> Frame:
     return Frame(features, columns)
 
 
+_SIGNATURE = ("input_schema", "output_schema", "cost")
+
+
+def _write_signature(signature: Signature) -> dict[str, Any]:
+    input_schema, output_schema = signature.to_json()
+    cost = None if signature.cost is None else asdict(signature.cost)
+    return {"input_schema": input_schema, "output_schema": output_schema, "cost": cost}
+
+
+def _read_signature(fields: Mapping[str, Any]) -> Signature:
+    signature = Signature.from_json(fields["input_schema"], fields["output_schema"])
+    return replace(signature, cost=None if fields["cost"] is None else Cost.from_json(fields["cost"]))
+
+
 # -- the backend's side ---------------------------------------------------------------------------------------------
 
 
@@ -184,10 +198,13 @@ class Trainer:
         task: Task | None,
         classes: Sequence[str] | None,
         max_bytes: int,
+        run_bytes: int = RUN_BYTES,
     ) -> Inspection:
-        """Check an ONNX file, derive its signature and run it on ``rows``, all in the child.
+        """Have the child approve an ONNX file, whose signature it finds out, and run it on ``rows``.
 
-        ``features`` are the columns of ``rows``; where there are none, ``names`` may name what the graph does not.
+        ``features`` are the columns of ``rows``; where there are none, ``names`` may name what the graph does not. The file
+        may have ``max_bytes``, and a run of it for one row take ``run_bytes``: the settings artifact_limit_mb and
+        predict_memory_mb.
         """
         fields: dict[str, Any] = {
             "names": None if names is None else list(names),
@@ -195,22 +212,38 @@ class Trainer:
             "task": task,
             "classes": None if classes is None else list(classes),
             "max_bytes": max_bytes,
+            "run_bytes": run_bytes,
         }
         arrays: dict[str, npt.NDArray[Any]] = {}
         if rows is not None:
             _pack(rows, fields, arrays, "rows/")
         reply = self._call(Message("inspect", fields, arrays, {"artifact": artifact}), INSPECT_SECONDS)
-        signature = Signature.from_json(reply.fields["input_schema"], reply.fields["output_schema"])
-        return Inspection(signature, reply.arrays["outputs"], reply.fields["logits_source"])
+        return Inspection(
+            _read_signature(reply.fields), reply.arrays["outputs"], reply.fields["logits_source"]
+        )
 
-    def check(self, models: Sequence[tuple[bytes, Signature]], max_bytes: int) -> None:
-        """Check ONNX files, open each and run it once, in the child; raises what `inspect` raises of a file.
+    def check(
+        self, models: Sequence[tuple[bytes, Signature]], max_bytes: int, run_bytes: int = RUN_BYTES
+    ) -> list[Signature]:
+        """Have the child approve ONNX files whose signatures are stored, as it approves one that `inspect` is given.
 
-        ArtifactCorrupted where a signature is another file's.
+        Returns
+        -------
+        The signatures, with what runs of the files cost.
+
+        Raises
+        ------
+        ArtifactCorrupted
+            A signature is another file's.
         """
         blobs = {str(position): artifact for position, (artifact, _) in enumerate(models)}
-        schemas = [signature.to_json() for _, signature in models]
-        self._call(Message("check", {"max_bytes": max_bytes, "schemas": schemas}, {}, blobs), INSPECT_SECONDS)
+        fields = {
+            "max_bytes": max_bytes,
+            "run_bytes": run_bytes,
+            "schemas": [signature.to_json() for _, signature in models],
+        }
+        reply = self._call(Message("check", fields, {}, blobs), INSPECT_SECONDS)
+        return [_read_signature(found) for found in reply.fields["signatures"]]
 
     def load(
         self,
@@ -268,11 +301,9 @@ class Trainer:
         trials = [
             Trial(
                 fields["candidate"],
-                {key: value for key, value in fields.items() if key not in ("input_schema", "output_schema")},
+                {key: value for key, value in fields.items() if key not in _SIGNATURE},
                 reply.blobs.get(str(fields["candidate"])),
-                Signature.from_json(fields["input_schema"], fields["output_schema"])
-                if "input_schema" in fields
-                else None,
+                _read_signature(fields) if "input_schema" in fields else None,
             )
             for fields in reply.fields["candidates"]
         ]
@@ -281,8 +312,7 @@ class Trainer:
     def probe(self) -> tuple[bytes, Signature, float]:
         """Return an untrained small student for the loaded rows, and its latency in the child in milliseconds."""
         reply = self._call(Message("probe", {}, {}, {}))
-        signature = Signature.from_json(reply.fields["input_schema"], reply.fields["output_schema"])
-        return reply.blobs["artifact"], signature, reply.fields["latency_ms"]
+        return reply.blobs["artifact"], _read_signature(reply.fields), reply.fields["latency_ms"]
 
     def cascade(self, shares: Mapping[int, float], first: int, most: int) -> list[Mapping[str, Any]]:
         """Find thresholds below which students ask the teacher, on the select rows.
@@ -364,45 +394,34 @@ class _Workshop:
         from pg_distill import onnx_graph
 
         fields = request.fields
-        limits = replace(onnx_graph.DEFAULT_LIMITS, artifact_bytes=fields["max_bytes"])
         artifact = request.blobs["artifact"]
-        features = None if fields["features"] is None else [Feature(n, k) for n, k in fields["features"]]
-        graph = onnx_graph.check(artifact, limits)
         rows = _unpack(request, "rows/") if "rows/features" in fields else None
-        signature = onnx_graph.derive_signature(
-            graph, features=features, task=fields["task"], classes=fields["classes"], rows=rows
+        approval = onnx_graph.approve(
+            artifact,
+            features=None if fields["features"] is None else [Feature(n, k) for n, k in fields["features"]],
+            names=fields["names"],
+            task=fields["task"],
+            classes=fields["classes"],
+            rows=rows,
+            limits=_limits(fields),
         )
-        if fields["names"] is not None:
-            if len(fields["names"]) != len(signature.features):
-                raise InvalidData(f"expected {len(signature.features)} features, not {len(fields['names'])}")
-            named = zip(signature.features, fields["names"], strict=True)
-            signature = replace(signature, features=tuple(replace(f, name=name) for f, name in named))
-        teacher = onnx_graph.TeacherModel(artifact, signature, rows)
-        outputs = (
-            onnx_graph.trial_run(artifact, signature, rows, limits)
-            if rows is not None
-            else np.empty((0, signature.width))
-        )
-        input_schema, output_schema = signature.to_json()
+        teacher = onnx_graph.TeacherModel(artifact, approval.signature, rows)
         return Message(
             "inspected",
-            {
-                "input_schema": input_schema,
-                "output_schema": output_schema,
-                "logits_source": teacher.logits_source,
-            },
-            {"outputs": outputs},
+            {**_write_signature(approval.signature), "logits_source": teacher.logits_source},
+            {"outputs": approval.outputs},
             {},
         )
 
     def check(self, request: Message, channel: Channel) -> Message:
         from pg_distill import onnx_graph
 
-        limits = replace(onnx_graph.DEFAULT_LIMITS, artifact_bytes=request.fields["max_bytes"])
-        for artifact, schemas in zip(request.blobs.values(), request.fields["schemas"], strict=True):
-            onnx_graph.check(artifact, limits)
-            onnx_graph.check_signature(artifact, Signature.from_json(*schemas))
-        return Message("checked", {}, {}, {})
+        limits = _limits(request.fields)
+        found = [
+            onnx_graph.approve(artifact, Signature.from_json(*schemas), limits=limits).signature
+            for artifact, schemas in zip(request.blobs.values(), request.fields["schemas"], strict=True)
+        ]
+        return Message("checked", {"signatures": list(map(_write_signature, found))}, {}, {})
 
     def load(self, request: Message, channel: Channel) -> Message:
         from pg_distill import onnx_graph, sample, search, transfer_set
@@ -421,7 +440,9 @@ class _Workshop:
 
         if "teacher" in request.blobs:
             self.teacher_artifact = request.blobs["teacher"]
-            signature = Signature.from_json(fields["input_schema"], fields["output_schema"])
+            signature = onnx_graph.costed(
+                self.teacher_artifact, Signature.from_json(fields["input_schema"], fields["output_schema"])
+            )
             teacher = onnx_graph.TeacherModel(
                 self.teacher_artifact, signature, frame.take(np.arange(min(len(frame), PROBE_ROWS)))
             )
@@ -564,10 +585,8 @@ class _Workshop:
             task=problem.task,
             classes=problem.classes or None,
         )
-        input_schema, output_schema = signature.to_json()
         fields = {
-            "input_schema": input_schema,
-            "output_schema": output_schema,
+            **_write_signature(signature),
             "latency_ms": search.latency_ms(artifact, few.frame),
         }
         return Message("probed", fields, {}, {"artifact": artifact})
@@ -621,7 +640,7 @@ class _Workshop:
                     classes=self.problem.classes or None,
                 )
                 self.signatures[c.number] = signature
-                row["input_schema"], row["output_schema"] = signature.to_json()
+                row |= _write_signature(signature)
                 blobs[str(c.number)] = c.artifact
                 if c.select_logits is not None:
                     row["select_classes"] = _distinct_classes(c.select_logits, self.problem.task)
@@ -693,7 +712,7 @@ class _Workshop:
         return np.where(own.max(axis=1, keepdims=True) >= threshold, own, self.test_teacher)
 
     def evaluate(self, request: Message, channel: Channel) -> Message:
-        from pg_distill import measure
+        from pg_distill import measure, onnx_graph
         from pg_distill.onnx_model import Model
 
         fields = request.fields
@@ -721,7 +740,9 @@ class _Workshop:
             "members": {},
         }
         for key, (input_schema, output_schema) in fields["members"].items():
-            signature = Signature.from_json(input_schema, output_schema)
+            signature = onnx_graph.costed(
+                request.blobs[key], Signature.from_json(input_schema, output_schema)
+            )
             own = Model(request.blobs[key], signature).run_frame(self.test)
             reply["members"][key] = judge.figures(self._cascaded(own, fields["thresholds"].get(key)))
         return Message("evaluated", reply, {}, {})
@@ -733,6 +754,14 @@ class _Workshop:
             if number is not None:
                 outputs[name] = self.tested[number]
         return Message("compared", self.judge.compare(outputs), {}, {})
+
+
+def _limits(fields: Mapping[str, Any]) -> onnx_graph.Limits:
+    from pg_distill import onnx_graph
+
+    return replace(
+        onnx_graph.DEFAULT_LIMITS, artifact_bytes=fields["max_bytes"], run_bytes=fields["run_bytes"]
+    )
 
 
 def _in_parallel(label: Callable[[Frame], FloatArray], threads: int) -> Callable[[Frame], FloatArray]:

@@ -87,8 +87,8 @@ def test_definers_are_few_and_pin_their_path(
     ).fetchall()
     # None of them runs what a caller wrote: one writes what our code has put down, two read what is nobody's to read.
     assert [str(row[0]) for row in definers] == [
-        "distill._is_checked(text,text,text)",
         "distill._owner_role(text)",
+        "distill._run_cost(text,text,text)",
         "distill._write()",
     ]
     assert db.execute("SELECT count(*) FROM pg_proc WHERE prosecdef").fetchone() == (len(definers),)

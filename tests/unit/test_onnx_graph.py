@@ -28,6 +28,7 @@ from pg_distill.onnx_graph import (
     STUDENT_KEY,
     Limits,
     TeacherModel,
+    approve,
     check,
     derive_signature,
     tree_thresholds,
@@ -489,7 +490,8 @@ def constant_bomb(m: onnx.ModelProto) -> None:
 
 def expand_bomb(m: onnx.ModelProto) -> None:
     m.graph.initializer.append(numpy_helper.from_array(np.array([1 << 20, 1 << 20], np.int64), "shape"))
-    m.graph.node.insert(0, helper.make_node("Expand", ["w", "shape"], ["bomb"]))
+    m.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), "one"))
+    m.graph.node.insert(0, helper.make_node("Expand", ["one", "shape"], ["bomb"]))
 
 
 def nodes(*added: onnx.NodeProto) -> Callable[[onnx.ModelProto], None]:
@@ -609,15 +611,6 @@ HOSTILE: list[tuple[Callable[[onnx.ModelProto], None], type[PgDistillError]]] = 
     (declared_huge, InvalidArtifact),
     (wrong_type, InvalidArtifact),
     (wrong_field, InvalidArtifact),
-    (constant_bomb, LimitExceeded),
-    (expand_bomb, LimitExceeded),
-    (nodes(TO_INT, helper.make_node("ConstantOfShape", ["i"], ["bomb"])), FeatureNotSupported),
-    (nodes(TO_INT, helper.make_node("Tile", ["x", "i"], ["bomb"])), FeatureNotSupported),
-    (nodes(TO_INT, helper.make_node("Expand", ["x", "i"], ["bomb"])), FeatureNotSupported),
-    (nodes(TO_INT, helper.make_node("Pad", ["x", "i"], ["bomb"])), FeatureNotSupported),
-    (nodes(TO_INT, helper.make_node("Range", ["w", "i", "w"], ["bomb"])), FeatureNotSupported),
-    (nodes(TO_INT, helper.make_node("OneHot", ["w", "i", "w"], ["bomb"])), FeatureNotSupported),
-    (nodes(*COUNTED), FeatureNotSupported),
     (unsorted, InvalidArtifact),
     (unknown_output, InvalidArtifact),
     (not_utf8, InvalidArtifact),
@@ -648,6 +641,41 @@ def test_a_hostile_graph_is_refused(
     with pytest.raises(PgDistillError) as caught:
         check(model.SerializeToString())
     assert type(caught.value) is error
+
+
+SIZED: list[tuple[Callable[[onnx.ModelProto], None], type[PgDistillError]]] = [
+    (constant_bomb, LimitExceeded),
+    (expand_bomb, LimitExceeded),
+    (nodes(TO_INT, helper.make_node("ConstantOfShape", ["i"], ["bomb"])), FeatureNotSupported),
+    (nodes(TO_INT, helper.make_node("Tile", ["x", "i"], ["bomb"])), FeatureNotSupported),
+    (nodes(TO_INT, helper.make_node("Expand", ["x", "i"], ["bomb"])), FeatureNotSupported),
+    (nodes(TO_INT, helper.make_node("Pad", ["x", "i"], ["bomb"])), FeatureNotSupported),
+    (nodes(TO_INT, helper.make_node("Range", ["w", "i", "w"], ["bomb"])), FeatureNotSupported),
+    (nodes(TO_INT, helper.make_node("OneHot", ["w", "i", "w"], ["bomb"])), FeatureNotSupported),
+    (nodes(*COUNTED), FeatureNotSupported),
+    (nodes(helper.make_node("NonZero", ["x"], ["found"])), FeatureNotSupported),
+    (
+        nodes(
+            TO_INT,
+            helper.make_node("ReduceMax", ["i"], ["n"]),
+            helper.make_node("TopK", ["x", "n"], ["a", "b"]),
+        ),
+        FeatureNotSupported,
+    ),
+]
+
+
+@pytest.mark.parametrize(("mutate", "error"), SIZED, ids=[f.__name__ for f, _ in SIZED])
+def test_a_size_that_depends_on_values_is_refused(
+    mutate: Callable[[onnx.ModelProto], None], error: type[PgDistillError]
+) -> None:
+    model = base()
+    approved = approve(model.SerializeToString()).signature
+    mutate(model)
+    for signature in (None, approved):  # registered, and stored by somebody
+        with pytest.raises(PgDistillError) as caught:
+            approve(model.SerializeToString(), signature)
+        assert type(caught.value) is error
 
 
 @pytest.mark.parametrize(
@@ -807,10 +835,10 @@ def test_a_division_that_ends_the_process_is_refused(operator: str) -> None:
         assert derive_signature(check(model.SerializeToString()), task="regression")
     for divisor in ([0], [-1]):
         model = parse(text, d=np.array(divisor, np.int64))
-        with pytest.raises(FeatureNotSupported, match="division"):
+        with pytest.raises(FeatureNotSupported, match="divides"):
             derive_signature(check(model.SerializeToString()), task="regression")
     model = parse(text.replace(", d", ", x"))
-    with pytest.raises(FeatureNotSupported, match="division"):
+    with pytest.raises(FeatureNotSupported, match="divides"):
         derive_signature(check(model.SerializeToString()), task="regression")
 
 

@@ -451,7 +451,7 @@ def test_without_the_private_interface_of_onnxruntime(monkeypatch: pytest.Monkey
             self.io_binding = session.io_binding
             self.run_with_iobinding = session.run_with_iobinding
 
-    def public(artifact: bytes, *, threads: int = 1) -> Public:
+    def public(artifact: bytes, *, threads: int = 1, guard: Any) -> Public:
         return Public(artifact, threads)
 
     rows = np.array([[0.5, 1.0], [-2.0, 1.0]])
@@ -523,7 +523,9 @@ def test_a_signature_that_is_none_is_corrupt(schema: dict[str, Any]) -> None:
 
 
 def test_an_offer_that_fails_leaves_no_model_behind() -> None:
-    backend: Any = SimpleNamespace(in_backend=True)
+    backend: Any = SimpleNamespace(
+        in_backend=True, check_interrupts=lambda: None, query=lambda *arguments: []
+    )
     offered = {"good": (SOFTMAX, numeric(2)), "bad": (b"no model", numeric(2))}
     with pytest.raises(InvalidArtifact), serving.offer(backend, offered):
         pass

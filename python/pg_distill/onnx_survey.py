@@ -1,0 +1,257 @@
+"""What a run of a graph takes at most, before anything is run: types and shapes of all tensors, bytes, and time.
+
+A graph is walked once, from its inputs, by the rules of `onnx_operators`. What comes of it holds for all rows there are:
+sizes depend on no value, and no node takes longer than `Limits.node_seconds` on as many rows as a backend gives it. That is
+what lets a backend promise to answer an interrupt: onnxruntime can be stopped between two nodes, not in the middle of one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from .errors import FeatureNotSupported, InvalidArtifact, LimitExceeded
+from .onnx_model import Cost, InputSpec
+from .onnx_operators import (
+    MAX_VALUES,
+    ONE,
+    RULES,
+    Amount,
+    Call,
+    Tensor,
+    constant,
+    elements,
+    item_bytes,
+)
+
+__all__ = ["Step", "Survey", "step_of", "survey"]
+
+ELEMENT_TYPES: Mapping[str, int] = {
+    "float32": TensorProto.FLOAT,
+    "float64": TensorProto.DOUBLE,
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+    "bool": TensorProto.BOOL,
+    "string": TensorProto.STRING,
+}
+NODE_NS = 2_000.0  # of any node: what onnxruntime spends around it
+CELL_BYTES = 32  # of a feature or an output in Python, as float64 and on its way: four copies
+
+# A tensor of no elements is the shape of a single number, and nothing else: these read shapes, or join them.
+_READ_NOTHING = frozenset({"Cast", "Concat", "ConstantOfShape", "Expand", "Identity", "Reshape", "Slice"})
+
+
+@dataclass(frozen=True)
+class Step:
+    """A node, with what it takes."""
+
+    node: onnx.NodeProto
+    ns: Amount
+    bytes: Amount
+    """Of what it gives; of strings without their texts."""
+    texts: Amount
+    """How many strings it gives."""
+    scratch: Amount
+    """Bytes that it holds while it runs."""
+    is_folded: bool
+    """Whether it depends on constants alone: onnxruntime computes it once, where a session is opened."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A graph walked from its inputs."""
+
+    tensors: Mapping[str, Tensor]
+    steps: Sequence[Step]
+    inputs: Sequence[InputSpec]
+    text_bytes: int
+    """The longest text in the file."""
+
+    def cost(self, outputs: Collection[str], node_ns: float) -> Cost:
+        """Return what a run takes that gives ``outputs``.
+
+        Parameters
+        ----------
+        node_ns
+            Nanoseconds that no node of a run may take.
+        """
+        ns, held = Amount(0), Amount(0)
+        size, texts, scratch = Amount(0), Amount(0), Amount(0)
+        rows = 1 << 31
+        for step in self._behind(outputs):
+            ns, size, texts = ns + step.ns, size + step.bytes, texts + step.texts
+            scratch = Amount(max(scratch.fixed, step.scratch.fixed), max(scratch.a_row, step.scratch.a_row))
+            if step.is_folded:
+                held = held + step.bytes
+            if step.ns.a_row:
+                rows = min(rows, (int(node_ns) - step.ns.fixed) // step.ns.a_row)
+            elif step.ns.fixed > node_ns:
+                rows = 0
+        for spec in self.inputs:
+            cells = Amount(0, len(spec.features))
+            size = size + cells * (item_bytes(ELEMENT_TYPES[spec.element]) + CELL_BYTES)
+            texts = texts + (cells * 2 if spec.element == "string" else 0)
+        for name in outputs:
+            size = size + self.tensors[name].size * CELL_BYTES
+        if any(spec.batch == 1 for spec in self.inputs):  # one row a run: what is fixed is that row's
+            rows = min(rows, 1)
+        size = size + scratch
+        return Cost(
+            fixed_bytes=size.fixed,
+            row_bytes=size.a_row,
+            row_texts=texts.a_row + texts.fixed,
+            text_bytes=self.text_bytes,
+            fixed_ns=ns.fixed,
+            row_ns=ns.a_row,
+            most_rows=max(rows, 0),
+            held_bytes=held.fixed,
+        )
+
+    def _behind(self, outputs: Collection[str]) -> Iterable[Step]:
+        needed = set(outputs)
+        for step in reversed(self.steps):
+            if not needed.isdisjoint(step.node.output):
+                needed.update(step.node.input)
+                yield step
+
+
+def survey(
+    graph: onnx.GraphProto,
+    inputs: Sequence[InputSpec],
+    versions: Mapping[str, int],
+    *,
+    tensor_elements: int,
+    node_seconds: float,
+    open_seconds: float,
+    constant_bytes: int,
+) -> Survey:
+    """Walk ``graph``, whose nodes are in order and of known operators.
+
+    Parameters
+    ----------
+    inputs
+        What its inputs take, with the width of each.
+    versions
+        Of each operator set.
+    tensor_elements
+        Limit of the elements of one tensor, for one row.
+    node_seconds
+        Limit of the time of one node, for one row, on a slow core.
+    open_seconds, constant_bytes
+        Limits of what is computed of constants where a session is opened: of its time and, initializers included, of its size.
+
+    Raises
+    ------
+    FeatureNotSupported
+        Where a size depends on a feature's value, or cannot be told, or a value could end the process.
+    InvalidArtifact
+        Where shapes do not fit.
+    LimitExceeded
+        Where a tensor is too large, or a node takes too long.
+    """
+    tensors: dict[str, Tensor] = {}
+    texts = 0
+    held = 0
+    for initializer in graph.initializer:
+        tensors[initializer.name] = _initializer(initializer)
+        texts = max(texts, *(len(s) for s in initializer.string_data)) if initializer.string_data else texts
+        held += math.prod(initializer.dims) * item_bytes(initializer.data_type)
+    single = any(spec.batch == 1 for spec in inputs)
+    rows = ONE if single else Amount(0, 1)
+    for spec in inputs:
+        shape = (rows, Amount(len(spec.features))) if spec.rank == 2 else (rows,)
+        tensors[spec.name] = Tensor(ELEMENT_TYPES[spec.element], shape)
+    steps: list[Step] = []
+    opening_ns = 0
+    for node in graph.node:
+        step, outputs = step_of(node, tensors, versions)
+        tensors.update(zip(node.output, outputs, strict=False))
+        steps.append(step)
+        largest = max((t.size.at(1) for t in outputs), default=0)
+        what = f'operator "{node.op_type}"'
+        if largest > tensor_elements:
+            raise LimitExceeded(
+                f"{what} makes a tensor of {largest} elements for one row, limit is {tensor_elements}"
+            )
+        if step.ns.at(1) > node_seconds * 1e9:
+            raise LimitExceeded(
+                f"{what} may take {step.ns.at(1) / 1e9:.3g} s for one row, limit is {node_seconds:g} s",
+                hint="Such a model could not be interrupted. Register its predictions as a logged model.",
+            )
+        if step.is_folded:
+            opening_ns += step.ns.fixed
+            held += step.bytes.fixed
+        for attribute in node.attribute:
+            if attribute.strings or attribute.s:
+                texts = max(texts, len(attribute.s), *(len(s) for s in attribute.strings), 0)
+    if opening_ns > open_seconds * 1e9:
+        raise LimitExceeded(
+            f"model computes constants for {opening_ns / 1e9:.3g} s where it is opened, limit is {open_seconds:g} s",
+            hint="Have the exporter fold constants.",
+        )
+    if held > constant_bytes:
+        raise LimitExceeded(f"model has constants of {held} bytes, limit is {constant_bytes}")
+    return Survey(tensors, steps, tuple(inputs), texts)
+
+
+def _initializer(tensor: TensorProto) -> Tensor:
+    whole = tensor.data_type not in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+    if math.prod(tensor.dims) <= MAX_VALUES or (whole and tensor.data_type != TensorProto.STRING):
+        return constant(numpy_helper.to_array(tensor), tensor.data_type)
+    return Tensor(tensor.data_type, tuple(Amount(size) for size in tensor.dims), False)
+
+
+def step_of(
+    node: onnx.NodeProto, tensors: Mapping[str, Tensor], versions: Mapping[str, int]
+) -> tuple[Step, Sequence[Tensor]]:
+    """Return a node's costs, and what it gives."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    rule = RULES.get((domain, node.op_type))
+    what = f'operator "{node.op_type}"'
+    if rule is None:
+        raise FeatureNotSupported(f"{what} is not supported")
+    read = [tensors[name] if name else None for name in node.input]
+    given = [tensor for tensor in read if tensor is not None]
+    for tensor in given:
+        if tensor.is_map:
+            raise FeatureNotSupported(f"{what} reads dictionaries, which is not supported")
+        if tensor.is_empty and node.op_type not in _READ_NOTHING:
+            raise FeatureNotSupported(f"{what} reads a tensor of no elements, which is not supported")
+    call = Call(node, read, versions[domain])
+    outputs = rule.infer(call)
+    if len(node.output) > len(outputs):
+        raise FeatureNotSupported(f"{what} with {len(node.output)} outputs is not supported")
+    outputs = outputs[: len(node.output)]
+    for tensor in outputs:
+        if tensor.is_empty and not (tensor.values is not None and tensor.rank == 1):
+            raise InvalidArtifact(f"{what} makes a tensor of shape {tensor.shape}")
+    sizes = [tensor.size for tensor in (*given, *outputs)]
+    most = Amount(max((s.fixed for s in sizes), default=0), max((s.a_row for s in sizes), default=0))
+    ns = [(NODE_NS, ONE), (rule.ns, most), *call.ns]
+    if any(tensor.element == TensorProto.DOUBLE for tensor in given):
+        ns += call.ns  # half as many fit in a register
+    total = Amount(
+        math.ceil(sum(each * count.fixed for each, count in ns)),
+        math.ceil(sum(each * count.a_row for each, count in ns)),
+    )
+    texts = [tensor.size for tensor in outputs if tensor.element == TensorProto.STRING]
+    step = Step(
+        node,
+        total,
+        sum((t.size * item_bytes(t.element) for t in outputs), Amount(0)),
+        sum(texts, Amount(0)),
+        sum(call.scratch, Amount(0)),
+        not any(tensor.depends or _varies(tensor) for tensor in given),
+    )
+    return step, outputs
+
+
+def _varies(tensor: Tensor) -> bool:
+    """Return whether a tensor depends on the number of rows."""
+    if elements(tensor.shape).a_row:
+        return True
+    return tensor.values is not None and any(v.a_row for v in tensor.values.reshape(-1))
