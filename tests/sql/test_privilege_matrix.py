@@ -16,6 +16,8 @@ from psycopg import errors
 from sql.conftest import cancer, load_cancer
 from sql.test_serving import value
 
+pytestmark = pytest.mark.every_server
+
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = ROOT / "tests" / "sql" / "privileges.txt"
 GRANTS = ROOT / "extension" / "doc" / "grants.sql"
