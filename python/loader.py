@@ -94,10 +94,7 @@ def choose() -> str:
             f'"{error.filename}" cannot be read by the server\'s user', name="pg_distill"
         ) from error
     if not found:
-        raise ModuleNotFoundError(
-            f'"{HOME}" has no release of pg_distill for {PYTHON} that the server\'s user can read',
-            name="pg_distill",
-        )
+        raise ModuleNotFoundError(f'"{HOME}" has no release of pg_distill for {PYTHON}', name="pg_distill")
     newest = max(found, key=lambda version: [int(part) for part in re.findall(r"\d+", version)])
     version = extension_version() if len(found) > 1 else newest
     return found[version if version in found else newest]

@@ -388,10 +388,10 @@ def test_doctor(server: servers.Server, run: Run, role: Callable[..., str], data
         low = role("low")
         dsn = server.conninfo(dbname=fresh)
         theirs = server.conninfo(dbname=fresh, user=low, password=low)
-        checked = {row["check"]: row for row in run("init", "--check", dsn=dsn, code=5)}
+        checked = {row["check"]: row for row in run("init", "--check", dsn=dsn, code=29)}
         assert checked["extension"]["ok"] is False
         assert checked["extension"]["what to do"]
-        refused = {row["check"]: row for row in run("init", dsn=theirs, code=5)}
+        refused = {row["check"]: row for row in run("init", dsn=theirs, code=28)}
         assert refused["privilege"]["ok"] is False
         made = run("init", dsn=dsn)
         assert all(row["ok"] for row in made)

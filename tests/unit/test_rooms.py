@@ -19,6 +19,7 @@ ROOMS = (
     "conversion",
     "jobs",
     "report",
+    "doctor",
     "watching",
     "distillation",
     "record",
@@ -56,6 +57,7 @@ ROOMS = (
     "frame",
     "quoting",
     "errors",
+    "probe",
 )
 
 # Numpy in, values out: neither a database nor the processes above them.
