@@ -490,9 +490,11 @@ def distill(arguments: argparse.Namespace) -> int:
                 _warn(text)
 
         connection.add_notice_handler(listen)
-        result = _while_drawing(
-            connection, bar, lambda: _rows(connection, f"SELECT distill_model({call})::text AS id", *values)
-        )
+        [place] = _rows(connection, _DISTILL_MODEL) or [
+            {"name": "distill_model"}
+        ]  # the server says what is missing
+        query = f"SELECT {place['name'].replace('%', '%%')}({call})::text AS id"
+        result = _while_drawing(connection, bar, lambda: _rows(connection, query, *values))
         student = result[0]["id"]
         [run] = _rows(connection, _RUNS + " WHERE r.run_id = distill.last_run(%s)", arguments.teacher)
         _show(arguments, [run])
@@ -502,6 +504,14 @@ def distill(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+# The only function of the extension whose schema CREATE EXTENSION names: the role's search_path need not have it.
+_DISTILL_MODEL = (
+    "SELECT quote_ident(n.nspname) || '.distill_model' AS name FROM pg_extension e"
+    " JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid"
+    " AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'"
+    " JOIN pg_proc p ON p.oid = d.objid JOIN pg_namespace n ON n.oid = p.pronamespace"
+    " WHERE e.extname = 'pg_distill' AND p.proname = 'distill_model'"
+)
 _PROGRESS = re.compile(r"(?P<stage>[a-z]+): (?:(?P<candidate>.*), )?about \d+ s left \((?P<percent>\d+)%\)")
 """What distill_model says by NOTICE while it works."""
 
