@@ -1,5 +1,5 @@
 # make                  joins the SQL sources into the extension's script
-# make install          the extension (PGXS) and its Python module, for the server of PG_CONFIG; uninstall undoes it
+# make install          the extension and its Python module, for the server of PG_CONFIG; uninstall undoes it
 # make demo             one real distillation, start to end
 # make test             every test on every server that can be had here; make lint, make bench, make bench-quality
 # make fuzz             hostile ONNX files by the thousand; make third-party, which exports of other software are taken
@@ -18,32 +18,16 @@ UPGRADES := $(patsubst sql/upgrade/%.sql,build/pg_distill--%.sql,$(wildcard sql/
 PRODUCTS := $(JOINED) $(UPGRADES)
 FROZEN := $(wildcard extension/pg_distill--*.sql)
 DATA = $(FROZEN) $(filter-out $(FROZEN:extension/%=build/%),$(PRODUCTS))
-DOCS := $(wildcard extension/doc/*)
 
-PG_CONFIG ?= pg_config
-PGXS := $(shell $(PG_CONFIG) --pgxs 2> /dev/null)
 EXTRA_CLEAN = build docker/certs/*.crt
 
 .DEFAULT_GOAL := all
-.PHONY: all install uninstall uninstall-docs clean install-dependencies install-module uninstall-module freeze check-frozen dist \
+.PHONY: all install uninstall clean install-dependencies freeze check-frozen dist \
 	images lock lint test test-packages test-faults test-long unit fuzz third-party docs demo bench bench-quality
 
-ifneq ($(wildcard $(PGXS)),)
-include $(PGXS)
-all: $(PRODUCTS)
-install: install-module
-uninstall: uninstall-module uninstall-docs
-# PGXS installs documents by their last name and looks for them by their whole one.
-uninstall-docs:
-	rm -f $(addprefix '$(DESTDIR)$(docdir)/$(docmoduledir)'/, $(notdir $(DOCS)))
-else
 all: $(PRODUCTS)
 clean:
 	rm -rf $(EXTRA_CLEAN)
-install uninstall:
-	@echo "$(PG_CONFIG) names no PGXS makefile: set PG_CONFIG to the server's pg_config, or install the package that has it" >&2
-	@exit 1
-endif
 
 $(JOINED): $(wildcard sql/*.sql) $(EXTENSION).control
 	@mkdir -p build
@@ -79,37 +63,34 @@ dist: $(PRODUCTS)
 		--prefix=$(DIST)/ HEAD
 	@echo build/$(DIST).zip
 
-# --- the Python module, in a virtual environment of the server's Python, which finds it by one .pth file ---
+# --- the server: by its pg_config alone, as PGXS would bring a compiler and knows no Python module (python/install.py) ---
 
+PG_CONFIG ?= pg_config
 # The Python that PL/Python was built with.
 SERVER_PYTHON ?= /usr/bin/python3
-MODULE_DIR ?= $(shell $(PG_CONFIG) --pkglibdir)/pg_distill
-MODULE_VENV = $(MODULE_DIR)/venv
+# The operating system's user that the server runs as: whether it can read what was installed is tried.
+SERVER_USER ?= postgres
 # A constraints file for pip; empty: the newest that pyproject.toml's ranges allow.
 CONSTRAINTS ?=
-PIP_INSTALL = $(DESTDIR)$(MODULE_VENV)/bin/python -m pip install -qq --no-warn-script-location $(addprefix --constraint ,$(CONSTRAINTS))
-# Two servers of one machine may share one Python: the name says whose file it is.
-PTH = $(shell $(SERVER_PYTHON) -c 'import site; print(site.getsitepackages()[0])')/pg_distill-$(firstword $(subst ., ,$(lastword $(shell $(PG_CONFIG) --version | cut -d' ' -f1,2)))).pth
+# DESTDIR stages the files elsewhere. prefix is for the setting extension_control_path of PostgreSQL 18, and needs no root.
+INSTALL_PY = $(SERVER_PYTHON) python/install.py --pg-config='$(PG_CONFIG)' --destdir='$(DESTDIR)' --prefix='$(prefix)' \
+	--constraints='$(CONSTRAINTS)' --server-user='$(SERVER_USER)'
+
+install: $(PRODUCTS)
+	@$(INSTALL_PY) install $(DATA)
 
 install-dependencies:
-	test -x $(DESTDIR)$(MODULE_VENV)/bin/python || $(SERVER_PYTHON) -m venv $(DESTDIR)$(MODULE_VENV)
-	$(SERVER_PYTHON) -c 'import tomllib; print(*tomllib.load(open("python/pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-	| $(PIP_INSTALL) --requirement /dev/stdin
+	@$(INSTALL_PY) dependencies
 
-install-module: install-dependencies
-	$(PIP_INSTALL) --no-deps --force-reinstall ./python
-	mkdir -p '$(DESTDIR)$(dir $(PTH))'
-	echo "$(MODULE_VENV)/lib/python$$($(SERVER_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')/site-packages" > '$(DESTDIR)$(PTH)'
-
-uninstall-module:
-	rm -f '$(DESTDIR)$(PTH)'
-	rm -rf '$(DESTDIR)$(MODULE_DIR)'
+uninstall:
+	@$(INSTALL_PY) uninstall $(DATA)
 
 # --- images ---
 
-IMAGES ?= 15 17
+IMAGES ?= 15 17 18
 DEBIAN_15 = bookworm
 DEBIAN_17 = trixie
+DEBIAN_18 = forky
 # The host's network: a registry that the host reaches is then reached from the build too.
 DOCKER_BUILD_FLAGS ?= --network=host
 HOST_CERTIFICATES = /usr/local/share/ca-certificates
@@ -130,7 +111,7 @@ TEST_EXTRAS ?= client,convert,dask,plot,test
 PYTEST = $(VENV)/bin/python -m pytest --config-file=python/pyproject.toml --rootdir=.
 # One process a server: their tests wait more than they work.
 PYTEST_FLAGS ?= --numprocesses=3
-# auto: every server that can be had here; local, pg15, pg17, none, or a connection string
+# auto: every server that can be had here; local, pg15, pg17, pg18, none, or a connection string
 SERVER ?= auto
 
 $(VENV)/.made: python/pyproject.toml python/constraints.txt
@@ -164,7 +145,7 @@ lock:
 lint: $(VENV)/.made check-frozen
 	$(VENV)/bin/ruff check --config python/pyproject.toml python tests
 	$(VENV)/bin/ruff format --check --config python/pyproject.toml python tests
-	$(VENV)/bin/mypy --config-file python/pyproject.toml python/pg_distill tests/servers.py
+	$(VENV)/bin/mypy --config-file python/pyproject.toml python/pg_distill python/install.py python/loader.py tests/servers.py
 	$(PYTEST) --server=none -q tests/unit/test_rooms.py
 
 unit: $(VENV)/.made

@@ -7,7 +7,7 @@ CREATE FUNCTION distill._check_module() RETURNS void
 LANGUAGE plpython3u AS $$
 try:
     from pg_distill import sqlapi
-except ImportError as error:
+except (ImportError, OSError) as error:
     plpy.error(f"Python module pg_distill cannot be imported: {error}", sqlstate="55000",
                hint="Install it for the server's Python (make install) and open a new session.")
 sqlapi.check_module(plpy)

@@ -16,6 +16,8 @@ from psycopg import sql
 from servers import create_database, drop_database
 
 TEMPLATE = "pg_distill_template"
+DEFAULT_SERVER = "pg17"
+HOW_MANY = ("every_server", "one_server")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--server",
         default="auto",
         help="auto: every server that can be had here (default); all: every server, one missing is an error; "
-        "local, pg15, pg17, or several with commas; or a connection string of a superuser; none: skip what needs a server",
+        "local, pg15, pg17, pg18, or several with commas; or a connection string of a superuser; none: skip what needs a server",
     )
     parser.addoption(
         "--upgraded-from",
@@ -64,12 +66,15 @@ SERVER = re.compile(rf"\[(?:.*-)?({'|'.join((*servers.CONTAINERS, 'local'))})(?:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "one_server(name): proves the same on every server; where there are several it runs on this one",
+        f"every_server: asks the server, and runs on each; a test without it on {DEFAULT_SERVER} alone",
+    )
+    config.addinivalue_line(
+        "markers", "one_server(name): runs on this server where it is there, so that servers share the work"
     )
     config.addinivalue_line("markers", "long: takes minutes, and runs with --long only")
     config.addinivalue_line(
         "markers",
-        "local: runs on the local cluster too where there are containers (all tests do where there are none)",
+        "local: runs on the local cluster too where there are containers",
     )
     # A test run that is told to end removes its servers first. A shell's background job ignores SIGINT, and so would the programs
     # that the tests interrupt, were it not handled here.
@@ -127,15 +132,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test that uses a server on each server chosen."""
+    """Run each test that uses a server on one of those chosen, or on each where it asks for that."""
     if "server" not in metafunc.fixturenames:
         return
-    names = metafunc.config.stash[CHOSEN]
-    enough = metafunc.definition.get_closest_marker("one_server")
-    if enough is not None and enough.args[0] in names:
-        names = [enough.args[0]]
-    if len(names) > 1 and metafunc.definition.get_closest_marker("local") is None:
-        names = [name for name in names if name != "local"]
+    chosen = metafunc.config.stash[CHOSEN]
+    mark = metafunc.definition.get_closest_marker
+    # The nearest mark holds: a test's own over its module's.
+    nearest = next((m.name for m in metafunc.definition.iter_markers() if m.name in HOW_MANY), None)
+    one = mark("one_server")
+    if nearest == "every_server":
+        names = [name for name in chosen if name != "local" or mark("local") or len(chosen) == 1]
+    elif one is not None and nearest == "one_server" and one.args[0] in chosen:
+        names = [one.args[0]]
+    else:
+        default = DEFAULT_SERVER if DEFAULT_SERVER in chosen else next(iter(chosen), None)
+        names = [name for name in chosen if name == default or (name == "local" and mark("local"))]
     ids = [name if name in (*servers.CONTAINERS, "local") else "dsn" for name in names]
     metafunc.parametrize("server", names or [None], ids=ids or ["none"], indirect=True, scope="session")
 

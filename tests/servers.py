@@ -36,6 +36,7 @@ __all__ = [
     "CONTAINERS",
     "Container",
     "External",
+    "Installed",
     "Local",
     "Process",
     "Server",
@@ -48,7 +49,7 @@ __all__ = [
 
 ROOT = Path(__file__).resolve().parents[1]
 
-CONTAINERS = {"pg15": 15, "pg17": 17}
+CONTAINERS = {"pg15": 15, "pg17": 17, "pg18": 18}
 """The servers that run in a container, with their major versions."""
 
 START_TIMEOUT_S = 90.0
@@ -309,13 +310,7 @@ class Local(Server):
 
     def __init__(self, *, settings: dict[str, str] | None = None) -> None:
         bindir = local_bindir()
-        if os.geteuid() == 0:
-            user = pwd.getpwnam("postgres")
-            self._identity: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-        else:
-            self._identity = {}
-        self.directory = Path(tempfile.mkdtemp(prefix="pg_distill-")).resolve()
-        self._postmaster: subprocess.Popen[bytes] | None = None
+        self._prepare()
         try:
             self._bindir = self._mirror(bindir)
             module = self._copy_module()
@@ -328,22 +323,35 @@ class Local(Server):
                 "LANG": "C.UTF-8",
                 "PYTHONPATH": f"{module}:{dependencies}",
             }
-            options = [
-                "--encoding=UTF8",
-                "--locale=C.UTF-8",
-                "--username=postgres",
-                "--auth=trust",
-                "--no-sync",
-            ]
-            self._as_server(str(self._bindir / "initdb"), "--pgdata", str(self.directory / "data"), *options)
-            with (self.directory / "data" / "postgresql.conf").open("a") as file:
-                own = {"listen_addresses": "", "unix_socket_directories": str(self.directory)}
-                for key, value in {**SETTINGS, **own, **(settings or {})}.items():
-                    file.write(f"{key} = '{value}'\n")
-            self.start()
+            self._make_cluster(settings)
         except BaseException:
             self.close()
             raise
+
+    def _prepare(self) -> None:
+        """Choose the server's user, and make its directory."""
+        if os.geteuid() == 0:
+            user = pwd.getpwnam("postgres")
+            self._identity: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        else:
+            self._identity = {}
+        self.directory = Path(tempfile.mkdtemp(prefix="pg_distill-")).resolve()
+        self._postmaster: subprocess.Popen[bytes] | None = None
+
+    def _make_cluster(self, settings: dict[str, str] | None) -> None:
+        options = [
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+            "--username=postgres",
+            "--auth=trust",
+            "--no-sync",
+        ]
+        self._as_server(str(self._bindir / "initdb"), "--pgdata", str(self.directory / "data"), *options)
+        with (self.directory / "data" / "postgresql.conf").open("a") as file:
+            own = {"listen_addresses": "", "unix_socket_directories": str(self.directory)}
+            for key, value in {**SETTINGS, **own, **(settings or {})}.items():
+                file.write(f"{key} = '{value}'\n")
+        self.start()
 
     def _mirror(self, bindir: Path) -> Path:
         """Copy the binaries and link the rest; returns the copied binaries' directory."""
@@ -477,6 +485,42 @@ class Local(Server):
         shutil.rmtree(self.directory)
 
 
+class Installed(Local):
+    """A temporary cluster of programs that are where they are, with what `make install` left for them.
+
+    Parameters
+    ----------
+    bindir
+        The server's programs.
+    path
+        A folder with the python3 whose site folder the server's Python has, as where several share one; none: the system's.
+    """
+
+    def __init__(
+        self,
+        bindir: Path,
+        path: Path | None = None,
+        *,
+        settings: dict[str, str] | None = None,
+        **environment: str,
+    ) -> None:
+        self._prepare()
+        try:
+            self._bindir = bindir
+            if self._identity:
+                os.chown(self.directory, self._identity["user"], self._identity["group"])
+            first = f"{path}:" if path is not None else ""
+            self._environment = {
+                "PATH": f"{first}{bindir}:/usr/local/bin:/usr/bin:/bin",
+                "LANG": "C.UTF-8",
+                **environment,
+            }
+            self._make_cluster(settings)
+        except BaseException:
+            self.close()
+            raise
+
+
 class External(Server):
     """A server that somebody else runs, where pg_distill is installed; its user must be a superuser."""
 
@@ -564,7 +608,7 @@ def build(name: str) -> str:
 
 @contextlib.contextmanager
 def start(name: str, *, init: bool = True, settings: dict[str, str] | None = None) -> Iterator[Server]:
-    """Start a server by name (pg15, pg17, local, or a connection string) and end it afterwards."""
+    """Start a server by name (pg15, pg17, pg18, local, or a connection string) and end it afterwards."""
     server: Server
     if name in CONTAINERS:
         server = Container(name, init=init, settings=settings)

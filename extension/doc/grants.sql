@@ -1,6 +1,6 @@
 -- What each kind of user needs, for four roles of these names; change the names as you like. Run by a superuser.
 -- The extension makes no roles: they belong to the whole server, a second database would find them there, and pg_dump does not carry them.
--- It does carry these GRANTs.
+-- It does carry these GRANTs. They may be run again, as after an update of the extension.
 
 -- reads what is registered and how good it is, but no artifact and no stored SQL
 GRANT USAGE ON SCHEMA distill TO distill_reader, distill_predictor, distill_engineer, distill_admin;
@@ -41,10 +41,28 @@ GRANT EXECUTE ON FUNCTION
 -- called by itself. Releases before 0.2.0 needed such rights: they are taken back where they were granted
 REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON distill.models, distill.runs, distill.candidates FROM distill_engineer, distill_admin;
 GRANT SELECT ON distill.candidates TO distill_engineer, distill_admin;
-GRANT EXECUTE ON FUNCTION distill_model, distill.register_model, distill.register_model_file, distill.register_sql_model,
+GRANT EXECUTE ON FUNCTION distill.register_model, distill.register_model_file, distill.register_sql_model,
     distill.register_logged_model, distill.activate_model, distill.drop_model, distill.promote_candidate, distill.run_rows,
     distill.create_function, distill.check, distill.remeasure, distill.prune TO distill_engineer, distill_admin;
 GRANT SELECT ON distill.sizes TO distill_engineer, distill_admin;
+-- distill_model is in the schema that CREATE EXTENSION named, which is public unless it said otherwise
+DO $$
+DECLARE
+    made record;
+BEGIN
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    SELECT p.oid::regprocedure AS function, n.nspname AS schema INTO STRICT made
+    FROM pg_extension e
+    JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'
+    JOIN pg_proc p ON p.oid = d.objid
+    JOIN pg_namespace n ON n.oid = p.pronamespace
+    WHERE e.extname = 'pg_distill' AND p.proname = 'distill_model';
+    EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO distill_engineer, distill_admin', made.function);
+    IF made.schema <> 'public' THEN -- which everybody may use
+        EXECUTE format('GRANT USAGE ON SCHEMA %I TO distill_engineer, distill_admin', made.schema);
+    END IF;
+END
+$$;
 -- and by jobs: each is seen, run and cancelled by its submitter alone (row-level security, and a trigger)
 GRANT SELECT, INSERT, UPDATE, DELETE ON distill.job_queue TO distill_engineer, distill_admin;
 GRANT SELECT ON distill.jobs TO distill_engineer, distill_admin;

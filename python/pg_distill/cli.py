@@ -6,8 +6,8 @@ stderr.
 
 Exit codes
     0 done; 1 refused, by the server or by a check (the SQLSTATE is shown); 2 wrong usage; 3 no connection;
-    4 distilled, but no student earned a place; 5 ``init`` found something that is to be put right; 6 ``check`` found a
-    figure that no longer holds; 7 psycopg is missing: ``pip install 'pg_distill[client]'``; 130 interrupted.
+    4 distilled, but no student earned a place; 6 ``check`` found a figure that no longer holds; 7 psycopg is missing:
+    ``pip install 'pg_distill[client]'``; from 10 on what ``init`` found, see ``probe.FAULTS``; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "main"]
 
-DONE, REFUSED, USAGE, NO_CONNECTION, NO_STUDENT, TO_BE_PUT_RIGHT, NO_LONGER_HOLDS, NOT_INSTALLED = range(8)
+DONE, REFUSED, USAGE, NO_CONNECTION, NO_STUDENT = range(5)
+NO_LONGER_HOLDS, NOT_INSTALLED = 6, 7
 INTERRUPTED = 130
 
 MIN_SERVER = 15
@@ -188,32 +189,30 @@ def _init_options(parser: argparse.ArgumentParser) -> None:
 
 
 def init(arguments: argparse.Namespace) -> int:
-    """Create or update the extension, and say what is in the way."""
-    import psycopg
-    from psycopg import sql
-
-    found: list[dict[str, Any]] = []
-
-    def note(check: str, ok: bool, value: Any, advice: str = "") -> bool:
-        found.append(
-            {"check": check, "ok": ok, "found": str(value), "what to do": "" if ok else advice.strip()}
-        )
-        return ok
-
+    """Create or update the extension, and say what is in the way and what to do; the exit code says which it is."""
     with _connect(arguments) as connection:
-        [server] = _rows(
+        doctor = _Doctor(connection)
+        doctor.look_at_server()
+        if not arguments.check and not doctor.faults():
+            doctor.create(arguments.schema or "public")
+        doctor.look_at_extension()
+        doctor.look_at_module()
+    _show(arguments, doctor.found)
+    return min(doctor.faults(), default=DONE)
+
+
+class _Doctor:
+    """What ``init`` looks at, and what it found: ``found`` has a row for each check."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self._connection = connection
+        self.found: list[dict[str, Any]] = []
+        [self._server] = _rows(
             connection,
             "SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int / 10000 AS major,"
             " current_user::text AS role, pg_is_in_recovery() AS standby, getdatabaseencoding()::text AS encoding,"
             " (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS superuser",
         )
-        note(
-            "server",
-            server["major"] >= MIN_SERVER,
-            f"PostgreSQL {server['version']}",
-            f"Upgrade to PostgreSQL {MIN_SERVER} or later.",
-        )
-        note("encoding", server["encoding"] == "UTF8", server["encoding"], "Use a database of encoding UTF8.")
         available = {
             row["name"]: row
             for row in _rows(
@@ -222,66 +221,159 @@ def init(arguments: argparse.Namespace) -> int:
                 " WHERE name IN ('plpython3u', 'pg_distill')",
             )
         }
-        python, ours = available.get("plpython3u"), available.get("pg_distill")
-        note(
+        self._has_python = "plpython3u" in available
+        self._offered = available["pg_distill"]["default_version"] if "pg_distill" in available else None
+        # Its files may have gone since it was created.
+        installed = _rows(connection, "SELECT extversion FROM pg_extension WHERE extname = 'pg_distill'")
+        self._installed = installed[0]["extversion"] if installed else None
+
+    def faults(self) -> list[int]:
+        """Return the exit codes of what is wrong."""
+        return [row["code"] for row in self.found if not row["ok"]]
+
+    def _note(self, check: str, fault: str | None, found: Any, advice: str | None = None) -> None:
+        from pg_distill.probe import FAULTS
+
+        code, usual = FAULTS[fault] if fault is not None else (DONE, "")
+        self.found.append(
+            {
+                "check": check,
+                "ok": fault is None,
+                "code": code,
+                "found": str(found),
+                "what to do": (advice or usual).replace("{major}", str(self._server["major"])),
+            }
+        )
+
+    def look_at_server(self) -> None:
+        """Look at what CREATE EXTENSION needs."""
+        server = self._server
+        self._note(
+            "server",
+            None if server["major"] >= MIN_SERVER else "server_old",
+            f"PostgreSQL {server['version']}",
+        )
+        self._note("encoding", None if server["encoding"] == "UTF8" else "encoding", server["encoding"])
+        self._note(
             "PL/Python",
-            python is not None,
-            "available" if python else "missing",
-            f"Install it on the server (Debian: apt-get install postgresql-plpython3-{server['major']}).",
+            None if self._has_python else "no_plpython",
+            "available" if self._has_python else "the server has no extension plpython3u",
         )
-        offered = ours["default_version"] if ours else None
-        note(
-            "extension files",
-            offered == __version__,
-            offered or "missing",
-            f"Install pg_distill {__version__} on the server (make install), or the client of the server's version.",
-        )
-        installed = ours["installed_version"] if ours else None
-        if (
-            ours is not None
-            and installed != offered
-            and not arguments.check
-            and all(row["ok"] for row in found)
-        ):
-            try:
-                if installed is not None:
-                    connection.execute("ALTER EXTENSION pg_distill UPDATE")
-                else:
-                    schema = sql.SQL(" SCHEMA {}").format(sql.Identifier(arguments.schema or "public"))
-                    connection.execute(sql.SQL("CREATE EXTENSION pg_distill{} CASCADE").format(schema))
-                installed = offered
-            except psycopg.errors.InsufficientPrivilege:
-                note(
-                    "privilege",
-                    False,
-                    f'role "{server["role"]}"',
-                    "Run this as a superuser: PL/Python is an untrusted language.",
+        if self._offered is None:
+            self._note(
+                "extension files", "no_extension_files", "the server has no control file of pg_distill"
+            )
+        else:
+            same = self._offered == __version__
+            client = "" if same else f"; this client is {__version__}"
+            self._note("extension files", None if same else "other_release", f"{self._offered}{client}")
+
+    def create(self, schema: str) -> None:
+        """Create the extension, or update it to what its files offer."""
+        import psycopg
+        from psycopg import sql
+
+        if self._installed == self._offered:
+            return
+        try:
+            if self._installed is not None:
+                self._connection.execute("ALTER EXTENSION pg_distill UPDATE")
+            else:
+                where = sql.SQL("CREATE EXTENSION pg_distill SCHEMA {} CASCADE").format(
+                    sql.Identifier(schema)
                 )
-            except psycopg.Error as error:
-                hint = error.diag.message_hint or "See the server's log."
-                note("create", False, error.diag.message_primary or error, hint)
-        note(
-            "extension",
-            installed is not None and installed == offered,
-            installed or "not created",
-            "Run pg-distill init as a superuser."
-            if server["superuser"]
-            else "Have a superuser run pg-distill init.",
-        )
-        if installed is not None:
+                self._connection.execute(where)
+            self._installed = self._offered
+        except psycopg.errors.InsufficientPrivilege:
+            self._note(
+                "privilege",
+                "privilege",
+                f'role "{self._server["role"]}" may not create the extension: PL/Python is an untrusted language',
+                "Run this as a superuser.",
+            )
+        except psycopg.Error as error:
+            # Why the module cannot be used is looked at below.
+            self._look_by_probe()
+            if not self.faults():
+                hint = error.diag.message_hint
+                self._note("create", "not_examined", error.diag.message_primary or error, hint)
+
+    def look_at_extension(self) -> None:
+        """Look at whether it is there, and of the release that its files are of."""
+        if self._installed is None:
+            self._note("extension", "not_created", "not created in this database")
+        elif self._offered is not None and self._installed != self._offered:
+            self._note("extension", "not_updated", f"{self._installed}; its files are {self._offered}")
+        else:
+            self._note("extension", None, self._installed)
+
+    def look_at_module(self) -> None:
+        """Look, in a backend, at the module, what it depends on, and the training process."""
+        import psycopg
+
+        from pg_distill.probe import describe_traceback
+
+        if any(row["check"] == "Python module" for row in self.found):
+            return
+        if self._installed is not None:
             try:
-                # In this backend: a module that is missing, or older than the extension, shows itself.
-                connection.execute("SELECT distill._check_module()")
-                note("Python module", True, "imports")
+                for row in _rows(self._connection, "SELECT * FROM distill._check_server()"):
+                    self._note(row["check"], row["fault"], row["found"], row["advice"])
+                return
+            except psycopg.errors.InsufficientPrivilege as error:
+                role = self._server["role"]
+                self._note("privilege", "privilege", f'role "{role}": {error.diag.message_primary}')
+                return
+            except psycopg.errors.UndefinedFunction:
+                pass  # of an older release
             except psycopg.Error as error:
-                note(
-                    "Python module",
-                    False,
-                    error.diag.message_primary or error,
-                    error.diag.message_hint or "Run make install on the server, and open a new session.",
-                )
-    _show(arguments, found)
-    return DONE if all(row["ok"] for row in found) else TO_BE_PUT_RIGHT
+                if not self._server["superuser"]:
+                    fault, found = describe_traceback(str(error.diag.message_primary))
+                    self._note("Python module", fault, found)
+                    return
+        self._look_by_probe()
+
+    def _look_by_probe(self) -> None:
+        """Look where no function of the extension can: by a DO, which takes a superuser."""
+        import psycopg
+
+        from pg_distill import probe
+
+        if not (self._server["superuser"] and self._has_python):
+            return
+        text = Path(probe.__file__).read_text(encoding="utf-8")
+        body = _PROBE.format(text=repr(text), expected=repr(self._installed or self._offered))
+        tag = "$pg_distill$"
+        assert tag not in body
+        try:
+            # PL/Python goes again with the transaction, if this database has not had it.
+            with self._connection.transaction(force_rollback=True):
+                if not self._server["standby"]:
+                    self._connection.execute("CREATE EXTENSION IF NOT EXISTS plpython3u")
+                self._connection.execute(f"DO LANGUAGE plpython3u {tag}\n{body}{tag}")
+                [row] = _rows(self._connection, "SELECT current_setting('pg_distill.found') AS found")
+        except psycopg.Error as error:
+            self._note("Python module", "not_examined", error.diag.message_primary or error)
+            return
+        for check, fault, found in json.loads(row["found"]):
+            self._note(check, fault, found)
+
+
+# With the text of probe.py, which finds what the server's module is, and the version that it should have.
+_PROBE = """
+import json
+probe = {{"__name__": "probe"}}
+exec(compile({text}, "probe.py", "exec"), probe)
+found = probe["look_for_module"]({expected})
+if not any(fault for check, fault, what in found):
+    try:
+        from pg_distill import sqlapi
+        found = [row[:3] for row in sqlapi.check_server(plpy)]
+    except Exception as error:
+        found.append(("training process", *probe["describe_import"](error)))
+plan = plpy.prepare("select pg_catalog.set_config('pg_distill.found', $1, true)", ["text"])
+plpy.execute(plan, [json.dumps(found)])
+"""
 
 
 def _register_options(parser: argparse.ArgumentParser) -> None:
@@ -398,9 +490,11 @@ def distill(arguments: argparse.Namespace) -> int:
                 _warn(text)
 
         connection.add_notice_handler(listen)
-        result = _while_drawing(
-            connection, bar, lambda: _rows(connection, f"SELECT distill_model({call})::text AS id", *values)
-        )
+        [place] = _rows(connection, _DISTILL_MODEL) or [
+            {"name": "distill_model"}
+        ]  # the server says what is missing
+        query = f"SELECT {place['name'].replace('%', '%%')}({call})::text AS id"
+        result = _while_drawing(connection, bar, lambda: _rows(connection, query, *values))
         student = result[0]["id"]
         [run] = _rows(connection, _RUNS + " WHERE r.run_id = distill.last_run(%s)", arguments.teacher)
         _show(arguments, [run])
@@ -410,6 +504,14 @@ def distill(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+# The only function of the extension whose schema CREATE EXTENSION names: the role's search_path need not have it.
+_DISTILL_MODEL = (
+    "SELECT quote_ident(n.nspname) || '.distill_model' AS name FROM pg_extension e"
+    " JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid"
+    " AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'"
+    " JOIN pg_proc p ON p.oid = d.objid JOIN pg_namespace n ON n.oid = p.pronamespace"
+    " WHERE e.extname = 'pg_distill' AND p.proname = 'distill_model'"
+)
 _PROGRESS = re.compile(r"(?P<stage>[a-z]+): (?:(?P<candidate>.*), )?about \d+ s left \((?P<percent>\d+)%\)")
 """What distill_model says by NOTICE while it works."""
 

@@ -56,6 +56,7 @@ OUT_OF_MEMORY_SIGNS = (
     "MemoryError",
     "Thread creation failed",  # libgomp
     "can't start new thread",
+    "failed to map segment",  # of a library
     "out of memory",
 )
 # A training process may write no file (see guard): a library that tries meets EFBIG, elsewhere it would be a full disk.
@@ -90,9 +91,14 @@ def _interpreter() -> str:
     for place in places:
         if os.access(place, os.X_OK):
             return place
+    forbidden = next((place for place in places if os.path.exists(place)), None)
+    if forbidden is not None:
+        raise TrainerDied(
+            f'"{forbidden}", which training processes are, cannot be run by the server\'s user'
+        ) from PermissionError(errno.EACCES, os.strerror(errno.EACCES), forbidden)
     raise TrainerDied(
         f"no {name} was found to run the training process", detail=f"Looked for {', '.join(places)}."
-    )
+    ) from FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -35,6 +35,7 @@ __all__ = [
     "change_setting",
     "check",
     "check_module",
+    "check_server",
     "choose_model",
     "create_function",
     "describe_machine",
@@ -125,6 +126,13 @@ def check_module(plpy: Any) -> None:
             f"extension pg_distill is of version {installed}, its Python module of {__version__}",
             hint="Install the module of the extension's version (make install), and open a new session.",
         )
+
+
+@_boundary
+def check_server(plpy: Any) -> list[tuple[str, str | None, str, str | None]]:
+    from pg_distill import doctor
+
+    return doctor.check_server(PlpyDatabase(plpy))
 
 
 def _release(version: str) -> tuple[int, ...]:

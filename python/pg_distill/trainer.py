@@ -3,6 +3,7 @@
 One child serves one registration or one distillation. It keeps the rows between requests, so they cross the
 pipe once:
 
+    look       import all that training needs, and say what is missing
     inspect    check an ONNX file, derive its signature, run it on rows
     check      check and open ONNX files whose signatures are known
     load       rows, splits and the teacher; the teacher labels the real rows
@@ -16,6 +17,7 @@ pipe once:
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +36,7 @@ from pg_distill.wire import Message
 
 if TYPE_CHECKING:
     from pg_distill import measure, onnx_graph, search
+    from pg_distill.probe import Finding
 
 __all__ = ["Inspection", "Trainer", "Trial", "label_within"]
 
@@ -51,6 +54,7 @@ OVERRUN, SEARCH_GRACE_SECONDS = 1.5, 60.0  # a search that is this far past its 
 EVALUATION_SECONDS = (
     600.0  # scoring that takes longer than this, of 200,000 rows on a busy machine too, is a hang
 )
+LOOK_SECONDS = 60.0  # importing all that training needs takes 2 s, and 10 on a busy machine
 INSPECT_SECONDS = 120.0  # checking and loading a model that takes longer than this is refused
 CASCADE_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)  # of the rows, that the teacher is asked for
 RESAMPLES = 1000  # bootstrap
@@ -187,6 +191,11 @@ class Trainer:
         return self._child.call(
             request, on_message=self._answer, check_interrupts=self._check_interrupts, deadline=deadline
         )
+
+    def look(self) -> tuple[str, list[Finding]]:
+        """Let the child import all that training needs; return what it says of itself, and a finding for each dependency."""
+        fields = self._call(Message("look", {}, {}, {}), LOOK_SECONDS).fields
+        return fields["own"], [(check, fault, found) for check, fault, found in fields["found"]]
 
     def inspect(
         self,
@@ -389,6 +398,13 @@ class _Workshop:
         self.judge: measure.Judge
         self.tested: dict[int, FloatArray] = {}
         self.seed = 0
+
+    def look(self, request: Message, channel: Channel) -> Message:
+        from pg_distill import probe
+
+        own = "Python {}.{} as user {}".format(*sys.version_info[:2], probe.whoami())
+        found = [probe.look_for_dependency(requirement) for requirement in probe.REQUIREMENTS]
+        return Message("looked", {"own": own, "found": found})
 
     def inspect(self, request: Message, channel: Channel) -> Message:
         from pg_distill import onnx_graph
@@ -862,6 +878,7 @@ if __name__ == "__main__":
     workshop = _Workshop()
     child_main(
         {
+            "look": workshop.look,
             "inspect": workshop.inspect,
             "check": workshop.check,
             "load": workshop.load,

@@ -1,6 +1,18 @@
 -- From 0.1.0 to 0.2.0. What exists since 0.1.0 is changed here; a file that is new in 0.2.0 is included whole (and 69_parallel.sql,
 -- which has new functions to label).
 
+-- Before anything is changed: the module of this version has to be there.
+CREATE OR REPLACE FUNCTION distill._check_module() RETURNS void
+LANGUAGE plpython3u AS $$
+try:
+    from pg_distill import sqlapi
+except (ImportError, OSError) as error:
+    plpy.error(f"Python module pg_distill cannot be imported: {error}", sqlstate="55000",
+               hint="Install it for the server's Python (make install) and open a new session.")
+sqlapi.check_module(plpy)
+$$;
+SELECT distill._check_module();
+
 -- include 05_rights.sql
 
 -- Rows of 0.1.0 were written by whoever had the GRANTs for it; from here on nobody has them.
@@ -139,6 +151,7 @@ END;
 -- include 69_parallel.sql
 -- include 70_jobs.sql
 -- include 71_watch.sql
+-- include 72_doctor.sql
 -- include 80_view_columns.sql
 
 -- As for all functions: nothing for PUBLIC.

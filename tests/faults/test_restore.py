@@ -12,8 +12,10 @@ import servers
 from conftest import drop_database
 from faults.harness import DISTIL_FEW, REGISTER_FEW, few_teacher, load_few
 
+pytestmark = pytest.mark.every_server
+
 RESTORED = "pg_distill_restored"
-NEWER = {"pg15": "pg17"}
+NEWER = {"pg15": "pg18", "pg17": "pg18"}
 STANDBY_PORT = 5439  # of a socket; nothing else listens there
 
 # float8 is written in its shortest exact form: equal texts are equal bits.

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pg_distill
 import pytest
-import servers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -176,34 +175,3 @@ def test_meta_is_what_pgxn_demands() -> None:
     assert {*map(str.strip, requires[1].split(",")), "PostgreSQL"} == set(
         meta["prereqs"]["runtime"]["requires"]
     )
-
-
-@pytest.mark.timeout(2 * INSTALL_TIMEOUT_S)
-def test_install_and_uninstall_leave_nothing(tmp_path: Path) -> None:
-    try:
-        pg_config = servers.local_bindir() / "pg_config"
-    except servers.Unavailable as error:
-        pytest.skip(str(error))
-    makefile = subprocess.run(
-        [pg_config, "--pgxs"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    if not Path(makefile).exists():
-        pytest.skip(f"{pg_config} names no PGXS makefile")
-    where = [f"DESTDIR={tmp_path}", f"PG_CONFIG={pg_config}", "CONSTRAINTS=python/constraints.txt"]
-    _make("install", *where)
-    installed = [path for path in tmp_path.rglob("*") if path.name.startswith("pg_distill")]
-    assert {path.name for path in installed} >= {
-        "pg_distill.control",
-        f"pg_distill--{pg_distill.__version__}.sql",
-    }
-    (pth,) = tmp_path.rglob("pg_distill-*.pth")
-    site = Path(f"{tmp_path}{pth.read_text().strip()}")
-    # The server's Python, with nothing of ours on its path but what the .pth file names.
-    python = shutil.which("python3", path="/usr/bin")
-    assert python is not None
-    code = "import pg_distill, numpy, onnxruntime, lightgbm; print(pg_distill.__file__)"
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert Path(found.stdout.strip()).is_relative_to(tmp_path)
-    _make("uninstall", *where)
-    assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []

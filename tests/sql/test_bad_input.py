@@ -10,6 +10,8 @@ import pytest
 from psycopg import errors
 from sql.conftest import cancer, names
 
+pytestmark = pytest.mark.one_server("pg18")
+
 FEATURES = names(30)
 
 

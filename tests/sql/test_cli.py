@@ -260,6 +260,13 @@ def test_exit_codes(db: psycopg.Connection, run: Run, tmp_path: Path, server: se
     assert [row["accepted"] for row in run("runs")] == [False]
 
 
+def test_distill_model_is_found_in_its_schema(db: psycopg.Connection, run: Run) -> None:
+    db.execute("DROP EXTENSION pg_distill")
+    db.execute('CREATE SCHEMA "100%s"')
+    db.execute('CREATE EXTENSION pg_distill SCHEMA "100%s"')
+    assert "22023" in run("distill", "m", "--time-budget-s", "-1", code=1, plain=True)
+
+
 def test_what_json_has_no_number_for(db: psycopg.Connection, run: Run) -> None:
     db.execute("CREATE TABLE numbers AS SELECT i::float8 AS x, i % 2 AS label FROM generate_series(1, 200) i")
     db.execute("SELECT distill.register_sql_model('m', '0.5 + 0 * x', '{x}', 'numbers', 'label')")
@@ -388,10 +395,10 @@ def test_doctor(server: servers.Server, run: Run, role: Callable[..., str], data
         low = role("low")
         dsn = server.conninfo(dbname=fresh)
         theirs = server.conninfo(dbname=fresh, user=low, password=low)
-        checked = {row["check"]: row for row in run("init", "--check", dsn=dsn, code=5)}
+        checked = {row["check"]: row for row in run("init", "--check", dsn=dsn, code=29)}
         assert checked["extension"]["ok"] is False
         assert checked["extension"]["what to do"]
-        refused = {row["check"]: row for row in run("init", dsn=theirs, code=5)}
+        refused = {row["check"]: row for row in run("init", dsn=theirs, code=28)}
         assert refused["privilege"]["ok"] is False
         made = run("init", dsn=dsn)
         assert all(row["ok"] for row in made)

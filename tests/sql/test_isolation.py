@@ -10,6 +10,8 @@ from psycopg import errors
 from sql.conftest import load_cancer, student_of_cancer
 from sql.test_serving import value
 
+pytestmark = pytest.mark.every_server
+
 Connect = Callable[..., psycopg.Connection]
 PROMOTE = (
     "SELECT distill.promote_candidate(run_id, candidate) FROM distill.candidates WHERE on_frontier LIMIT 1"

@@ -13,6 +13,7 @@ Query = Callable[..., list[tuple[Any, ...]]]
 TEACHERS = ["cancer", "digits", "diabetes", "survival"]
 
 
+@pytest.mark.every_server
 @pytest.mark.local
 @pytest.mark.parametrize("teacher", TEACHERS)
 def test_student_is_registered_with_lineage(q: Query, teacher: str) -> None:

@@ -171,6 +171,7 @@ def test_a_million_rows_agree(bare: psycopg.Connection, task: Task) -> None:
         check(bare, student, frame, tolerance)
 
 
+@pytest.mark.every_server
 @pytest.mark.parametrize("family", ["linear", "boosted"])
 def test_columns_of_real_types(bare: psycopg.Connection, family: str) -> None:
     """The default form reads integers, booleans, numerics, timestamps of both kinds, dates, char(n) and enums."""
@@ -212,6 +213,7 @@ def test_timestamptz_is_read_without_errors_and_immutably(bare: psycopg.Connecti
     assert all(a == b for a, b in pairs)
 
 
+@pytest.mark.every_server
 @pytest.mark.parametrize("task", ["binary", "regression"])
 @pytest.mark.parametrize(
     ("family", "options"), [*STUDENTS, ("mlp", {"hidden": [4], "bins": 0, "epochs": 2})], ids=lambda v: str(v)

@@ -16,6 +16,8 @@ from psycopg import errors
 from sql.conftest import cancer, load_cancer
 from sql.test_serving import value
 
+pytestmark = pytest.mark.every_server
+
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = ROOT / "tests" / "sql" / "privileges.txt"
 GRANTS = ROOT / "extension" / "doc" / "grants.sql"
@@ -75,6 +77,37 @@ def test_rights_are_those_committed(granted: psycopg.Connection) -> None:
     assert found == EXPECTED.read_text()
     nobody = re.findall(r"^    nobody +(.*)$", found, re.MULTILINE)
     assert len(nobody) > 40 and set(nobody) == {"-"}
+
+
+def test_grants_and_policies_may_be_run_again(granted: psycopg.Connection) -> None:
+    found = matrix(granted)
+    for _ in range(2):
+        granted.execute(GRANTS.read_text())
+        granted.execute((ROOT / "extension" / "doc" / "teams.sql").read_text())
+    assert matrix(granted) == found
+
+
+@pytest.mark.parametrize("schema", ["ext", "Odd; Schema"])
+def test_grants_find_distill_model_in_its_schema(
+    db: psycopg.Connection, role: Role, connect: Connect, schema: str
+) -> None:
+    """Wherever CREATE EXTENSION was told to make it, and whatever else is called so."""
+    for name in ROLES:
+        role(name)
+    db.execute("DROP EXTENSION pg_distill")
+    db.execute(f'CREATE SCHEMA "{schema}"')
+    db.execute(f'CREATE EXTENSION pg_distill SCHEMA "{schema}"')
+    db.execute("CREATE FUNCTION public.distill_model(teacher text) RETURNS int LANGUAGE sql RETURN 1")
+    db.execute(f'CREATE FUNCTION "{schema}".distill_model(teacher int) RETURNS int LANGUAGE sql RETURN 1')
+    for _ in range(2):
+        db.execute(GRANTS.read_text())
+    call = f"SELECT \"{schema}\".distill_model('cancer', time_budget_s => -1)"
+    for name in ("distill_engineer", "distill_admin"):
+        with pytest.raises(psycopg.errors.InvalidParameterValue):
+            connect(user=name).execute(call)
+    for name in ("nobody", "distill_reader", "distill_predictor"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connect(user=name).execute(call)
 
 
 def test_definers_are_few_and_pin_their_path(

@@ -11,6 +11,8 @@ import pytest
 from psycopg import errors
 from sql.conftest import cancer, load_cancer
 
+pytestmark = pytest.mark.every_server
+
 GRANTS = Path(__file__).resolve().parents[2] / "extension" / "doc" / "grants.sql"
 PREDICTOR = """
 GRANT USAGE ON SCHEMA distill TO {0};

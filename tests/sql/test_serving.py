@@ -14,6 +14,8 @@ import pytest
 import servers
 from psycopg import errors
 
+pytestmark = pytest.mark.every_server
+
 PREDICT = "SELECT distill.predict('m', ARRAY[0])"
 
 

@@ -19,6 +19,8 @@ from sql.conftest import load_survival
 from sql.test_serving import register, set_expression, value
 from student_rows import CLASSES, edge_rows, make, rows, transfer
 
+pytestmark = pytest.mark.every_server
+
 COLUMNS = "cabin => cabin, port => port, age => age, fare => fare"
 
 

@@ -12,6 +12,8 @@ import pytest
 import servers
 from sql.conftest import load_cancer
 
+pytestmark = pytest.mark.every_server
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "extension"
 RELEASED = sorted(
     match[1]

@@ -19,6 +19,7 @@ ROOMS = (
     "conversion",
     "jobs",
     "report",
+    "doctor",
     "watching",
     "distillation",
     "record",
@@ -59,6 +60,7 @@ ROOMS = (
     "frame",
     "quoting",
     "errors",
+    "probe",
 )
 
 # Numpy in, values out: neither a database nor the processes above them.

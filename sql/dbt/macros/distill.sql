@@ -25,7 +25,15 @@
         "families": families, "group_column": group_column, "time_column": time_column, "weight_column": weight_column,
         "trained_on": trained_on, "temperature": temperature, "epochs": epochs, "seed": seed
     } -%}
-    {%- do run_query("select distill_model(" ~ pg_distill.sql_arguments(arguments) ~ ")") -%}
+    {# In the schema that CREATE EXTENSION named, which the search_path need not have. #}
+    {%- set place = run_query(
+        "select quote_ident(n.nspname) as name from pg_extension e"
+        ~ " join pg_depend d on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid"
+        ~ " and d.classid = 'pg_proc'::regclass and d.deptype = 'e'"
+        ~ " join pg_proc p on p.oid = d.objid join pg_namespace n on n.oid = p.pronamespace"
+        ~ " where e.extname = 'pg_distill' and p.proname = 'distill_model'"
+    ).rows[0]["name"] -%}
+    {%- do run_query("select " ~ place ~ ".distill_model(" ~ pg_distill.sql_arguments(arguments) ~ ")") -%}
     {%- set run = run_query(
         "select r.accepted, r.student_version, r.summary from distill.runs r where r.student_name = "
         ~ pg_distill.sql_value(student) ~ " order by r.started_at desc limit 1"
