@@ -1029,13 +1029,15 @@ def recorded_fidelity(db: Database, student: Model) -> tuple[float | None, int]:
     return (rows[0]["fidelity"], rows[0]["rows_test"]) if rows else (None, 0)
 
 
-# Who names a version in SQL of their own: a view, or the body of a function (distill.create_function writes such).
+# Who names a version in SQL of their own: a view, or a function, in its body or in the comment of distill.create_function.
 _NAMED_IN_SQL = (
-    "select d.id, d.what from (select m.id, pg_catalog.quote_literal(m.name || ':' || m.version) as literal"
+    "select d.id, d.what from (select m.id, m.name || ':' || m.version as qualified,"
+    "  pg_catalog.quote_literal(m.name || ':' || m.version) as literal"
     "  from distill.models m where m.id = any ($1)) n join lateral ("
     "   select n.id, 'function ' || p.oid::pg_catalog.regprocedure::pg_catalog.text as what from pg_catalog.pg_proc p"
     "    join pg_catalog.pg_language l on l.oid = p.prolang where l.lanname not in ('internal', 'c')"
-    "    and pg_catalog.strpos(coalesce(pg_catalog.pg_get_function_sqlbody(p.oid), p.prosrc), n.literal) > 0"
+    "    and (pg_catalog.strpos(coalesce(pg_catalog.pg_get_function_sqlbody(p.oid), p.prosrc), n.literal) > 0"
+    "         or pg_catalog.obj_description(p.oid, 'pg_proc') = 'pg_distill model ' || n.qualified)"
     "   union all select n.id, 'view ' || c.oid::pg_catalog.regclass::pg_catalog.text from pg_catalog.pg_class c"
     "    where c.relkind in ('v', 'm') and pg_catalog.strpos(pg_catalog.pg_get_viewdef(c.oid), n.literal) > 0"
     ") d on true"

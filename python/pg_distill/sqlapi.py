@@ -643,14 +643,24 @@ def choose_model(
 
 @_boundary
 def create_function(
-    plpy: Any, model: str | None, function_name: str | None, as_sql: bool | None, replace: bool | None
+    plpy: Any,
+    model: str | None,
+    function_name: str | None,
+    as_sql: bool | None,
+    replace: bool | None,
+    keep_dependents: bool | None,
 ) -> str:
     from pg_distill import functions
 
     if model is None or function_name is None:
         raise NullNotAllowed("model and function_name must not be NULL")
     return functions.create_function(
-        _database(plpy), model, function_name, as_sql=bool(as_sql), replace=bool(replace)
+        _database(plpy),
+        model,
+        function_name,
+        as_sql=bool(as_sql),
+        replace=bool(replace),
+        keep_dependents=bool(keep_dependents),
     )
 
 

@@ -105,6 +105,16 @@ COMMENT ON FUNCTION distill.run_rows(uuid) IS
 -- Functions of dropped models are dropped by who drops the model, with that role's rights.
 DROP TRIGGER drop_functions ON distill.models;
 DROP FUNCTION distill._drop_functions();
+-- A new argument makes another function.
+DROP FUNCTION distill.create_function(text, text, boolean, boolean);
+CREATE FUNCTION distill.create_function(
+    model text, function_name text, as_sql boolean DEFAULT false, replace boolean DEFAULT false, keep_dependents boolean DEFAULT false
+) RETURNS regprocedure LANGUAGE plpython3u AS $$
+from pg_distill import sqlapi
+return sqlapi.create_function(plpy, model, function_name, as_sql, replace, keep_dependents)
+$$;
+COMMENT ON FUNCTION distill.create_function(text, text, boolean, boolean, boolean) IS
+    'make a function of the model with its features as named, typed arguments (over 100: as one row); as_sql: the student itself in plain SQL, IMMUTABLE; replace: one of your own, refused while an index or the like holds its results unless keep_dependents, which names what to renew';
 
 CREATE OR REPLACE VIEW distill.leaderboard AS
 SELECT r.teacher_name, r.student_name, r.student_version, r.metric, r.teacher_accuracy, r.student_accuracy, r.lift,

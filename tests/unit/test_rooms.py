@@ -26,6 +26,7 @@ ROOMS = (
     "material",
     "registration",
     "functions",
+    "dependents",
     "scoring",
     "serving",
     "latency",
