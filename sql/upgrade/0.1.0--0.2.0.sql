@@ -124,6 +124,16 @@ FROM distill.runs r
 WHERE r.accepted AND (r.attested OR distill._is_trusted(r.owner))
 ORDER BY r.pareto_score DESC NULLS LAST, r.created_at DESC;
 
+-- Settings are checked however they come.
+CREATE FUNCTION distill._check_setting() RETURNS trigger
+LANGUAGE plpython3u SET search_path = pg_catalog, pg_temp AS $$
+from pg_distill import sqlapi
+sqlapi.check_changed_setting(plpy, TD["old"], TD["new"])
+$$;
+COMMENT ON FUNCTION distill._check_setting() IS 'internal: trigger that takes values of settings only, and from administrators none that makes a superuser of them';
+CREATE TRIGGER check_setting BEFORE INSERT OR UPDATE OR DELETE ON distill.settings FOR EACH ROW EXECUTE FUNCTION distill._check_setting();
+COMMENT ON TRIGGER check_setting ON distill.settings IS 'what change_setting refuses is refused however it comes';
+
 -- Views read as who asks, not as their owner.
 ALTER VIEW distill.families SET (security_invoker = true);
 ALTER VIEW distill.frontier SET (security_invoker = true);

@@ -56,6 +56,7 @@ ROOMS = (
     "database",
     "frame",
     "quoting",
+    "text",
     "errors",
 )
 
@@ -72,6 +73,7 @@ PURE = (
     "frame",
     "onnx_model",
     "onnx_wire",
+    "text",
 )
 
 # Libraries that only some rooms may import: plpy is handed in, psycopg is the way from outside.
