@@ -42,6 +42,15 @@ return sqlapi.change_setting(plpy, name, value)
 $$;
 COMMENT ON FUNCTION distill.change_setting(text, text) IS 'set a limit for the whole database; NULL takes it back to its default';
 
+CREATE FUNCTION distill._check_setting() RETURNS trigger
+LANGUAGE plpython3u SET search_path = pg_catalog, pg_temp AS $$
+from pg_distill import sqlapi
+sqlapi.check_changed_setting(plpy, TD["old"], TD["new"])
+$$;
+COMMENT ON FUNCTION distill._check_setting() IS 'internal: trigger that takes values of settings only, and from administrators none that makes a superuser of them';
+CREATE TRIGGER check_setting BEFORE INSERT OR UPDATE OR DELETE ON distill.settings FOR EACH ROW EXECUTE FUNCTION distill._check_setting();
+COMMENT ON TRIGGER check_setting ON distill.settings IS 'what change_setting refuses is refused however it comes';
+
 CREATE FUNCTION distill._run_pending() RETURNS void
 LANGUAGE plpython3u AS $$
 from pg_distill import sqlapi

@@ -1,30 +1,33 @@
 -- Jobs: distillations that wait for a worker. Whose a job is decides which rights it is run with, so that nobody may say it but
 -- PostgreSQL itself: the trigger holds for roles that row-level security lets pass, too.
+-- A role writes its own rows, so that the table holds nothing that would end a worker or a view over it: counts that overflow, times
+-- that cannot be subtracted, texts of a gigabyte.
 CREATE TABLE distill.job_queue (
     run_id           uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     submitter        text NOT NULL DEFAULT current_user,
     submitter_oid    oid NOT NULL DEFAULT distill._current_role(),
-    arguments        jsonb NOT NULL CHECK (jsonb_typeof(arguments) = 'object'),
-    search_path      text NOT NULL DEFAULT current_setting('search_path'),
+    arguments        jsonb NOT NULL CHECK (jsonb_typeof(arguments) = 'object' AND octet_length(arguments::text) <= 1048576
+                         AND NOT jsonb_path_exists(arguments, '$.* ? (@.type() == "object" || @.type() == "array")')), -- lists of words are unwrapped
+    search_path      text NOT NULL DEFAULT current_setting('search_path') CHECK (octet_length(search_path) <= 10000),
     state            text NOT NULL DEFAULT 'queued' CHECK (state IN ('queued', 'running', 'done', 'failed', 'cancelled')),
     cancel_requested boolean NOT NULL DEFAULT false,
-    attempts         integer NOT NULL DEFAULT 0,
-    takeovers        integer NOT NULL DEFAULT 0,
-    not_before       timestamptz NOT NULL DEFAULT clock_timestamp(),
+    attempts         integer NOT NULL DEFAULT 0 CHECK (attempts BETWEEN 0 AND 1000000),
+    takeovers        integer NOT NULL DEFAULT 0 CHECK (takeovers BETWEEN 0 AND 1000000),
+    not_before       timestamptz NOT NULL DEFAULT clock_timestamp() CHECK (not_before BETWEEN '2000-01-01 UTC' AND '9000-01-01 UTC'),
     claim_id         uuid,
-    worker           text,
-    heartbeat_at     timestamptz,
-    stage            text,
+    worker           text CHECK (octet_length(worker) <= 1000),
+    heartbeat_at     timestamptz CHECK (heartbeat_at BETWEEN '2000-01-01 UTC' AND '9000-01-01 UTC'),
+    stage            text CHECK (octet_length(stage) <= 1000),
     progress         float8 NOT NULL DEFAULT 0 CHECK (progress BETWEEN 0 AND 1),
-    candidate        text,
-    seconds_left     float8,
+    candidate        text CHECK (octet_length(candidate) <= 10000),
+    seconds_left     float8 CHECK (seconds_left BETWEEN 0 AND 1e9), -- which NaN is not
     student_id       uuid,
-    summary          text,
-    sqlstate         text,
-    error            text,
-    submitted_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
-    started_at       timestamptz,
-    finished_at      timestamptz,
+    summary          text CHECK (octet_length(summary) <= 100000),
+    sqlstate         text CHECK (sqlstate ~ '^[0-9A-Z]{5}$'),
+    error            text CHECK (octet_length(error) <= 100000),
+    submitted_at     timestamptz NOT NULL DEFAULT clock_timestamp() CHECK (submitted_at BETWEEN '2000-01-01 UTC' AND '9000-01-01 UTC'),
+    started_at       timestamptz CHECK (started_at BETWEEN '2000-01-01 UTC' AND '9000-01-01 UTC'),
+    finished_at      timestamptz CHECK (finished_at BETWEEN '2000-01-01 UTC' AND '9000-01-01 UTC'),
     CHECK ((state = 'running') = (claim_id IS NOT NULL))
 );
 -- Not marked for pg_dump: what a run left is in distill.runs, and a job that waits here must not be run where a copy is restored.

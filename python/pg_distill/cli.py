@@ -2,7 +2,7 @@
 
 One subcommand is one function, listed in ``COMMANDS``: it gets the parsed arguments and returns an exit code. What a
 subcommand prints goes through ``_show``: tables for people, one JSON document with ``--json``. Progress and warnings go to
-stderr.
+stderr. All of it goes through ``_print``: names, errors and file names are others' text, which a terminal would obey.
 
 Exit codes
     0 done; 1 refused, by the server or by a check (the SQLSTATE is shown); 2 wrong usage; 3 no connection;
@@ -18,13 +18,16 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from pg_distill import __version__
 from pg_distill.errors import (
@@ -32,8 +35,10 @@ from pg_distill.errors import (
     InvalidArtifact,
     InvalidParameter,
     InvalidState,
+    LimitExceeded,
     PgDistillError,
 )
+from pg_distill.text import printable, storable
 
 if TYPE_CHECKING:
     import psycopg
@@ -46,6 +51,8 @@ INTERRUPTED = 130
 
 MIN_SERVER = 15
 MANIFEST_FORMAT = 1  # of what `export` writes and `import` reads
+MAX_FILE_BYTES = 1000 << 20  # what the setting artifact_limit_mb lets in at most
+MAX_MANIFEST_BYTES = 16 << 20  # of 10,000 features with long names
 BAR_SECONDS = 0.2  # between redraws
 BAR_WIDTH = 24
 
@@ -80,6 +87,10 @@ class _Unreachable(Exception):
     """No connection."""
 
 
+class _Misused(Exception):
+    """Wrong usage that the parser does not see."""
+
+
 def _connect(arguments: argparse.Namespace) -> psycopg.Connection[Any]:
     """Connect by --dsn and libpq's environment, rows as dictionaries, in autocommit mode."""
     import psycopg
@@ -91,6 +102,16 @@ def _connect(arguments: argparse.Namespace) -> psycopg.Connection[Any]:
         )
     except psycopg.OperationalError as error:
         raise _Unreachable(str(error)) from error
+    except psycopg.ProgrammingError as error:
+        # What libpq says quotes the part that it does not understand, which may be a part of a password.
+        raise _Misused("--dsn is no connection string of libpq") from error
+
+
+def _print(text: str, file: TextIO | None = None) -> None:
+    """Write lines to stdout, or to ``file``: the one place where text goes to where a terminal may be."""
+    out = file if file is not None else sys.stdout
+    out.write(printable(text, keep="\n") + "\n")
+    out.flush()
 
 
 def _rows(connection: psycopg.Connection[Any], query: str, *values: Any) -> list[dict[str, Any]]:
@@ -102,16 +123,16 @@ def _show(arguments: argparse.Namespace, rows: Sequence[Mapping[str, Any]], empt
     """Print rows as a table, or as JSON."""
     if arguments.json:
         plain = [{key: _finite(value) for key, value in row.items()} for row in rows]
-        print(json.dumps(plain, default=_plain, indent=2, allow_nan=False))
+        _print(json.dumps(plain, default=_plain, indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
         return
     if not rows:
-        print(empty)
+        _print(empty)
         return
     titles = list(rows[0])
-    cells = [[_cell(row[title]) for title in titles] for row in rows]
+    cells = [[printable(_cell(row[title])) for title in titles] for row in rows]
     widths = [max(len(line[i]) for line in [titles, *cells]) for i in range(len(titles))]
     for line in [titles, *cells]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        _print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _finite(value: Any) -> Any:
@@ -142,7 +163,8 @@ def _cell(value: Any) -> str:
 
 
 def _warn(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    # Indented, so that no line of it looks like one of ours.
+    _print("\n    ".join(text.splitlines()), sys.stderr)
 
 
 class _Bar:
@@ -165,7 +187,9 @@ class _Bar:
         what = f"{stage}{': ' + candidate if candidate else ''}"
         if self._terminal:
             full = int(part * BAR_WIDTH)
-            text = f"[{'#' * full}{'.' * (BAR_WIDTH - full)}] {part:4.0%}  {left:3.0f} s left  {what}"
+            text = printable(
+                f"[{'#' * full}{'.' * (BAR_WIDTH - full)}] {part:4.0%}  {left:3.0f} s left  {what}"
+            )
             _width = shutil.get_terminal_size().columns - 1
             sys.stderr.write(f"\r\x1b[K{text[:_width]}")
             sys.stderr.flush()
@@ -414,11 +438,19 @@ def register(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most: int = MAX_FILE_BYTES, *, beside: bool = False) -> bytes:
+    """Read a file of ``most`` bytes; with ``beside``, one that another file named: no link, no device, no pipe."""
     try:
-        return path.read_bytes()
+        flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_NOFOLLOW | os.O_NONBLOCK if beside else 0)
+        with open(os.open(path, flags), "rb") as file:
+            if beside and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InvalidParameter(f'file "{path}" is no ordinary file')
+            content = file.read(most + 1)
     except OSError as error:
         raise InvalidParameter(f'file "{path}" cannot be read: {error.strerror}') from error
+    if len(content) > most:
+        raise LimitExceeded(f'file "{path}" has more than {most} bytes')
+    return content
 
 
 def _converted(
@@ -592,7 +624,10 @@ def report(arguments: argparse.Namespace) -> int:
             f"{error.name or error} is not installed",
             hint="Install it with what draws: pip install 'pg_distill[plot]'.",
         ) from error
-    content = page.encode()
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # A row that no distillation of ours has written.
+        raise InvalidState("the run is not recorded as a run is", detail=f"{error!r}.") from error
+    content = page.encode("utf-8", "backslashreplace")
     _write(arguments.output, content)
     _show(arguments, [{"file": str(arguments.output), "bytes": len(content)}])
     return DONE
@@ -757,7 +792,7 @@ def export(arguments: argparse.Namespace) -> int:
         )
     if not arguments.to.is_dir():
         raise InvalidParameter(f'folder "{arguments.to}" does not exist')
-    stem = re.sub(r"[^\w.-]", "_", f"{model['name']}-{model['version']}")
+    stem = _stem(model["name"], model["version"])
     manifest = {
         "format": MANIFEST_FORMAT,
         "pg_distill": __version__,
@@ -787,6 +822,13 @@ def export(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _stem(name: str, version: str) -> str:
+    """Return how the files of a version are called: no option, no hidden file, and another for each version."""
+    qualified = f"{name}-{version}"
+    stem = re.sub(r"^[.-]|[^\w.-]", "_", qualified)
+    return stem if stem == qualified else f"{stem}-{hashlib.sha256(qualified.encode()).hexdigest()[:8]}"
+
+
 def _find(connection: psycopg.Connection[Any], model: str) -> dict[str, Any]:
     name, colon, version = model.partition(":")
     rows = _rows(
@@ -804,14 +846,30 @@ def _find(connection: psycopg.Connection[Any], model: str) -> dict[str, Any]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a whole file or none."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a whole file or none, and through nobody's link."""
+    part = path.with_name(f".pg_distill.{secrets.token_hex(8)}")
     try:
-        part.write_bytes(content)
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as file:
+            file.write(content)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise InvalidParameter(f'file "{path}" cannot be written: {error.strerror}') from error
+
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|&~-])")
+
+
+def _markdown(text: object) -> str:
+    """Write text as Markdown that shows it as it is."""
+    return _MARKDOWN.sub(r"\\\1", printable(str(text)))
+
+
+def _code(text: object) -> str:
+    """Write text as code in a line of Markdown, between more backticks than it has in a row."""
+    shown = printable(str(text))
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    return f"{fence} {shown} {fence}" if "`" in shown else f"`{shown}`"
 
 
 def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], has_sql: bool) -> str:
@@ -830,23 +888,26 @@ def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], has_sql: 
     machine = measured.get("machine") or {}
     what = "SQL expression" if model["form"] == "sql" else "predict"
     lines = [
-        f"# {model['name']}, version {model['version']}",
+        f"# {_markdown(model['name'])}, version {_markdown(model['version'])}",
         "",
         f"- Task: {model['task']}"
-        + (f"; classes {', '.join(manifest['classes'])}" if manifest["classes"] else ""),
-        f"- Kind: {model['kind']}, {model['size_bytes']} bytes, sha256 `{model['sha256']}`",
-        f"- Distilled from: {manifest['teacher'] or 'none: it was registered as it is'}",
-        f"- Registered: {model['created_at']:%Y-%m-%d} by {model['owner']}",
+        + (f"; classes {', '.join(map(_markdown, manifest['classes']))}" if manifest["classes"] else ""),
+        f"- Kind: {model['kind']}, {model['size_bytes']} bytes, sha256 {_code(model['sha256'])}",
+        f"- Distilled from: {_markdown(manifest['teacher'] or 'none: it was registered as it is')}",
+        f"- Registered: {model['created_at']:%Y-%m-%d} by {_markdown(model['owner'])}",
         f"- As plain SQL: {'yes' if has_sql else 'no'}",
         "",
         "## Figures",
         "",
-        f"- {model['metric'] or 'accuracy'}: {interval(model['accuracy'], model['accuracy_low'], model['accuracy_high'])}",
+        f"- {_markdown(model['metric'] or 'accuracy')}:"
+        f" {interval(model['accuracy'], model['accuracy_low'], model['accuracy_high'])}",
         f"- Call latency, one row's {what} inside a running query: {latency}",
-        f"- Measured on {measured.get('rows', 'no')} rows"
+        f"- Measured on {_markdown(measured.get('rows', 'no'))} rows"
         + (f", {model['measured_at']:%Y-%m-%d}" if model["measured_at"] else "")
         + (
-            f", {machine['processor']}, {machine['cores']} cores, PostgreSQL {machine['postgresql']}"
+            ", {}, {} cores, PostgreSQL {}".format(
+                *(_markdown(machine.get(key, "unknown")) for key in ("processor", "cores", "postgresql"))
+            )
             if machine
             else ""
         ),
@@ -856,12 +917,15 @@ def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], has_sql: 
         "",
         "## Data",
         "",
-        f"- Sample: `{model['sample'] or 'none'}`",
-        f"- Label: {model['label'] or 'none'}",
+        f"- Sample: {_code(model['sample'] or 'none')}",
+        f"- Label: {_markdown(model['label'] or 'none')}",
         "",
         "## Features, in order",
         "",
-        *(f"- `{feature['name']}` ({feature['kind']})" for feature in model["input_schema"]["features"]),
+        *(
+            f"- {_code(feature['name'])} ({_markdown(feature['kind'])})"
+            for feature in model["input_schema"]["features"]
+        ),
         "",
     ]
     return "\n".join(lines)
@@ -879,22 +943,14 @@ def _import_options(parser: argparse.ArgumentParser) -> None:
 
 def import_(arguments: argparse.Namespace) -> int:
     """Register what export wrote, checked and, with --sample, measured here."""
-    try:
-        manifest = json.loads(_read(arguments.manifest))
-        known = manifest["format"] == MANIFEST_FORMAT
-    except (ValueError, TypeError, KeyError) as error:
-        raise InvalidArtifact(f'file "{arguments.manifest}" is no manifest of pg-distill export') from error
-    if not known or not manifest.get("onnx"):
-        raise InvalidArtifact(
-            f'file "{arguments.manifest}" holds no ONNX model, or is of another version of pg-distill'
-        )
+    manifest = _manifest(arguments.manifest)
     if arguments.sample is None and "string" in manifest["kinds"]:
         # A graph takes one matrix of strings and one of numbers: which column is in which only rows can say.
         raise InvalidParameter(
             f'model "{manifest["name"]}" has features that are strings',
             hint="Pass --sample, a relation or query with its columns.",
         )
-    artifact = _read(arguments.manifest.parent / Path(manifest["onnx"]).name)
+    artifact = _read(arguments.manifest.parent / manifest["onnx"], beside=True)
     if hashlib.sha256(artifact).hexdigest() != manifest["sha256"]:
         raise InvalidArtifact(f'file "{manifest["onnx"]}" is not the one that was exported')
     with _connect(arguments) as connection:
@@ -904,6 +960,49 @@ def import_(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
         _show(arguments, _rows(connection, _MODELS + " WHERE m.id = %s", row["id"]))
     return DONE
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value == storable(value, len(value))
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+# What `import` takes from a manifest; other keys are for people.
+_MANIFEST: Mapping[str, Callable[[Any], bool]] = {
+    "name": _is_text,
+    "version": _is_text,
+    "task": lambda value: value in ("binary", "multiclass", "regression"),
+    "features": _is_texts,
+    "kinds": _is_texts,
+    "classes": lambda value: value is None or _is_texts(value),
+    "sha256": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+    "onnx": lambda value: _is_text(value) and value == Path(value).name != "",
+}
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """Read what ``export`` wrote; whatever else is there is an error."""
+    try:
+        manifest = json.loads(_read(path, MAX_MANIFEST_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise InvalidArtifact(f'file "{path}" is no manifest of pg-distill export') from error
+    if not isinstance(manifest, dict) or type(manifest.get("format")) is not int:
+        raise InvalidArtifact(f'file "{path}" is no manifest of pg-distill export')
+    if manifest["format"] != MANIFEST_FORMAT:
+        raise InvalidArtifact(f'file "{path}" is of another version of pg-distill')
+    if manifest.get("onnx") is None:
+        raise InvalidArtifact(f'file "{path}" holds no ONNX model')
+    wrong = [key for key, holds in _MANIFEST.items() if key not in manifest or not holds(manifest[key])]
+    if not wrong and len(manifest["features"]) != len(manifest["kinds"]):
+        wrong = ["kinds"]
+    if wrong:
+        raise InvalidArtifact(
+            f'file "{path}" has no valid "{wrong[0]}", as a manifest of pg-distill export has'
+        )
+    return manifest
 
 
 def _worker_options(parser: argparse.ArgumentParser) -> None:
@@ -955,10 +1054,21 @@ COMMANDS: Mapping[str, tuple[Command, Callable[[argparse.ArgumentParser], None] 
 """Each subcommand's function, and the one that adds its options."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with its arguments, which it repeats, by ``_print``."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:
+            _print(message.removesuffix("\n"), file if file is not None else sys.stderr)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pg-distill", description="Distil models inside PostgreSQL.")
+    parser = _Parser(prog="pg-distill", description="Distil models inside PostgreSQL.")
     parser.add_argument("-V", action="version", version=f"pg-distill {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--dsn", help="libpq's connection string; without it PGHOST, PGUSER ... hold")
     common.add_argument("--json", action="store_true", help="print one JSON document")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
@@ -973,6 +1083,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``pg-distill``; return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever the terminal's encoding lacks
     parsed = _parser().parse_args(arguments)
     function: Command = parsed.function
     try:
@@ -986,6 +1099,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _Unreachable as error:
         _warn(f"pg-distill: {error}")
         return NO_CONNECTION
+    except _Misused as error:
+        _warn(f"pg-distill: {error}")
+        return USAGE
+    except UnicodeEncodeError:
+        _warn("pg-distill: an argument is no text in the terminal's encoding")
+        return USAGE
     except PgDistillError as error:
         _complain(error.sqlstate, error.message, error.detail, error.hint)
     except psycopg.OperationalError as error:
@@ -1010,7 +1129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(sqlstate: str | None, message: str, detail: str | None, hint: str | None) -> None:
-    _warn(f"pg-distill: {message.removeprefix('plpy.Error: ')} ({sqlstate})")
+    state = f" ({sqlstate})" if sqlstate is not None else ""
+    _warn(f"pg-distill: {message.removeprefix('plpy.Error: ')}{state}")
     for text in (detail, hint):
         if text:
             _warn(f"  {text}")

@@ -102,7 +102,7 @@ class Database(Protocol):
     def notice(self, message: str) -> None:
         """Say something to the client at once."""
 
-    def warning(self, message: str) -> None:
+    def warning(self, message: str, *, detail: str | None = None, hint: str | None = None) -> None:
         """Warn the client."""
 
     def show_activity(self, text: str | None) -> None:
@@ -268,8 +268,9 @@ class PlpyDatabase(Database):
     def notice(self, message: str) -> None:
         self._plpy.notice(message)
 
-    def warning(self, message: str) -> None:
-        self._plpy.warning(message)
+    def warning(self, message: str, *, detail: str | None = None, hint: str | None = None) -> None:
+        given = {"detail": detail, "hint": hint}
+        self._plpy.warning(message, **{key: text for key, text in given.items() if text is not None})
 
     def show_activity(self, text: str | None) -> None:
         if self._own_name is None:
@@ -300,7 +301,7 @@ def _qualified(kind: str) -> str:
 
 
 # The others that are used (boolean, double precision ...) are words of the grammar, and nobody else's.
-_OWN_TYPES = frozenset({"bytea", "float8", "int4", "int8", "jsonb", "text", "timestamptz", "uuid"})
+_OWN_TYPES = frozenset({"bytea", "float8", "int4", "int8", "jsonb", "oid", "text", "timestamptz", "uuid"})
 
 
 class _PlpyCursor:
@@ -421,8 +422,8 @@ class PsycopgDatabase(Database):
     def notice(self, message: str) -> None:
         self._say(message)
 
-    def warning(self, message: str) -> None:
-        self._say(message)
+    def warning(self, message: str, *, detail: str | None = None, hint: str | None = None) -> None:
+        self._say("\n".join(text for text in (message, detail, hint) if text is not None))
 
     def show_activity(self, text: str | None) -> None:
         """Show nothing: the connection has its job's name, and distill.jobs says how far it is."""

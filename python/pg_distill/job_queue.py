@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pg_distill.database import Database
-from pg_distill.errors import InsufficientPrivilege, InvalidState, UndefinedObject
+from pg_distill.errors import InsufficientPrivilege, InvalidParameter, InvalidState, UndefinedObject
+from pg_distill.text import storable
 
 __all__ = [
     "CHANNEL",
@@ -28,6 +29,8 @@ __all__ = [
 
 CHANNEL = "pg_distill_jobs"
 MAX_TAKEOVERS = 1  # a job over which two workers died is not tried on a third
+MOST_COUNTED = 1_000_000  # attempts and takeovers: what a role writes into its own rows does not overflow
+MAX_SUMMARY, MAX_ERROR = 10_000, 4_000  # characters; the table holds more bytes than these can have
 
 Standing = Literal["ours", "cancelled", "lost"]
 
@@ -37,10 +40,20 @@ class Job:
     """A job that an attempt has claimed."""
 
     run_id: str
-    arguments: Mapping[str, Any]
+    arguments: str
+    """JSON, as its row has it: a fault of it is the job's own, and to be met where the job's are."""
     search_path: str
     claim_id: str
     attempts: int
+
+    def read_arguments(self) -> dict[str, Any]:
+        """Return the arguments, of whatever names and types; InvalidParameter where they are not to be read."""
+        try:
+            return dict(json.loads(self.arguments))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidParameter(
+                f'arguments of job "{self.run_id}" are not to be read', detail=f"{type(error).__name__}."
+            ) from error
 
 
 def require_own_login(db: Database) -> None:
@@ -78,7 +91,10 @@ _EXPIRED = (
 
 
 def claim(db: Database, worker: str, lease_s: float) -> Job | None:
-    """Claim the current role's oldest job that waits, or whose worker has been silent for ``lease_s`` seconds."""
+    """Claim the current role's oldest job that waits, or whose worker has been silent for ``lease_s`` seconds.
+
+    One that was put back is as old as its next beginning: it comes behind those that have waited meanwhile.
+    """
     # SKIP LOCKED: another claims it at this moment, or records its run.
     db.query(
         "update distill.job_queue set state = case when cancel_requested then 'cancelled' else 'failed' end, claim_id = null,"
@@ -91,22 +107,22 @@ def claim(db: Database, worker: str, lease_s: float) -> Job | None:
         ("int4", MAX_TAKEOVERS),
     )
     rows = db.query(
-        "update distill.job_queue set takeovers = takeovers + (state = 'running')::pg_catalog.int4, state = 'running',"
-        " attempts = attempts + 1, claim_id = $2, worker = $3, heartbeat_at = pg_catalog.clock_timestamp(),"
-        " started_at = pg_catalog.clock_timestamp(), stage = 'start', progress = 0, candidate = null, seconds_left = null"
+        "update distill.job_queue set state = 'running', attempts = least(attempts, $4 - 1) + 1,"
+        " takeovers = least(takeovers, $4 - 1) + (state = 'running')::pg_catalog.int4, claim_id = $2, worker = $3,"
+        " heartbeat_at = pg_catalog.clock_timestamp(), started_at = pg_catalog.clock_timestamp(), stage = 'start', progress = 0,"
+        " candidate = null, seconds_left = null"
         " where run_id = (select q.run_id from distill.job_queue q where"
         " q.submitter_oid = distill._current_role() and q.state = 'queued' and not q.cancel_requested"
         " and q.not_before <= pg_catalog.clock_timestamp()"
-        f" or {_EXPIRED} order by q.submitted_at, q.run_id limit 1 for update skip locked)"
+        f" or {_EXPIRED} order by greatest(q.submitted_at, q.not_before), q.run_id limit 1 for update skip locked)"
         " returning run_id::pg_catalog.text as run_id, arguments::pg_catalog.text as arguments, search_path,"
         " claim_id::pg_catalog.text as claim_id, attempts",
         ("float8", lease_s),
         ("uuid", str(uuid.uuid4())),
         ("text", worker),
+        ("int4", MOST_COUNTED),
     )
-    if not rows:
-        return None
-    return Job(**{**rows[0], "arguments": json.loads(rows[0]["arguments"])})
+    return Job(**rows[0]) if rows else None
 
 
 _OURS = "where q.run_id = $1 and q.claim_id = $2 and q.submitter_oid = distill._current_role()"
@@ -148,7 +164,7 @@ def find_claimed(db: Database, run_id: str, claim_id: str | None = None) -> Job:
     )
     if not rows:
         raise InvalidState(f'job "{run_id}" was cancelled or taken over')
-    return Job(**{**rows[0], "arguments": json.loads(rows[0]["arguments"])})
+    return Job(**rows[0])
 
 
 def complete(db: Database, job: Job, student_id: str | None, summary: str) -> None:
@@ -166,7 +182,7 @@ def complete(db: Database, job: Job, student_id: str | None, summary: str) -> No
         ("uuid", job.run_id),
         ("uuid", job.claim_id),
         ("uuid", student_id),
-        ("text", summary),
+        ("text", storable(summary, MAX_SUMMARY)),
     )
     if not rows:
         raise InvalidState(f'job "{job.run_id}" was cancelled or taken over')
@@ -181,7 +197,7 @@ def fail(db: Database, job: Job, sqlstate: str, error: str, *, cancelled: bool =
         ("uuid", job.claim_id),
         ("text", "cancelled" if cancelled else "failed"),
         ("text", sqlstate),
-        ("text", error),
+        ("text", storable(error, MAX_ERROR)),
     )
 
 
@@ -203,7 +219,7 @@ def retry(db: Database, job: Job, sqlstate: str, error: str, seconds: float) -> 
         ("uuid", job.run_id),
         ("uuid", job.claim_id),
         ("text", sqlstate),
-        ("text", error),
+        ("text", storable(error, MAX_ERROR)),
         ("float8", seconds),
     )
 
@@ -213,11 +229,11 @@ def release(
 ) -> None:
     """Put the job back as if it had not been begun; ``why`` is the SQLSTATE and the message of what kept it from that."""
     db.query(
-        f"update distill.job_queue q set attempts = q.attempts - 1, {_BACK} {_OURS}",
+        f"update distill.job_queue q set attempts = greatest(q.attempts - 1, 0), {_BACK} {_OURS}",
         ("uuid", job.run_id),
         ("uuid", job.claim_id),
         ("text", why[0]),
-        ("text", why[1]),
+        ("text", storable(why[1], MAX_ERROR) if why[1] is not None else None),
         ("float8", seconds),
     )
     db.query("select pg_catalog.pg_notify($1, '')", ("text", CHANNEL))

@@ -32,7 +32,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from pg_distill import __version__, approval, distillation, job_queue, record, registry
 from pg_distill.database import Database, PsycopgDatabase, extension_version
@@ -41,6 +42,7 @@ from pg_distill.job_queue import Job
 from pg_distill.options import Options
 from pg_distill.progress import Progress
 from pg_distill.record import Outcome, Report
+from pg_distill.text import printable, storable
 
 if TYPE_CHECKING:
     import psycopg
@@ -56,6 +58,7 @@ RECONNECT_SECONDS = 1.0
 RETRY_SECONDS = 5.0  # before another attempt, times the attempts that there have been
 BUSY_SECONDS = 2.0  # before a job is tried again for which there was no place
 MAX_ATTEMPTS = 3
+MAX_SAID = 60  # characters of a name of a job's arguments: one of its own may be long
 
 TRANSIENT = ("08", "40", "53", "57", "58")
 """Classes of errors that may pass: connection, serialisation, resources, shutdown, a training process that died."""
@@ -139,12 +142,32 @@ def record_job(db: Database, run_id: str, claim_id: str, text: str, files: Seque
 
 def _options(job: Job) -> Options:
     """Return a job's arguments, checked again: a role may write rows of its own without `submit`."""
+    given = job.read_arguments()
+    types = get_type_hints(Options)
+    for name, value in given.items():
+        if name not in types or not _is_a(value, types[name]):
+            raise InvalidParameter(
+                f'job "{job.run_id}" has no valid argument "{storable(name, MAX_SAID)}" of distill_model'
+            )
     try:
-        return Options(**job.arguments)
-    except (TypeError, ValueError) as error:
-        raise InvalidParameter(
-            f'job "{job.run_id}" has arguments that distill_model has not: {error}'
-        ) from error
+        return Options(**given)
+    except TypeError as error:
+        raise InvalidParameter(f'job "{job.run_id}" lacks arguments of distill_model: {error}') from error
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    """Return whether a value of JSON is one of a field of `Options`."""
+    if kind is int:
+        return type(value) is int and abs(value) < 1 << 63
+    if kind is float:
+        return type(value) in (int, float)
+    if kind is str:
+        return isinstance(value, str)
+    if get_origin(kind) is Sequence:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if kind is NoneType:
+        return value is None
+    return any(_is_a(value, part) for part in get_args(kind))
 
 
 def _record_failure(db: Database, job: Job, sqlstate: str, message: str) -> None:
@@ -178,10 +201,13 @@ class Worker:
     ) -> None:
         self._dsn = dsn
         self._lease_s = lease_s
-        self._say = say if say is not None else lambda line: print(line, file=sys.stderr, flush=True)
+        self._tell = say if say is not None else lambda line: print(line, file=sys.stderr, flush=True)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._ending = threading.Event()
         self._lost: Job | None = None  # whose claim may still be ours, after a connection broke
+
+    def _say(self, line: str) -> None:
+        self._tell(printable(line))
 
     def stop(self, *_: Any) -> None:
         """End soon: a running job goes back to the queue."""
@@ -263,7 +289,7 @@ class Worker:
         """Run a claimed job; return whether its fate is recorded: not where ``watch`` was lost."""
         import psycopg
 
-        self._say(f"job {job.run_id}: {job.arguments.get('teacher')}, attempt {job.attempts}")
+        self._say(f"job {job.run_id}: attempt {job.attempts}")
         queue = PsycopgDatabase(watch)
         try:
             # A connection for each job: what a sample leaves in its session (settings, locks) does not outlive it.
@@ -280,6 +306,7 @@ class Worker:
             progress = Progress(Options.time_budget_s)
             try:
                 options = _options(job)
+                self._say(f"job {job.run_id}: {options.teacher}")
                 progress = Progress(options.time_budget_s)
                 monitor = _Monitor(watch, connection, job, progress, self._lease_s, self._ending)
                 db = PsycopgDatabase(connection, check=monitor.check)

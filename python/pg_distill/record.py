@@ -287,7 +287,7 @@ def store_job(db: Database, job: Job, report: Report, *, checked: Sequence[bytes
     InvalidState
         The job was cancelled or taken over meanwhile.
     """
-    teacher = registry.find_model(db, str(job.arguments.get("teacher")))
+    teacher = registry.find_model(db, str(job.read_arguments().get("teacher")))
     made = report.student
     if report.run.get("run_id") != job.run_id or report.teacher_id != teacher.id:
         raise InvalidParameter(f'the report is not of job "{job.run_id}"')

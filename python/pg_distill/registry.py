@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pg_distill import __version__, places
-from pg_distill.database import Argument, Database, Row, quote_identifier
+from pg_distill.database import Argument, Database, Row, is_superuser, quote_identifier
 from pg_distill.errors import (
     ArtifactCorrupted,
     DependentObjects,
@@ -26,6 +26,7 @@ from pg_distill.errors import (
 )
 from pg_distill.frame import ModelForm, Task
 from pg_distill.onnx_model import Cost, Signature
+from pg_distill.text import name_fault, printable, skeleton
 
 __all__ = [
     "REPORTED",
@@ -41,6 +42,7 @@ __all__ = [
     "admitted",
     "change_setting",
     "check_name",
+    "check_setting",
     "choose_member",
     "column_types",
     "drop",
@@ -192,13 +194,18 @@ _NOT_IN_NAMES = re.compile(r"[:\x00-\x1f\x7f]")
 
 
 def check_name(name: str, what: str = "model name") -> str:
-    """Return ``name`` if a model or version may be called so."""
-    if not name or len(name.encode()) > MAX_NAME_BYTES or _NOT_IN_NAMES.search(name):
-        raise InvalidName(
-            f'{what} "{name}" is not valid',
-            detail=f"A name has 1 to {MAX_NAME_BYTES} bytes, no colon and no control characters.",
-        )
-    return name
+    """Return ``name`` if a model or version may be called so.
+
+    No CHECK of the tables says the whole of it: models of older releases have other names, and go on being used, activated and
+    restored.
+    """
+    fault = f"A name has 1 to {MAX_NAME_BYTES} bytes, no colon and no control characters."
+    if name and len(name.encode("utf-8", "replace")) <= MAX_NAME_BYTES and not _NOT_IN_NAMES.search(name):
+        found = name_fault(name)
+        if found is None:
+            return name
+        fault = found
+    raise InvalidName(f'{what} "{printable(name)}" is not valid', detail=fault)
 
 
 _MODEL_COLUMNS = (
@@ -346,6 +353,8 @@ def _require_name(db: Database, name: str, role: Role, *, visible: bool) -> None
         It is another role's.
     DuplicateModel
         So it is, and the current role sees none of its versions.
+    InvalidName
+        It is new, and seen as the name of another role's models: who reads the one would take it for the other.
     """
     rows = db.query(
         f"select m.owner from distill.models m where m.name = $3 and not {_MAY_WRITE} limit 1",
@@ -353,6 +362,7 @@ def _require_name(db: Database, name: str, role: Role, *, visible: bool) -> None
         ("text", name),
     )
     if not rows:
+        _refuse_lookalike(db, name, role)
         return
     if not visible:
         raise DuplicateModel(f'model name "{name}" is taken', hint="Choose another name.")
@@ -361,6 +371,18 @@ def _require_name(db: Database, name: str, role: Role, *, visible: bool) -> None
         detail=f'A version of it belongs to role "{rows[0]["owner"]}".',
         hint="Choose another name, or work as a member of that role.",
     )
+
+
+def _refuse_lookalike(db: Database, name: str, role: Role) -> None:
+    if db.query("select from distill.models m where m.name = $1 limit 1", ("text", name)):
+        return
+    own = skeleton(name)
+    others = db.query(f"select distinct m.name from distill.models m where not {_MAY_WRITE}", *_writer(role))
+    if any(skeleton(row["name"]) == own for row in others):
+        raise InvalidName(
+            f'model name "{printable(name)}" is seen as a name of another role\'s',
+            hint="Choose another name.",
+        )
 
 
 def require_name(db: Database, name: str) -> None:
@@ -935,25 +957,53 @@ def find_candidate(db: Database, run_id: str, number: int) -> Row:
 
 
 def get_setting(db: Database, name: str) -> int:
-    """Return the value in force."""
-    rows = db.query("select s.value from distill.settings s where s.name = $1", ("text", name))
-    return int(rows[0]["value"]) if rows else SETTINGS[name].default
+    """Return the value in force; InvalidState where its row holds none."""
+    return int(_in_force(db, name, str(SETTINGS[name].default)))
 
 
 def get_text_setting(db: Database, name: str) -> str:
-    """Return the value in force."""
+    """Return the value in force; InvalidState where its row holds none."""
+    return _in_force(db, name, TEXT_SETTINGS[name].default)
+
+
+def _in_force(db: Database, name: str, default: str) -> str:
     rows = db.query("select s.value from distill.settings s where s.name = $1", ("text", name))
-    return str(rows[0]["value"]) if rows else TEXT_SETTINGS[name].default
+    if not rows:
+        return default
+    try:
+        _check_value(name, rows[0]["value"])
+    except InvalidParameter as error:
+        raise InvalidState(
+            f'setting "{name}" has the value "{printable(rows[0]["value"][:MAX_NAME_BYTES])}", which is none of its own',
+            hint=f"Run SELECT distill.change_setting('{name}', NULL) as an administrator.",
+        ) from error
+    return str(rows[0]["value"])
 
 
-def change_setting(db: Database, name: str, value: str | None) -> None:
-    """Set a setting, or take it back to its default with None."""
+def check_setting(db: Database, name: str, value: str | None) -> None:
+    """Refuse a value that a setting does not take, or that the current role may not give it; None takes it back.
+
+    Raises
+    ------
+    InvalidParameter
+        There is no such setting, or it takes no such value.
+    InsufficientPrivilege
+        Only a superuser may change it.
+    """
+    _check_value(name, value)
+    if name in TEXT_SETTINGS and not is_superuser(db):
+        raise InsufficientPrivilege(
+            f'setting "{name}" is for superusers',
+            detail="Whoever names the scheduler runs code as the server.",
+        )
+
+
+def _check_value(name: str, value: str | None) -> None:
     setting = SETTINGS.get(name) or TEXT_SETTINGS.get(name)
     if setting is None:
         known = ", ".join([*SETTINGS, *TEXT_SETTINGS])
         raise InvalidParameter(f'setting "{name}" does not exist', hint=f"There are {known}.")
     if value is None:
-        db.query("delete from distill.settings s where s.name = $1", ("text", name))
         return
     if isinstance(setting, TextSetting):
         if not re.fullmatch(setting.pattern, value):
@@ -962,6 +1012,14 @@ def change_setting(db: Database, name: str, value: str | None) -> None:
         raise InvalidParameter(
             f'setting "{name}" takes a whole number from {setting.low} to {setting.high} {setting.unit}, not "{value}"'
         )
+
+
+def change_setting(db: Database, name: str, value: str | None) -> None:
+    """Set a setting, or take it back to its default with None; errors as of `check_setting`."""
+    check_setting(db, name, value)
+    if value is None:
+        db.query("delete from distill.settings s where s.name = $1", ("text", name))
+        return
     db.query(
         "insert into distill.settings (name, value) values ($1, $2) on conflict (name) do update"
         " set value = excluded.value, changed_at = now(), changed_by = current_user",
@@ -1054,13 +1112,15 @@ def recorded_fidelity(db: Database, student: Model) -> tuple[float | None, int]:
     return (rows[0]["fidelity"], rows[0]["rows_test"]) if rows else (None, 0)
 
 
-# Who names a version in SQL of their own: a view, or the body of a function (distill.create_function writes such).
+# Who names a version in SQL of their own: a view, or a function, in its body or in the comment of distill.create_function.
 _NAMED_IN_SQL = (
-    "select d.id, d.what from (select m.id, pg_catalog.quote_literal(m.name || ':' || m.version) as literal"
+    "select d.id, d.what from (select m.id, m.name || ':' || m.version as qualified,"
+    "  pg_catalog.quote_literal(m.name || ':' || m.version) as literal"
     "  from distill.models m where m.id = any ($1)) n join lateral ("
     "   select n.id, 'function ' || p.oid::pg_catalog.regprocedure::pg_catalog.text as what from pg_catalog.pg_proc p"
     "    join pg_catalog.pg_language l on l.oid = p.prolang where l.lanname not in ('internal', 'c')"
-    "    and pg_catalog.strpos(coalesce(pg_catalog.pg_get_function_sqlbody(p.oid), p.prosrc), n.literal) > 0"
+    "    and (pg_catalog.strpos(coalesce(pg_catalog.pg_get_function_sqlbody(p.oid), p.prosrc), n.literal) > 0"
+    "         or pg_catalog.obj_description(p.oid, 'pg_proc') = 'pg_distill model ' || n.qualified)"
     "   union all select n.id, 'view ' || c.oid::pg_catalog.regclass::pg_catalog.text from pg_catalog.pg_class c"
     "    where c.relkind in ('v', 'm') and pg_catalog.strpos(pg_catalog.pg_get_viewdef(c.oid), n.literal) > 0"
     ") d on true"

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.errors import InvalidParameter, PgDistillError, UndefinedObject
+from pg_distill.errors import InvalidParameter, InvalidState, PgDistillError, UndefinedObject
 from pg_distill.frame import FloatArray, Strings
 from pg_distill.measure import Interval, share_interval
 from pg_distill.registration import positions
+from pg_distill.text import printable
 
 if TYPE_CHECKING:
     import psycopg
@@ -120,7 +121,7 @@ def render(
     connection: psycopg.Connection[Any], *, teacher: str | None = None, run_id: str | None = None
 ) -> str:
     """Return the page; see ``write``."""
-    from jinja2 import Environment
+    from jinja2 import Environment, TemplateError
 
     connection.autocommit = True
     if (teacher is None) == (run_id is None):
@@ -156,23 +157,26 @@ def render(
     )
     answers, missing = _answers(connection, run)
     task = _task(run)
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     environment.filters.update(ms=_milliseconds, figure=_figure, compact=_compact, bytes=_bytes)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
-        run=run,
-        candidates=candidates,
-        lineage=lineage,
-        frontier=_frontier_plot(run, candidates),
-        calibration=_calibration_plot(answers, task)
-        if answers is not None and answers.y is not None
-        else None,
-        segments=_segments(answers, task) if answers is not None else [],
-        missing=missing,
-        asked=len(answers.rows) if answers is not None else 0,
-        labelled=answers is not None and answers.y is not None,
-        task=task,
-    )
+    try:
+        return template.render(
+            run=run,
+            candidates=candidates,
+            lineage=lineage,
+            frontier=_frontier_plot(run, candidates),
+            calibration=_calibration_plot(answers, task)
+            if answers is not None and answers.y is not None
+            else None,
+            segments=_segments(answers, task) if answers is not None else [],
+            missing=missing,
+            asked=len(answers.rows) if answers is not None else 0,
+            labelled=answers is not None and answers.y is not None,
+            task=task,
+        )
+    except TemplateError as error:
+        raise InvalidState(f'run "{run_id}" is not recorded as a run is', detail=f"{error}.") from error
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------
@@ -427,7 +431,7 @@ def _frontier_plot(run: Mapping[str, Any], candidates: Sequence[Mapping[str, Any
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _milliseconds(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("call latency: one row's predict inside a query (mean)")
-        axes.set_ylabel(f"{run['metric']} on {run['rows_test']:,} test rows")
+        axes.set_ylabel(f"{printable(run['metric'])} on {run['rows_test']:,} test rows")
         axes.grid(alpha=0.8, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
@@ -436,7 +440,8 @@ def _frontier_plot(run: Mapping[str, Any], candidates: Sequence[Mapping[str, Any
 
 
 def _family(candidate: Mapping[str, Any]) -> str:
-    return f"{candidate['family']} as SQL" if candidate["form"] == "sql" else str(candidate["family"])
+    family = printable(str(candidate["family"]))
+    return f"{family} as SQL" if candidate["form"] == "sql" else family
 
 
 def _calibration_plot(answers: _Answers, task: str) -> Any:
@@ -500,6 +505,15 @@ def _calibration_plot(answers: _Answers, task: str) -> Any:
 
 
 # -- words ----------------------------------------------------------------------------------------------------------
+
+
+def _shown(value: Any) -> Any:
+    """Make visible what would turn text around or hide it; autoescaping comes after it."""
+    from markupsafe import Markup
+
+    return (
+        printable(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
+    )
 
 
 def _milliseconds(value: float | None) -> str:

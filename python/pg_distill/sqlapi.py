@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 # numpy and onnxruntime start threads when they are imported. A backend's signals are for its one thread, so the others
@@ -34,6 +34,7 @@ __all__ = [
     "cancel",
     "change_setting",
     "check",
+    "check_changed_setting",
     "check_module",
     "check_server",
     "choose_model",
@@ -205,6 +206,20 @@ def change_setting(plpy: Any, name: str | None, value: str | None) -> None:
     if name is None:
         raise NullNotAllowed("name must not be NULL")
     registry.change_setting(_database(plpy), name, value)
+
+
+@_boundary
+def check_changed_setting(plpy: Any, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> None:
+    db = PlpyDatabase(plpy)
+    db.check_search_path()
+    if database.is_superuser(db):  # who restores
+        return
+    from pg_distill import registry
+
+    if old is not None:
+        registry.check_setting(db, old["name"], None)
+    if new is not None:
+        registry.check_setting(db, new["name"], new["value"])
 
 
 @_boundary
@@ -652,14 +667,24 @@ def choose_model(
 
 @_boundary
 def create_function(
-    plpy: Any, model: str | None, function_name: str | None, as_sql: bool | None, replace: bool | None
+    plpy: Any,
+    model: str | None,
+    function_name: str | None,
+    as_sql: bool | None,
+    replace: bool | None,
+    keep_dependents: bool | None,
 ) -> str:
     from pg_distill import functions
 
     if model is None or function_name is None:
         raise NullNotAllowed("model and function_name must not be NULL")
     return functions.create_function(
-        _database(plpy), model, function_name, as_sql=bool(as_sql), replace=bool(replace)
+        _database(plpy),
+        model,
+        function_name,
+        as_sql=bool(as_sql),
+        replace=bool(replace),
+        keep_dependents=bool(keep_dependents),
     )
 
 

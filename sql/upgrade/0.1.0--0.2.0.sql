@@ -117,6 +117,16 @@ COMMENT ON FUNCTION distill.run_rows(uuid) IS
 -- Functions of dropped models are dropped by who drops the model, with that role's rights.
 DROP TRIGGER drop_functions ON distill.models;
 DROP FUNCTION distill._drop_functions();
+-- A new argument makes another function.
+DROP FUNCTION distill.create_function(text, text, boolean, boolean);
+CREATE FUNCTION distill.create_function(
+    model text, function_name text, as_sql boolean DEFAULT false, replace boolean DEFAULT false, keep_dependents boolean DEFAULT false
+) RETURNS regprocedure LANGUAGE plpython3u AS $$
+from pg_distill import sqlapi
+return sqlapi.create_function(plpy, model, function_name, as_sql, replace, keep_dependents)
+$$;
+COMMENT ON FUNCTION distill.create_function(text, text, boolean, boolean, boolean) IS
+    'make a function of the model with its features as named, typed arguments (over 100: as one row); as_sql: the student itself in plain SQL, IMMUTABLE; replace: one of your own, refused while an index or the like holds its results unless keep_dependents, which names what to renew';
 
 CREATE OR REPLACE VIEW distill.leaderboard AS
 SELECT r.teacher_name, r.student_name, r.student_version, r.metric, r.teacher_accuracy, r.student_accuracy, r.lift,
@@ -125,6 +135,16 @@ SELECT r.teacher_name, r.student_name, r.student_version, r.metric, r.teacher_ac
 FROM distill.runs r
 WHERE r.accepted AND (r.attested OR distill._is_trusted(r.owner))
 ORDER BY r.pareto_score DESC NULLS LAST, r.created_at DESC;
+
+-- Settings are checked however they come.
+CREATE FUNCTION distill._check_setting() RETURNS trigger
+LANGUAGE plpython3u SET search_path = pg_catalog, pg_temp AS $$
+from pg_distill import sqlapi
+sqlapi.check_changed_setting(plpy, TD["old"], TD["new"])
+$$;
+COMMENT ON FUNCTION distill._check_setting() IS 'internal: trigger that takes values of settings only, and from administrators none that makes a superuser of them';
+CREATE TRIGGER check_setting BEFORE INSERT OR UPDATE OR DELETE ON distill.settings FOR EACH ROW EXECUTE FUNCTION distill._check_setting();
+COMMENT ON TRIGGER check_setting ON distill.settings IS 'what change_setting refuses is refused however it comes';
 
 -- Views read as who asks, not as their owner.
 ALTER VIEW distill.families SET (security_invoker = true);

@@ -27,6 +27,7 @@ ROOMS = (
     "material",
     "registration",
     "functions",
+    "dependents",
     "scoring",
     "serving",
     "latency",
@@ -59,6 +60,7 @@ ROOMS = (
     "interrupts",
     "frame",
     "quoting",
+    "text",
     "errors",
     "probe",
 )
@@ -76,6 +78,7 @@ PURE = (
     "frame",
     "onnx_model",
     "onnx_wire",
+    "text",
 )
 
 # Libraries that only some rooms may import: plpy is handed in, psycopg is the way from outside.
