@@ -44,7 +44,8 @@ CREATE TABLE distill.runs (
     started_at            timestamptz NOT NULL,
     created_at            timestamptz NOT NULL DEFAULT now(),
     owner                 text NOT NULL DEFAULT current_user,
-    attested              boolean NOT NULL DEFAULT false
+    attested              boolean NOT NULL DEFAULT false,
+    learned_from          jsonb
 );
 -- No foreign keys, here and below: pg_restore loads the tables of an extension in parallel, before or after one another, and a row that comes before
 -- the one it refers to would be lost. Triggers do what the keys' ON DELETE would.
@@ -100,6 +101,7 @@ COMMENT ON COLUMN distill.runs.started_at IS 'when it began';
 COMMENT ON COLUMN distill.runs.created_at IS 'start of the transaction that recorded it';
 COMMENT ON COLUMN distill.runs.owner IS 'the role that ran it; see distill.owners';
 COMMENT ON COLUMN distill.runs.attested IS 'whether this server has measured its figures; where not (a worker measured, a superuser wrote the row) they count for its owner, and for all where that is a superuser';
+COMMENT ON COLUMN distill.runs.learned_from IS 'digests of the rows that its candidates learned from, as in distill.models';
 
 CREATE TABLE distill.candidates (
     run_id           uuid NOT NULL,

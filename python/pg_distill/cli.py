@@ -504,11 +504,18 @@ def _check_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", help="the column that holds the truth (default: the run's)")
     parser.add_argument("--max-rows", type=int, help="rows that are drawn", default=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help="of the rows that are drawn", default=argparse.SUPPRESS)
+    parser.add_argument(
+        "--include-learned",
+        action="store_true",
+        help="also rows that the model has learned from",
+        default=argparse.SUPPRESS,
+    )
 
 
 def check(arguments: argparse.Namespace) -> int:
     """Compare a model's figures on fresh rows with those recorded."""
-    given = {name: getattr(arguments, name) for name in ("max_rows", "seed") if hasattr(arguments, name)}
+    options = ("max_rows", "seed", "include_learned")
+    given = {name: getattr(arguments, name) for name in options if hasattr(arguments, name)}
     call = ", ".join(["%s, sample => %s, label => %s", *(f"{name} => %s" for name in given)])
     with _connect(arguments) as connection:
         rows = _rows(

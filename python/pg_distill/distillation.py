@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pg_distill import approval, record, registry, serving, verdict
 from pg_distill.approval import trainer_limits
 from pg_distill.database import Database
@@ -24,16 +27,18 @@ from pg_distill.latency import (
     sql_contender,
     statement_latency_ms,
 )
+from pg_distill.learned import Digest, Identity, Learned
 from pg_distill.material import Material, prepare
 from pg_distill.onnx_model import Signature
 from pg_distill.options import Options
 from pg_distill.progress import SEARCH, STAGES, Progress, Watch, latency_seconds
 from pg_distill.record import Outcome, Report, Run
 from pg_distill.registry import Model
+from pg_distill.sample import Source, identities_of, identity_columns, resolve_source
 from pg_distill.teachers import label_by_sql
 from pg_distill.trainer import Trainer, Trial
 
-__all__ = ["Outcome", "distill"]
+__all__ = ["Outcome", "distill", "fits", "identities_of_family", "known_to_registered", "outside_rows"]
 
 PROBES, PROBE_SECONDS = 3, 0.5  # for what predict costs around a model: how often that is timed, and how long
 CASCADE_SECONDS = 4.0  # for cascades
@@ -179,7 +184,13 @@ def _distill(
     # Sample, and split.
     clock.enter("sample")
     with db.transaction():
-        material = prepare(db, teacher, options)
+        material = prepare(
+            db,
+            teacher,
+            options,
+            trained_on=_training_rows(db, teacher, options),
+            identities=identities_of_family(db, teacher),
+        )
     clock.say(f'distilling "{teacher.qualified_name}": {material.counts_text}')
 
     # Label, in the child: it holds the rows from here on.
@@ -207,7 +218,9 @@ def _distill(
         twins = [t for t in trials if t.number in {f.twin for f in forms} - known]
         trials = [*trials, *forms]
         finalists = [*finalists, *twins, *forms]
-        members, files = _family(db, teacher)
+        members, files = _family(db, teacher, material.sample.frame)
+        before = registry.measured_on(db, members)
+        outside = outside_rows(db, members, material)
         timings = _time_all(db, teacher, members, files, finalists, material, options)
         cascades = []
         if options.cascade_wanted and can_stand_behind:
@@ -226,7 +239,8 @@ def _distill(
         )
         scored = [*finalists, *verdict.kept_by_search(trials), *(t for t in trials if t.is_scorable_control)]
         thresholds = {key: m.threshold for key, m in members.items() if m.threshold is not None}
-        figures = trainer.evaluate(scored, files, thresholds)
+        judged = {key: files[key] for key in outside}
+        figures = trainer.evaluate(scored, judged, thresholds, outside)
 
         # Decide.
         decision = verdict.decide(options, material.metric, teacher, members, candidates, timings, figures)
@@ -238,14 +252,15 @@ def _distill(
     summary = verdict.summarise(
         options, material.metric, teacher, decision, control, timings, figures, compared
     )
+    summary += verdict.family_caveat(members, figures)
     student = None
     if decision.accepted and chosen is not None:
         student = record.student(run, teacher, student_name, chosen, material, timings, figures)
-    family = record.family(run, teacher, members, material, timings, figures)
+    family = record.family(run, teacher, members, material, timings, figures, chosen, before)
     clock.enter("end")
     summary += material.caveat
     row, tried = record.run_and_candidates(
-        run, teacher=teacher, student_name=student_name, material=material, loaded=loaded,
+        run, teacher=teacher, student_name=student_name, members=members, material=material, loaded=loaded,
         configuration=configuration, trials=trials, finalists=finalists, control=control, timings=timings,
         figures=figures, compared=compared, decision=decision, summary=summary, seconds=clock.seconds,
     )  # fmt: skip
@@ -253,17 +268,91 @@ def _distill(
     return store(Report(teacher.id, names, student, family, row, tried))
 
 
-def _family(db: Database, teacher: Model) -> tuple[dict[str, Model], dict[str, tuple[bytes, Signature]]]:
+def _training_rows(db: Database, teacher: Model, options: Options) -> Source | None:
+    """Return the rows that the teacher was trained on, as an earlier run named them, where this one names none."""
+    if options.trained_on is not None:
+        return None
+    known = registry.training_rows(db, teacher)
+    if known is None:
+        return None
+    source = db.attempt(lambda: resolve_source(db, known["query"]))
+    missing = source is None or any(name not in source.types for name in teacher.signature.names)
+    if missing:
+        db.warning(
+            f'rows that model "{teacher.qualified_name}" was trained on, as run {known["run_id"]} named them, cannot be read:'
+            " it may be judged by rows that it knows by heart"
+        )
+        return None
+    db.notice(
+        f'rows that model "{teacher.qualified_name}" was trained on are those that run {known["run_id"]} named;'
+        " trained_on => ... names others"
+    )
+    return source
+
+
+def identities_of_family(db: Database, teacher: Model, limit: int = MAX_MEMBERS) -> set[Identity]:
+    """Return by which columns the members of the family know the rows that they have learned from."""
+    members = {m.id: m for m in registry.family_members(db, teacher, limit)}
+    learned = registry.read_learned(db, members)
+    return {
+        found.identity if (found := learned[key]) is not None else identity_columns(member.signature.features)
+        for key, member in members.items()
+    }
+
+
+def outside_rows(
+    db: Database, members: Mapping[str, Model], material: Material
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return by member which of the test rows may judge it; those that none may judge, or too few, are left out."""
+    learned = registry.read_learned(db, members)
+    found: dict[str, npt.NDArray[np.bool_]] = {}
+    for key, member in members.items():
+        known = learned[key]
+        if known is None and member.teacher_id is None:
+            known = known_to_registered(db, member)
+        rows = material.outside(known)
+        if rows is not None:
+            found[key] = rows
+    return found
+
+
+def known_to_registered(db: Database, member: Model) -> Learned | None:
+    """Return the rows that a registered model was trained on, as its runs named them: as far as anybody has said, no others."""
+    identity = identity_columns(member.signature.features)
+    hashes = np.empty(0, np.int64)
+    named = registry.training_rows(db, member)
+    if named is not None:
+        source = db.attempt(lambda: resolve_source(db, named["query"]))
+        read = identities_of(db, source, identity) if source is not None else None
+        if read is None:
+            return None
+        hashes = read
+    nothing = np.empty(0, np.int64)
+    return Learned(identity, Digest.of(hashes, nothing), Digest.of(nothing, nothing))
+
+
+def _family(
+    db: Database, teacher: Model, rows: Frame
+) -> tuple[dict[str, Model], dict[str, tuple[bytes, Signature]]]:
     """Return the members of the family that are measured again, and their files, by id.
 
-    From here on a member is what was read: whoever drops one meanwhile takes it out of the registry, not out of the run.
+    From here on a member is what was read: whoever drops one meanwhile takes it out of the registry, not out of the run. A
+    version with other classes, or of columns that these rows have not, is left as it is.
     """
-    members = {m.id: m for m in registry.family_members(db, teacher, MAX_MEMBERS)}
+    members = {m.id: m for m in registry.family_members(db, teacher, MAX_MEMBERS) if fits(m, teacher, rows)}
     artifacts = registry.read_artifacts(db, members.values())
     files = {key: (artifact, members[key].signature) for key, artifact in artifacts.items()}
     if db.in_backend:  # which is going to open them
         approval.require(db, files)
     return {key: m for key, m in members.items() if key in files}, files
+
+
+def fits(member: Model, teacher: Model, rows: Frame) -> bool:
+    """Whether a member can be run on the rows of a run of its family, and judged by their labels."""
+    return (
+        member.signature.classes == teacher.signature.classes
+        and set(identity_columns(member.signature.features)) <= set(identity_columns(rows.features))
+    )  # fmt: skip
 
 
 def _sql_forms(db: Database, trials: Sequence[Trial], material: Material) -> list[Trial]:

@@ -38,6 +38,7 @@ __all__ = [
     "share_interval",
     "summary",
     "upper_order_statistic",
+    "weighs_classes",
 ]
 
 Labels = npt.NDArray[Any]
@@ -258,6 +259,11 @@ def ranks(metric: str) -> bool:
     return metric != AGREEMENT and METRICS[metric].ranks
 
 
+def weighs_classes(metric: str) -> bool:
+    """Whether a few rows of a class decide over the metric as much as many of another."""
+    return ranks(metric) or metric in ("balanced_accuracy", "f1")
+
+
 def judges_classes(metric: str) -> bool:
     """Whether only the class that a model names counts, not how its probabilities order or state it."""
     return metric in ("accuracy", "balanced_accuracy", "f1", AGREEMENT)
@@ -410,14 +416,19 @@ def rank(
     noise = np.zeros(len(value))
     for i, own in enumerate(jackknives):
         if len(own) and len(own) == len(jackknives[top]):
-            apart = np.asarray(own, np.float64) - np.asarray(jackknives[top], np.float64)
-            apart = apart[np.isfinite(apart)]
-            noise[i] = math.sqrt(max(len(apart) - 1, 0) * float(apart.var())) if len(apart) else 0.0
+            noise[i] = _paired_error(np.asarray(own, np.float64), np.asarray(jackknives[top], np.float64))
     ties = value >= value[top] - TIE * noise
     first = np.where(ties, smooth, value)
     second = np.where(ties, value, smooth)
     behind = ties & np.array(last, bool) if len(last) else np.zeros(len(value), bool)
     return sorted(range(len(value)), key=lambda i: (not ties[i], behind[i], -first[i], -second[i], i))
+
+
+def _paired_error(a: FloatArray, b: FloatArray) -> float:
+    """Return the standard error of the difference of two students' metrics, of what `jackknife` returned for them."""
+    apart = a - b
+    apart = apart[np.isfinite(apart)]
+    return math.sqrt(max(len(apart) - 1, 0) * float(apart.var())) if len(apart) else 0.0
 
 
 def share_interval(share: float, n: float) -> Interval:
@@ -501,6 +512,7 @@ class Judge:
         interval = bootstrap_interval(self._inner, y, p, w, seed=self._seed, resamples=self._resamples)
         margin = self._teacher_score - self._baseline
         found: dict[str, Any] = {
+            "rows": len(y),
             "score": _finite(value),
             "score_low": _finite(interval.low),
             "score_high": _finite(interval.high),
@@ -537,6 +549,11 @@ class Judge:
     def jackknife(self, outputs: FloatArray) -> list[float | None]:
         """Return what `rank` needs to tell the noise of the run's metric."""
         return [_finite(v) for v in jackknife(self._inner, self._y, outputs[self._known], self._w)]
+
+    def difference_error(self, a: FloatArray, b: FloatArray) -> float | None:
+        """Return the standard error of the difference of two outputs in the run's metric, paired, by the jackknife."""
+        apart = [jackknife(self._inner, self._y, p[self._known], self._w, groups=GROUPS) for p in (a, b)]
+        return _finite(_paired_error(apart[0], apart[1]))
 
     def tie_break(self, outputs: FloatArray) -> float | None:
         """Return what tells outputs of equal metric apart, higher is better: log loss or error, without labels the divergence."""

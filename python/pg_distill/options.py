@@ -70,8 +70,6 @@ class Options:
                         f'student family "{family}" does not exist',
                         hint=f"Families are {', '.join(FAMILIES)}, sql (students of any in SQL form), cascade.",
                     )
-        if self.group_column is not None and self.time_column is not None:
-            raise InvalidParameter("rows cannot be split by group_column and time_column at once")
 
     @property
     def student_families(self) -> list[str]:

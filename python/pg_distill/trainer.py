@@ -310,12 +310,21 @@ class Trainer:
         trials: Sequence[Trial],
         members: Mapping[str, tuple[bytes, Signature]],
         thresholds: Mapping[str, float],
+        outside: Mapping[str, npt.NDArray[np.bool_]] | None = None,
     ) -> Mapping[str, Any]:
         """Score candidates, the teacher and the family on the test rows; ``thresholds`` are those of its cascades.
 
+        Parameters
+        ----------
+        outside
+            By member which of the test rows (n,) may judge it, where not all of them may.
+
         Returns
         -------
-        ``{"teacher": figures, "majority": score, "candidates": {number: figures}, "members": {key: figures}}``.
+        ``{"teacher": figures, "majority": score, "candidates": {number: figures}, "members": {key: figures}}``. Figures have
+        ``rows``, how many they are of. Where only some rows may judge a member they are of these, and ``against`` has what the
+        others reach there, in the same form: ``score``, and ``difference_error``, the standard error of the difference to it;
+        None of a member that not all of these rows may judge.
         """
         fields: dict[str, Any] = {
             "numbers": sorted({t.scored_as for t in trials}),
@@ -323,7 +332,8 @@ class Trainer:
             "thresholds": dict(thresholds),
         }
         blobs = {key: artifact for key, (artifact, _) in members.items()}
-        return self._call(Message("evaluate", fields, {}, blobs), EVALUATION_SECONDS).fields
+        arrays = {f"outside/{key}": rows for key, rows in (outside or {}).items() if not rows.all()}
+        return self._call(Message("evaluate", fields, arrays, blobs), EVALUATION_SECONDS).fields
 
     def compare(self, chosen: Trial, control: Trial | None) -> Mapping[str, Any]:
         """Compare the teacher, one control and the choice, all of them scored, in every metric.
@@ -693,7 +703,6 @@ class _Workshop:
         return np.where(own.max(axis=1, keepdims=True) >= threshold, own, self.test_teacher)
 
     def evaluate(self, request: Message, channel: Channel) -> Message:
-        from pg_distill import measure
         from pg_distill.onnx_model import Model
 
         fields = request.fields
@@ -702,29 +711,71 @@ class _Workshop:
             candidate = self.candidates[student]
             own = Model(candidate.artifact, self.signatures[student]).run_frame(self.test)
             self.tested[number] = self._cascaded(own, threshold)
-        problem = self.problem
-        self.judge = judge = measure.Judge(
-            problem.metric,
-            problem.task,
-            self.test_y,
-            self.test_teacher,
-            self.test_weights,
-            seed=self.seed,
-            resamples=RESAMPLES,
-            baseline_y=problem.fit.y,
-            baseline_weights=problem.fit.weights,
-        )
+        every = np.ones(len(self.test), bool)
+        self.judge = judge = self._judge_of_test(every)
         reply: dict[str, Any] = {
             "teacher": judge.figures(self.test_teacher),
             "majority": judge.baseline(),
             "candidates": {str(n): judge.figures(o) for n, o in self.tested.items()},
             "members": {},
         }
+        outputs: dict[str, FloatArray] = {}
+        outside: dict[str, npt.NDArray[np.bool_]] = {}
         for key, (input_schema, output_schema) in fields["members"].items():
             signature = Signature.from_json(input_schema, output_schema)
             own = Model(request.blobs[key], signature).run_frame(self.test)
-            reply["members"][key] = judge.figures(self._cascaded(own, fields["thresholds"].get(key)))
+            outputs[key] = self._cascaded(own, fields["thresholds"].get(key))
+            outside[key] = request.arrays.get(f"outside/{key}", every).astype(bool)
+        for key, own in outputs.items():
+            rows = outside[key]
+            if rows.all():
+                reply["members"][key] = judge.figures(own)
+                continue
+            # What it is held against is held against the same rows.
+            part = self._judge_of_test(rows)
+
+            def beside(
+                other: FloatArray,
+                part: measure.Judge = part,
+                rows: npt.NDArray[np.bool_] = rows,
+                own: FloatArray = own,
+            ) -> dict[str, Any]:
+                return {
+                    "score": part.value(other[rows]),
+                    "difference_error": part.difference_error(own[rows], other[rows]),
+                }
+
+            reply["members"][key] = {
+                **part.figures(own[rows]),
+                "against": {
+                    "teacher": beside(self.test_teacher),
+                    "majority": part.baseline(),
+                    "candidates": {str(n): beside(o) for n, o in self.tested.items()},
+                    "members": {
+                        other: beside(o) if (outside[other] | ~rows).all() else None
+                        for other, o in outputs.items()
+                        if other != key
+                    },
+                },
+            }
         return Message("evaluated", reply, {}, {})
+
+    def _judge_of_test(self, rows: npt.NDArray[np.bool_]) -> measure.Judge:
+        """Return what scores outputs on some of the test rows."""
+        from pg_distill import measure
+
+        problem = self.problem
+        return measure.Judge(
+            problem.metric,
+            problem.task,
+            self.test_y[rows],
+            self.test_teacher[rows],
+            None if self.test_weights is None else self.test_weights[rows],
+            seed=self.seed,
+            resamples=RESAMPLES,
+            baseline_y=problem.fit.y,
+            baseline_weights=problem.fit.weights,
+        )
 
     def compare(self, request: Message, channel: Channel) -> Message:
         outputs = {"teacher": self.test_teacher}

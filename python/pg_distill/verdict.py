@@ -23,10 +23,13 @@ from pg_distill.trainer import Trial
 __all__ = [
     "Verdict",
     "best_control",
+    "comparable_interval",
     "decide",
+    "family_caveat",
     "finalists",
     "is_offered",
     "kept_by_search",
+    "not_compared",
     "offer_name",
     "predict_name",
     "preferred",
@@ -39,6 +42,7 @@ __all__ = [
 EARLY_STAGES = ("screen", "rescue")  # of the search, in which students are trained on few rows
 MAX_SQL_FORMS = 4  # students in SQL form that are timed in queries
 MAX_TIMED = 8  # candidates of the search's frontier that are timed in the backend
+MAX_NAMED = 3  # members that a summary names
 ALWAYS_TIMED = 3  # of these, the best within the target
 
 
@@ -283,10 +287,10 @@ def _misses(
     same = _same_file(trial, [teacher, *members.values()])
     if same is not None:
         misses.append(f"it is the same file as {same.qualified_name}, which the family has already")
-    elif not pareto.improves(
-        (latency.mean_ms, ours["score"]), _family_points(teacher, members, trial, timings, figures)
-    ):
-        misses.append("it does not improve the family's frontier")
+    else:
+        better = _better(teacher, members, trial, timings, figures)
+        if better:
+            misses.append(f"it does not improve the family's frontier: {better[0]} is no slower and no worse")
     return misses
 
 
@@ -302,22 +306,74 @@ def _same_file(trial: Trial, family: Sequence[Model]) -> Model | None:
     return None
 
 
-def _family_points(
+def _better(
     teacher: Model,
     members: Mapping[str, Model],
     trial: Trial,
     timings: Mapping[str, Timing],
     figures: Mapping[str, Any],
-) -> list[pareto.Point]:
-    """Return where teacher and family stand, each by the way that can take the candidate's place."""
+) -> list[str]:
+    """Return what of the family dominates or equals a candidate, each by the way that can take its place.
+
+    A member that only some of the test rows may judge is held against the candidate on these rows; one that none may judge,
+    against nobody.
+    """
+    latency_ms = timings[offer_name(trial.number)].latency.mean_ms
+    number = str(trial.scored_as)
+    ours = figures["candidates"][number]["score"]
     teacher_ms = _teacher_ms(teacher, timings)
-    points = [(teacher_ms, figures["teacher"]["score"])] if teacher_ms is not None else []
+    rivals = []
+    if teacher_ms is not None:
+        rivals.append((teacher.qualified_name, teacher_ms, figures["teacher"]["score"], ours))
     for key, member in members.items():
-        score = figures["members"][key]["score"]
-        if score is not None:
-            way = key if stands_in(member.form, trial.form) else predict_name(member)
-            points.append((timings[way].latency.mean_ms, score))
-    return points
+        found = figures["members"].get(key)
+        if found is None or found["score"] is None:
+            continue
+        way = key if stands_in(member.form, trial.form) else predict_name(member)
+        ours_there = found["against"]["candidates"][number]["score"] if "against" in found else ours
+        rivals.append((member.qualified_name, timings[way].latency.mean_ms, found["score"], ours_there))
+    return [
+        name
+        for name, its_ms, theirs, ours_there in rivals
+        if ours_there is not None and not pareto.improves((latency_ms, ours_there), [(its_ms, theirs)])
+    ]
+
+
+def not_compared(members: Mapping[str, Model], figures: Mapping[str, Any]) -> list[str]:
+    """Return the members that no test rows, or too few, may judge, by name."""
+    return sorted(m.qualified_name for key, m in members.items() if key not in figures["members"])
+
+
+def family_caveat(members: Mapping[str, Model], figures: Mapping[str, Any]) -> str:
+    """Return what a run's summary says of members that it could not judge, or nothing."""
+    names = not_compared(members, figures)
+    if not names:
+        return ""
+    few = names if len(names) <= MAX_NAMED else [*names[:MAX_NAMED], f"{len(names) - MAX_NAMED} more"]
+    return f"; not compared with {', '.join(few)}, which may have learned from these test rows"
+
+
+def comparable_interval(
+    found: Mapping[str, Any], everywhere: float | None, there: Mapping[str, Any] | None
+) -> tuple[float, float] | None:
+    """Return between which scores a member that only some of the test rows judged would come out on all of them.
+
+    Rows differ in how hard they are: the member's difference to another model on the same rows is added to what that one
+    reaches on all (a difference estimator, Cochran 1977, 7.2), with the difference's own 95 % interval: of what was judged on
+    all rows nothing is in doubt but whether these are like others.
+
+    Parameters
+    ----------
+    found
+        The member's figures on the rows that may judge it.
+    everywhere, there
+        What the other reaches on all test rows, and beside the member on the member's.
+    """
+    if everywhere is None or there is None or there["score"] is None or found["score"] is None:
+        return None
+    value = everywhere + found["score"] - there["score"]
+    half = measure.Z_95 * (there["difference_error"] or 0.0)
+    return value - half, value + half
 
 
 def _teacher_ms(teacher: Model, timings: Mapping[str, Timing]) -> float | None:

@@ -41,6 +41,7 @@ ROOMS = (
     "wire",
     "guard",
     "sample",
+    "learned",
     "progress",
     "search",
     "students",
@@ -60,6 +61,7 @@ ROOMS = (
 
 # Numpy in, values out: neither a database nor the processes above them.
 PURE = (
+    "learned",
     "progress",
     "search",
     "students",

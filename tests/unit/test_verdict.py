@@ -205,6 +205,26 @@ def test_a_file_that_the_family_has_does_not_improve_it() -> None:
     assert decide(order, known, found, model("m", b"file 0", form="cascade", threshold=0.7)).accepted
 
 
+def test_a_member_is_held_against_the_same_rows() -> None:
+    """What only some rows may judge is no better for these being easy; what none may judge stands in nobody's way."""
+    order, known = [trial(0, 0.95)], timings({0: 0.3}, t=5.0, m=0.2)
+    member = model("m", b"m")
+    easy = {"score": 0.95, "difference_error": 0.01}
+    found = figures(0.9, {0: 0.86})
+    found["members"]["m"] = scores(0.93) | {"against": {"candidates": {"0": easy}}}
+    assert decide(order, known, found, member).accepted  # 0.95 to 0.93 where both were judged
+    found["members"]["m"] = scores(0.85) | {"against": {"candidates": {"0": easy | {"score": 0.84}}}}
+    decision = decide(order, known, found, member)
+    assert not decision.accepted
+    assert "m:1" in decision.reason
+    found["members"]["m"] = scores(0.99) | {"against": {"candidates": {"0": easy | {"score": None}}}}
+    assert decide(order, known, found, member).accepted
+    del found["members"]["m"]
+    assert decide(order, known, found, member).accepted
+    assert verdict.not_compared({"m": member}, found) == ["m:1"]
+    assert "m:1" in verdict.family_caveat({"m": member}, found)
+
+
 def test_the_floor_warns_also_where_it_is_held_against_another_metric() -> None:
     """A floor cannot bound a log loss: the accuracy beside it, with an interval of its own."""
     ours = scores(-0.4) | {"metrics": {"accuracy": 0.81}}
