@@ -54,7 +54,11 @@ _OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
         float,
         "mean call latency, whose upper 95 %% bound has to be within it (default 5)",
     ),
-    "min_accuracy": (float, "floor of the metric on the test rows (default 0.8)"),
+    "min_accuracy": (
+        float,
+        "floor of the metric on the test rows (default 0.8 where it means something, else 80 %% of what the teacher adds to"
+        " the majority)",
+    ),
     "temperature": (float, "the softest that the search may use (default 4)"),
     "epochs": (int, "most passes of an iterative student (default 10)"),
     "seed": (int, "of sample, split, training and bootstrap (default 42)"),
@@ -69,6 +73,7 @@ _OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "time_column": (str, "the newest rows are for test"),
     "weight_column": (str, "sample weights"),
     "trained_on": (str, "a query for the rows that the teacher was trained on"),
+    "prefer": (str, "accurate, knee or fast: which student within target and floor (default accurate)"),
 }
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pg_distill.errors import InvalidParameter
 from pg_distill.frame import FloatArray, Task
+from pg_distill.quoting import array_text, quote_literal
 
 __all__ = [
     "METRICS",
@@ -26,7 +27,9 @@ __all__ = [
     "bootstrap_interval",
     "brier",
     "check_metric",
+    "class_order",
     "ece",
+    "falls",
     "is_unit_metric",
     "jackknife",
     "judges_classes",
@@ -37,6 +40,7 @@ __all__ = [
     "score",
     "share_interval",
     "summary",
+    "turned_round",
     "upper_order_statistic",
     "weighs_classes",
 ]
@@ -55,6 +59,10 @@ MAX_CELLS = 100_000_000  # rows x resamples x passes for an interval: a few seco
 RANKING_PASSES = 4  # what gathering and cumulating cost, in plain sums
 GROUPS = 20  # of the jackknife: a standard error to a sixth of itself, for the price of 20 scores
 TIE = 1.0  # paired standard errors of the metric, within which two students are taken for equally good
+MIN_ORDER_ROWS = 20  # on fewer nothing is said about the order of a model's classes
+ORDER_GAIN = (
+    0.2  # share of the rows that another order of the classes has to set right, and of a correlation below 0
+)
 BLOCK_CELLS = 1_000_000  # rows x resamples at once: 8 MB of float64 stay near the processor
 
 
@@ -431,6 +439,42 @@ def _paired_error(a: FloatArray, b: FloatArray) -> float:
     return math.sqrt(max(len(apart) - 1, 0) * float(apart.var())) if len(apart) else 0.0
 
 
+def class_order(y: Labels, outputs: FloatArray) -> list[int] | None:
+    """Return the order in which a model's classes would fit the labels better beyond doubt, None where they fit as they are.
+
+    Position i holds the class that the model means when it names class i: that which most of the rows that it gives class i
+    have. Such an order is found only where no two classes are meant by the same, and it turns wrong answers into right ones.
+
+    Parameters
+    ----------
+    y
+        (n,) class positions, all of them known.
+    outputs
+        (n, K) probabilities.
+    """
+    guess, size = outputs.argmax(axis=1), outputs.shape[1]
+    if len(y) < MIN_ORDER_ROWS or len(np.unique(guess)) < 2:
+        return None
+    counts = np.zeros((size, size))
+    np.add.at(counts, (guess, y), 1)
+    order = np.where(counts.sum(axis=1) > 0, counts.argmax(axis=1), -1)
+    meant = order[order >= 0]
+    free = [k for k in range(size) if k not in set(meant.tolist())]
+    if len(np.unique(meant)) < len(meant):
+        return None
+    found = [int(k) if k >= 0 else free.pop(0) for k in order]
+    right, now = float(counts[np.arange(size), found].sum()), float(np.trace(counts))
+    majority = float(counts.sum(axis=0).max())
+    return found if right > majority and right - now > ORDER_GAIN * len(y) else None
+
+
+def falls(y: Labels, outputs: FloatArray) -> bool:
+    """Whether the values of a regression fall where the labels rise, beyond doubt."""
+    if len(y) < MIN_ORDER_ROWS or not np.ptp(y) > 0 or not np.ptp(outputs[:, 0]) > 0:
+        return False
+    return bool(np.corrcoef(y, outputs[:, 0])[0, 1] < -ORDER_GAIN)
+
+
 def share_interval(share: float, n: float) -> Interval:
     """Return the Wilson (1927) interval of a share of ``n`` rows: also where all or none of them agree."""
     z2 = Z_95 * Z_95
@@ -700,6 +744,24 @@ def latency_statistics(blocks: Sequence[FloatArray]) -> Latency:
 
 
 # -- words ----------------------------------------------------------------------------------------------------------
+
+
+def turned_round(name: str, classes: Sequence[str], order: Sequence[int] | None, *, falls: bool) -> list[str]:
+    """Return what to say of a model whose classes seem to be in another order, or whose values fall where labels rise.
+
+    ``order`` and ``falls`` are what the functions of these names say: `class_order` and `falls`.
+    """
+    if falls:
+        return [
+            f'the values of model "{name}" fall where the label rises: register it again with their sign turned'
+        ]
+    if order is None:
+        return []
+    meant = quote_literal(array_text(classes[k] for k in order))
+    return [
+        f'the classes of model "{name}" seem to be in another order than its outputs: register it again with'
+        f" classes => {meant}"
+    ]
 
 
 def _milliseconds(value: float) -> str:

@@ -535,6 +535,8 @@ def run_and_candidates(
     decision: Verdict,
     summary: str,
     seconds: Mapping[str, float],
+    survey: Mapping[str, Any],
+    warnings: Sequence[str],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the run, without its student's id and version, and every candidate, accepted or not, with the reason."""
     sample, options = material.sample, run.options
@@ -585,6 +587,9 @@ def run_and_candidates(
             "student_cold_ms": timing.cold_ms if timing is not None else None,
             "teacher_path": timings[teacher.id].path if teacher.id in timings else None,
             "family": _family_figures(members, figures),
+            "floor": _floor(options, material.metric, teacher, figures),
+            "survey": dict(survey),
+            "warnings": list(warnings),
         },
         "predict_path": timing.path if timing is not None else None,
         "rows_total": sample.rows_total,
@@ -630,6 +635,14 @@ def run_and_candidates(
             )
         )
     return row, candidates
+
+
+def _floor(
+    options: Options, metric: str, teacher: Model, figures: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return the floor of the run, as it was held against its candidates."""
+    asked = verdict.floor(options, metric, teacher.task, figures["teacher"]["score"], figures["majority"])
+    return asdict(asked) if asked is not None else None
 
 
 def _family_figures(members: Mapping[str, Model], figures: Mapping[str, Any]) -> dict[str, Any]:

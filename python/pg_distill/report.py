@@ -416,7 +416,12 @@ def _frontier_plot(run: Mapping[str, Any], candidates: Sequence[Mapping[str, Any
             axes.axhline(teacher[1], color=TEACHER, label="teacher, latency not known")
         if target:
             axes.axvline(target, color=TARGET, linestyle="--", linewidth=1.2, label="target", zorder=0)
-        floor = run["resolved"].get("min_accuracy")
+        # Older runs have the floor that was asked for only.
+        asked = run["figures"].get("floor") or {
+            "metric": run["metric"],
+            "value": run["resolved"].get("min_accuracy"),
+        }
+        floor = asked["value"] if asked["metric"] == run["metric"] else None
         low, high = axes.get_ylim()
         if floor is not None and low - (high - low) < floor < high:
             axes.axhline(floor, color=TARGET, linestyle=":", linewidth=1.2, label="floor", zorder=0)

@@ -6,6 +6,7 @@ pipe once:
     inspect    check an ONNX file, derive its signature, run it on rows
     check      check and open ONNX files whose signatures are known
     load       rows, splits and the teacher; the teacher labels the real rows
+    survey     what the teacher is worth on the select rows, before anything is trained
     search     train candidates; return those on the frontier with their files
     evaluate   score candidates and the family on the test rows, which nothing before has looked at
     compare    the choice with its teacher and a control, in every metric
@@ -277,6 +278,24 @@ class Trainer:
             for fields in reply.fields["candidates"]
         ]
         return trials, reply.fields["teacher_select"], reply.fields["teacher_classes"]
+
+    def survey(self, floor: tuple[str, float] | None) -> Mapping[str, Any]:
+        """Say what the teacher is worth on the select rows, before anything is trained.
+
+        Parameters
+        ----------
+        floor
+            A metric and what is asked of it, where something is.
+
+        Returns
+        -------
+        ``teacher`` and ``majority``: the run's metric of the teacher, and of always answering with the class shares, or the
+        mean, of the rows to fit on; ``low``, ``high`` the interval of the first. ``floor_high``: the upper end of that of the
+        floor's metric. ``shares``: of each class among the labels of fit and select; ``order``, ``falls``: see
+        ``measure.class_order`` and ``measure.falls``. None where there is nothing to say.
+        """
+        fields = {"floor": floor[0] if floor is not None else None}
+        return self._call(Message("survey", fields, {}, {}), EVALUATION_SECONDS).fields
 
     def probe(self) -> tuple[bytes, Signature, float]:
         """Return an untrained small student for the loaded rows, and its latency in the child in milliseconds."""
@@ -553,6 +572,42 @@ class _Workshop:
         kept[order[: len(found)]] = True
         return logits, kept
 
+    def survey(self, request: Message, channel: Channel) -> Message:
+        from pg_distill import measure
+
+        judge, outputs = self._judge_of_select()
+        problem, select = self.problem, self.problem.select
+        assert select.y is not None and problem.fit.y is not None
+        found = judge.figures(outputs)
+        reply: dict[str, Any] = {
+            "teacher": found["score"],
+            "low": found["score_low"],
+            "high": found["score_high"],
+            "majority": judge.baseline(),
+            "floor_high": None,
+            "shares": None,
+            "order": None,
+            "falls": False,
+        }
+        regression = problem.task == "regression"
+        known = np.isfinite(select.y) if regression else select.y >= 0
+        y, p = select.y[known], outputs[known]
+        metric = request.fields["floor"]
+        if metric == problem.metric or metric == measure.AGREEMENT:
+            reply["floor_high"] = found["score_high"]
+        elif metric is not None and len(y):
+            weights = None if select.weights is None else select.weights[known]
+            interval = measure.bootstrap_interval(metric, y, p, weights, seed=self.seed)
+            reply["floor_high"] = _finite(interval.high)
+        if len(y) and regression:
+            reply["falls"] = measure.falls(y, p)
+        elif len(y):
+            reply["order"] = measure.class_order(y, p)
+            labels = np.concatenate([problem.fit.y, select.y])
+            counts = np.bincount(labels[labels >= 0].astype(np.int64), minlength=len(problem.classes))
+            reply["shares"] = (counts / max(counts.sum(), 1)).tolist()
+        return Message("surveyed", reply, {}, {})
+
     def probe(self, request: Message, channel: Channel) -> Message:
         from pg_distill import onnx_graph, search
         from pg_distill.students import Shape, load_family
@@ -650,7 +705,16 @@ class _Workshop:
         select, problem = self.problem.select, self.problem
         assert select.y is not None and select.teacher_logits is not None
         outputs = _probabilities(select.teacher_logits, problem.task)
-        judge = measure.Judge(problem.metric, problem.task, select.y, outputs, select.weights, seed=self.seed)
+        judge = measure.Judge(
+            problem.metric,
+            problem.task,
+            select.y,
+            outputs,
+            select.weights,
+            seed=self.seed,
+            baseline_y=problem.fit.y,
+            baseline_weights=problem.fit.weights,
+        )
         return judge, outputs
 
     def cascade(self, request: Message, channel: Channel) -> Message:
@@ -773,7 +837,8 @@ class _Workshop:
             None if self.test_weights is None else self.test_weights[rows],
             seed=self.seed,
             resamples=RESAMPLES,
-            baseline_y=problem.fit.y,
+            # Where a model is watched there are no rows to fit on.
+            baseline_y=problem.fit.y if len(problem.fit) else None,
             baseline_weights=problem.fit.weights,
         )
 
@@ -887,6 +952,7 @@ if __name__ == "__main__":
             "inspect": workshop.inspect,
             "check": workshop.check,
             "load": workshop.load,
+            "survey": workshop.survey,
             "probe": workshop.probe,
             "search": workshop.search,
             "cascade": workshop.cascade,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import measure, registry
+from pg_distill import measure, registry, verdict
 from pg_distill.approval import trainer_limits
 from pg_distill.database import Database
 from pg_distill.distillation import fits, identities_of_family, known_to_registered
@@ -101,6 +101,8 @@ class _Measured:
     figures: Mapping[str, Mapping[str, Any]]
     timings: Mapping[str, Timing]
     rows: int
+    majority: float | None
+    """The metric of always answering with the majority or the mean of these rows."""
 
 
 def check(
@@ -449,6 +451,7 @@ def _measure_admitted(
         {teacher.id: scored["teacher"], **scored["members"]},
         {key: timed[contender.name] for key, contender in contenders.items()},
         loaded["rows"]["test"],
+        scored["majority"],
     )
 
 
@@ -565,20 +568,18 @@ def _place(model: Model, found: _Measured, run: Mapping[str, Any] | None, metric
     ours, mine = found.figures[model.id], found.timings[model.id].latency
     lost = []
     asked = json.loads(run["resolved"]) if run is not None else {}
-    target, floor = asked.get("target_latency_ms"), asked.get("min_accuracy")
+    target = asked.get("target_latency_ms")
     if target is not None and mine.low_ms > target:
         lost.append(f"its latency of {mine.mean_ms:.4g} ms misses the target of {target:g} ms")
-    floor_name = metric if measure.is_unit_metric(metric) else default_metric(model.task, True)
-    value = ours["score"] if floor_name == metric else ours["metrics"].get(floor_name)
-    # The interval is the run's metric's: for another one the value alone decides.
-    best = ours["score_high"] if floor_name == metric else value
-    if (
-        floor is not None
-        and best is not None
-        and best < floor
-        and "agreement" not in {metric} - {model.metric}
-    ):
-        lost.append(f"its {floor_name} of {value:.4f} misses the floor of {floor:g}")
+    options = Options(found.teacher.name, min_accuracy=asked.get("min_accuracy"))
+    theirs = found.figures[found.teacher.id]["score"]
+    least = verdict.floor(options, metric, model.task, theirs, found.majority) if run is not None else None
+    # What agreement stands in for is not what the run asked for.
+    if least is not None and ours["score"] is not None and "agreement" not in {metric} - {model.metric}:
+        value = verdict.reached(ours, metric, least)
+        # The interval is the run's metric's: for another one the value alone decides.
+        if (ours["score_high"] if least.metric == metric else value) < least.value:
+            lost.append(f"its {least.metric} of {value:.4f} misses the floor of {least.value:.4g}")
     for key, other in {found.teacher.id: found.teacher, **found.members}.items():
         theirs, timing = found.figures.get(key), found.timings.get(key)
         if key == model.id or timing is None or not stands_in(other.form, model.form):

@@ -141,6 +141,10 @@ BEGIN ATOMIC
     FROM (SELECT distill._score(model, query, key_column, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot())) AS c) s;
 END;
 
+-- Another argument, and another default of one.
+DROP FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text);
+-- include 41_distill_model.sql
+REVOKE ALL ON FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text, text) FROM PUBLIC;
 -- include 51_predict_class_mixed.sql
 -- include 63_batch_class.sql
 -- include 64_prune.sql

@@ -318,3 +318,27 @@ def test_log_loss_orders_what_noise_cannot_tell_apart(metric: str) -> None:
     # Without anything known of the noise, the metric decides; what is undefined comes last.
     assert measure.rank([0.3, 0.5, np.nan, 0.5], [9.0, None, 1.0, 1.0], [()] * 4) == [3, 1, 0, 2]
     assert measure.rank([], [], []) == []
+
+
+def test_classes_in_another_order_are_found_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    for size in (2, 4):
+        y = rng.integers(0, size, 400)
+        good = np.eye(size)[np.where(rng.random(400) < 0.93, y, rng.integers(0, size, 400))]
+        assert measure.class_order(y, good) is None
+        turned = good[:, ::-1]
+        assert measure.class_order(y, turned) == list(range(size))[::-1]
+        # Neither a bad teacher, nor one that names one class, nor a few rows.
+        assert measure.class_order(y, rng.random((400, size))) is None
+        assert measure.class_order(y, np.tile(np.eye(size)[0], (400, 1))) is None
+        assert measure.class_order(y[:10], turned[:10]) is None
+    rare = (rng.random(400) < 0.02).astype(int)
+    assert measure.class_order(rare, np.eye(2)[rng.integers(0, 2, 400)]) is None
+    values = rng.normal(size=400)
+    assert measure.falls(values, -values[:, None] + rng.normal(size=(400, 1)))
+    assert not measure.falls(values, values[:, None])
+    assert not measure.falls(values, np.zeros((400, 1)))
+    assert measure.turned_round("m", ("a", "b, c"), [1, 0], falls=False)[0].endswith(
+        """classes => '{"b, c","a"}'"""
+    )
+    assert measure.turned_round("m", ("a", "b"), None, falls=False) == []

@@ -21,6 +21,7 @@ ROOMS = (
     "report",
     "watching",
     "distillation",
+    "doubts",
     "record",
     "verdict",
     "material",

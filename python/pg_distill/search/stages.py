@@ -227,7 +227,8 @@ class Search:
     def constant(self) -> FloatArray:
         """Return the logits, or values, of a student that answers every row of select alike."""
         fit = self.problem.fit
-        if self.has_label and fit.y is not None and any_label(fit, self.task):
+        by_label = self.has_label and self.problem.metric != "agreement"
+        if by_label and fit.y is not None and any_label(fit, self.task):
             if self.task == "regression":
                 answer = np.array([np.nanmean(fit.y)])
             else:
@@ -625,6 +626,8 @@ class Search:
             for size in [entry.size, *(self.near_variants(entry) if is_first else ())]:
                 # The control first: it takes less time, and without it nobody knows what the teacher is for.
                 recipes = [*self.recipes.controls(entry.family)[:1], *self.recipes.enlarged(entry.recipe)]
+                if self.recipes.by_agreement:
+                    recipes.reverse()
                 plan.extend((entry.family, size, recipe) for recipe in recipes)
         plan.extend(
             (e.family, e.size, recipe) for e in best for recipe in self.recipes.controls(e.family)[1:]
@@ -665,7 +668,10 @@ class Search:
         """
         had = {e.is_control for e in self.best(self.entries, len(self.entries))}
         plan: list[tuple[str, Mapping[str, Any], Recipe]] = []
-        alphas = [a for a in ((0.0, 0.5) if self.has_label else (1.0,)) if (a == 0.0) not in had]
+        wanted = (0.0, 0.5) if self.has_label else (1.0,)
+        if self.has_label and self.recipes.by_agreement:
+            wanted = (1.0, 0.0)
+        alphas = [a for a in wanted if (a == 0.0) not in had]
         for family in [f for f in FAMILIES if f in self.sizes][:RESCUE_FAMILIES]:
             sharp = self.recipes.temperatures(family)[0]
             plan.extend((family, self.sizes[family][0], Recipe(sharp, alpha)) for alpha in alphas)
