@@ -34,6 +34,7 @@ CREATE TABLE distill.models (
     threshold        float8,
     attested         boolean NOT NULL DEFAULT false,
     learned_from     jsonb,
+    class_threshold  float8,
     UNIQUE (name, version),
     CHECK ((kind = 'onnx') = (artifact IS NOT NULL)),
     CHECK (kind <> 'sql' OR expression IS NOT NULL),
@@ -82,16 +83,19 @@ COMMENT ON COLUMN distill.models.threshold IS 'form cascade: the confidence of t
 COMMENT ON COLUMN distill.models.learned_from IS 'of a student: digests of the rows that it was fitted to, selected on or taught by its teacher, which never judge it; NULL: not known, as of older releases';
 
 COMMENT ON COLUMN distill.models.attested IS 'whether this server has measured its figures; where not (a worker measured, a superuser wrote the row) they count for its owner, and for all where that is a superuser';
+COMMENT ON COLUMN distill.models.class_threshold IS 'of two classes: the probability of the last one from which predict_class names it, found by the run for its metric; NULL: where it is the more probable';
 
 -- What a model is never changes under its name and version; only its active flag and its figures do.
 CREATE FUNCTION distill._protect_model() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF (OLD.id, OLD.name, OLD.version, OLD.task, OLD.kind, OLD.artifact, OLD.expression, OLD.sha256, OLD.input_schema,
-        OLD.output_schema, OLD.sample, OLD.label, OLD.teacher_id, OLD.created_at, OLD.form, OLD.threshold, OLD.learned_from)
+        OLD.output_schema, OLD.sample, OLD.label, OLD.teacher_id, OLD.created_at, OLD.form, OLD.threshold, OLD.learned_from,
+        OLD.class_threshold)
        IS DISTINCT FROM
        (NEW.id, NEW.name, NEW.version, NEW.task, NEW.kind, NEW.artifact, NEW.expression, NEW.sha256, NEW.input_schema,
-        NEW.output_schema, NEW.sample, NEW.label, NEW.teacher_id, NEW.created_at, NEW.form, NEW.threshold, NEW.learned_from)
+        NEW.output_schema, NEW.sample, NEW.label, NEW.teacher_id, NEW.created_at, NEW.form, NEW.threshold, NEW.learned_from,
+        NEW.class_threshold)
     THEN
         RAISE EXCEPTION 'version "%" of model "%" cannot be edited', OLD.version, OLD.name
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Register another version.';

@@ -135,6 +135,7 @@ CREATE TABLE distill.candidates (
     form             text NOT NULL DEFAULT 'predict' CHECK (form IN ('predict', 'sql', 'cascade')),
     statement_latency_ms float8,
     threshold        float8,
+    class_threshold  float8,
     PRIMARY KEY (run_id, candidate)
 );
 SELECT pg_catalog.pg_extension_config_dump('distill.candidates', '');
@@ -172,6 +173,7 @@ COMMENT ON COLUMN distill.candidates.output_schema IS 'what its ONNX file gives,
 COMMENT ON COLUMN distill.candidates.form IS 'how it answers, which is what its latency is of: predict, its SQL expression in a query, or predict with its teacher behind it';
 COMMENT ON COLUMN distill.candidates.statement_latency_ms IS 'form sql: median of a statement for one row, parsing and planning included';
 COMMENT ON COLUMN distill.candidates.threshold IS 'form cascade: the confidence from which the teacher is not asked';
+COMMENT ON COLUMN distill.candidates.class_threshold IS 'of two classes: the probability of the last one from which it is named, where that is better for the metric on the select rows than one half';
 
 CREATE FUNCTION distill._forget_models() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

@@ -678,6 +678,7 @@ def export(arguments: argparse.Namespace) -> int:
         "features": [feature["name"] for feature in model["input_schema"]["features"]],
         "kinds": [feature["kind"] for feature in model["input_schema"]["features"]],
         "classes": model["output_schema"].get("classes") or None,
+        "class_threshold": model["class_threshold"],
         "sha256": model["sha256"],
         "sample": model["sample"],
         "label": model["label"],
@@ -748,6 +749,11 @@ def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], has_sql: 
         f"- Distilled from: {manifest['teacher'] or 'none: it was registered as it is'}",
         f"- Registered: {model['created_at']:%Y-%m-%d} by {model['owner']}",
         f"- As plain SQL: {'yes' if has_sql else 'no'}",
+        *(
+            [f"- `{manifest['classes'][1]}` is named from a probability of {model['class_threshold']:.4g} on"]
+            if model["class_threshold"] is not None
+            else []
+        ),
         "",
         "## Figures",
         "",
@@ -807,6 +813,11 @@ def import_(arguments: argparse.Namespace) -> int:
     artifact = _read(arguments.manifest.parent / Path(manifest["onnx"]).name)
     if hashlib.sha256(artifact).hexdigest() != manifest["sha256"]:
         raise InvalidArtifact(f'file "{manifest["onnx"]}" is not the one that was exported')
+    cut = manifest.get("class_threshold")
+    if cut is not None:
+        _warn(
+            f"predict_class here names the more probable class; where it was made, the last one from {cut:.4g} on"
+        )
     with _connect(arguments) as connection:
         [row] = _rows(
             connection, _REGISTER, arguments.name or manifest["name"], artifact, manifest["features"], arguments.sample,

@@ -268,7 +268,7 @@ def _refused_at_once(
     """Return what a run comes to that asks for more than any student could learn of its teacher: no candidate is trained."""
     reason = doubts.of_floor(options, teacher, metric, survey)[0]
     return _Found(
-        trainer.evaluate([], {}, {}),
+        trainer.evaluate([], {}, {}, {}),
         Verdict(False, None, reason, None, {}),
         f"no student was trained: {reason}",
         {"families": options.student_families},
@@ -333,7 +333,8 @@ def _search(
     candidates = ranked(options.prefer)
     scored = [*finalists, *verdict.kept_by_search(trials), *(t for t in trials if t.is_scorable_control)]
     thresholds = {key: m.threshold for key, m in members.items() if m.threshold is not None}
-    figures = trainer.evaluate(scored, {key: files[key] for key in outside}, thresholds, outside)
+    cuts = {key: m.class_threshold for key, m in members.items() if m.class_threshold is not None}
+    figures = trainer.evaluate(scored, {key: files[key] for key in outside}, thresholds, cuts, outside)
 
     # Decide.
     decision = verdict.decide(options, metric, teacher, members, candidates, timings, figures, student_name)

@@ -173,6 +173,7 @@ def student(
         "types": _column_types(material, chosen.signature),
         "form": chosen.form,
         "threshold": chosen.fields.get("threshold"),
+        "class_threshold": chosen.fields.get("class_threshold"),
         "learned_from": material.learned(run.id).to_json(),
         "figures": _figures(run, material, scores, timings[offer_name(chosen.number)], by_predict),
     }
@@ -229,7 +230,7 @@ _STUDENT = frozenset(
         "teacher_id",
         "types",
     }
-    | {"form", "threshold", "learned_from", "figures"}
+    | {"form", "threshold", "class_threshold", "learned_from", "figures"}
 )
 """What `student` returns."""
 
@@ -494,6 +495,7 @@ def promote(db: Database, run_id: str, number: int) -> str:
         expression=found["expression"],
         form=form,
         threshold=found["threshold"],
+        class_threshold=found["class_threshold"],
         learned_from=json.loads(run["learned_from"]) if run["learned_from"] is not None else None,
         signature=signature,
         sample=resolved["sample"],

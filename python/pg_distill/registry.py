@@ -127,6 +127,8 @@ class Model:
     form: ModelForm
     threshold: float | None
     """Of a cascade: the confidence from which it does not ask its teacher."""
+    class_threshold: float | None
+    """Of two classes: the probability from which the last one is named; None: it is named where it is the more probable."""
     types: Mapping[str, str]
     """SQL type of each feature's column, where SQL is to be run over rows of them."""
 
@@ -204,7 +206,8 @@ _MODEL_COLUMNS = (
     " case when m.kind operator(pg_catalog.=) 'logged' then m.expression end as columns, m.sha256,"
     " m.input_schema::pg_catalog.text as input_schema,"
     " m.output_schema::pg_catalog.text as output_schema, m.sample, m.label, m.metric, m.accuracy, m.avg_latency_ms,"
-    " m.latency_declared, m.teacher_id::pg_catalog.text as teacher_id, m.owner, m.form, m.threshold"
+    " m.latency_declared, m.teacher_id::pg_catalog.text as teacher_id, m.owner, m.form, m.threshold,"
+    " m.class_threshold"
 )
 
 
@@ -513,6 +516,7 @@ def insert_model(
     types: Mapping[str, str] | None = None,
     form: ModelForm = "predict",
     threshold: float | None = None,
+    class_threshold: float | None = None,
     learned_from: Mapping[str, Any] | None = None,
     checked: bool = True,
     attested: bool = True,
@@ -557,8 +561,8 @@ def insert_model(
         [row] = db.query(
             "insert into distill.models (name, version, active, task, kind, artifact, expression, sha256, size_bytes,"
             " input_schema, output_schema, sample, label, teacher_id, form, threshold, owner, attested,"
-            " learned_from)"
-            " values ($1, $2, true, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
+            " learned_from, class_threshold)"
+            " values ($1, $2, true, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)"
             " returning id::pg_catalog.text as id",
             ("text", name),
             ("text", number),
@@ -578,6 +582,7 @@ def insert_model(
             ("text", _own_name(db, role)),
             ("boolean", attested),
             ("jsonb", _json(learned_from)),
+            ("float8", class_threshold),
         )
         if checked and artifact is not None:
             _note_checked(db, row["id"])

@@ -329,12 +329,15 @@ class Trainer:
         trials: Sequence[Trial],
         members: Mapping[str, tuple[bytes, Signature]],
         thresholds: Mapping[str, float],
+        class_thresholds: Mapping[str, float],
         outside: Mapping[str, npt.NDArray[np.bool_]] | None = None,
     ) -> Mapping[str, Any]:
-        """Score candidates, the teacher and the family on the test rows; ``thresholds`` are those of its cascades.
+        """Score candidates, the teacher and the family on the test rows.
 
         Parameters
         ----------
+        thresholds, class_thresholds
+            By member of the family: of a cascade, and of the probability from which the last of two classes is named.
         outside
             By member which of the test rows (n,) may judge it, where not all of them may.
 
@@ -349,6 +352,7 @@ class Trainer:
             "numbers": sorted({t.scored_as for t in trials}),
             "members": {key: signature.to_json() for key, (_, signature) in members.items()},
             "thresholds": dict(thresholds),
+            "class_thresholds": dict(class_thresholds),
         }
         blobs = {key: artifact for key, (artifact, _) in members.items()}
         arrays = {f"outside/{key}": rows for key, rows in (outside or {}).items() if not rows.all()}
@@ -385,9 +389,11 @@ class _Workshop:
         self.candidates: dict[int, search.Candidate] = {}
         self.signatures: dict[int, Signature] = {}
         self.cascades: dict[int, tuple[int, float]] = {}
+        self.class_thresholds: dict[int, float | None] = {}
         self.judge: measure.Judge
         self.tested: dict[int, FloatArray] = {}
         self.seed = 0
+        self.teacher_threshold: float | None = None
 
     def inspect(self, request: Message, channel: Channel) -> Message:
         from pg_distill import onnx_graph
@@ -579,6 +585,8 @@ class _Workshop:
         problem, select = self.problem, self.problem.select
         assert select.y is not None and problem.fit.y is not None
         found = judge.figures(outputs)
+        # What its probabilities would be worth to who cuts them as its students' are cut; predict_class does not.
+        self.teacher_threshold = judge.threshold(outputs) if problem.task == "binary" else None
         reply: dict[str, Any] = {
             "teacher": found["score"],
             "low": found["score_low"],
@@ -662,6 +670,7 @@ class _Workshop:
         blobs: dict[str, bytes] = {}
         for c in candidates:
             self.candidates[c.number] = c
+            self.class_thresholds[c.number] = c.class_threshold
             row: dict[str, Any] = {
                 "candidate": c.number,
                 "family": c.family,
@@ -676,6 +685,7 @@ class _Workshop:
                 "reason": c.reason,
                 "seconds": c.seconds,
                 "expression": c.expression,
+                "class_threshold": c.class_threshold,
             }
             if c.artifact:
                 # Our own files pass the same check as anybody's.
@@ -689,7 +699,8 @@ class _Workshop:
                 row["input_schema"], row["output_schema"] = signature.to_json()
                 blobs[str(c.number)] = c.artifact
                 if c.select_logits is not None:
-                    row["select_classes"] = _distinct_classes(c.select_logits, self.problem.task)
+                    outputs = _probabilities(c.select_logits, self.problem.task)
+                    row["select_classes"] = _distinct_classes(outputs, self.problem.task, c.class_threshold)
             rows.append(row)
         fields = {
             "candidates": rows,
@@ -750,13 +761,18 @@ class _Workshop:
         best.sort(key=lambda f: (-f["select_accuracy"], f["share"]))
         best = best[: request.fields["most"]]
         for i, f in enumerate(best):
-            self.cascades[request.fields["first"] + i] = f["student"], f["threshold"]
+            number = request.fields["first"] + i
+            self.cascades[number] = f["student"], f["threshold"]
             own = student(f["student"])
             outputs = np.where(own.max(axis=1, keepdims=True) < f["threshold"], teacher, own)
+            cut = judge.threshold(outputs) if self.problem.task == "binary" else None
+            self.class_thresholds[number] = cut
             f |= {
+                "class_threshold": cut,
+                "select_accuracy": judge.value(outputs, cut),
                 "tie_break_select": judge.tie_break(outputs),
-                "jackknife_select": judge.jackknife(outputs),
-                "select_classes": _distinct_classes(outputs, self.problem.task),
+                "jackknife_select": judge.jackknife(outputs, cut),
+                "select_classes": _distinct_classes(outputs, self.problem.task, cut),
             }
         return Message("cascaded", {"cascades": best}, {}, {})
 
@@ -780,9 +796,17 @@ class _Workshop:
         reply: dict[str, Any] = {
             "teacher": judge.figures(self.test_teacher),
             "majority": judge.baseline(),
-            "candidates": {str(n): judge.figures(o) for n, o in self.tested.items()},
+            "candidates": {
+                str(n): judge.figures(o, self.class_thresholds.get(n)) for n, o in self.tested.items()
+            },
             "members": {},
         }
+        if self.teacher_threshold is not None:
+            reply["teacher"]["tuned"] = {
+                "class_threshold": self.teacher_threshold,
+                "score": judge.value(self.test_teacher, self.teacher_threshold),
+            }
+        cuts: Mapping[str, float] = fields["class_thresholds"]
         outputs: dict[str, FloatArray] = {}
         outside: dict[str, npt.NDArray[np.bool_]] = {}
         for key, (input_schema, output_schema) in fields["members"].items():
@@ -793,30 +817,34 @@ class _Workshop:
         for key, own in outputs.items():
             rows = outside[key]
             if rows.all():
-                reply["members"][key] = judge.figures(own)
+                reply["members"][key] = judge.figures(own, cuts.get(key))
                 continue
             # What it is held against is held against the same rows.
             part = self._judge_of_test(rows)
 
             def beside(
                 other: FloatArray,
+                cut: float | None = None,
                 part: measure.Judge = part,
                 rows: npt.NDArray[np.bool_] = rows,
                 own: FloatArray = own,
+                own_cut: float | None = cuts.get(key),
             ) -> dict[str, Any]:
                 return {
-                    "score": part.value(other[rows]),
-                    "difference_error": part.difference_error(own[rows], other[rows]),
+                    "score": part.value(other[rows], cut),
+                    "difference_error": part.difference_error(own[rows], other[rows], (own_cut, cut)),
                 }
 
             reply["members"][key] = {
-                **part.figures(own[rows]),
+                **part.figures(own[rows], cuts.get(key)),
                 "against": {
                     "teacher": beside(self.test_teacher),
                     "majority": part.baseline(),
-                    "candidates": {str(n): beside(o) for n, o in self.tested.items()},
+                    "candidates": {
+                        str(n): beside(o, self.class_thresholds.get(n)) for n, o in self.tested.items()
+                    },
                     "members": {
-                        other: beside(o) if (outside[other] | ~rows).all() else None
+                        other: beside(o, cuts.get(other)) if (outside[other] | ~rows).all() else None
                         for other, o in outputs.items()
                         if other != key
                     },
@@ -844,11 +872,12 @@ class _Workshop:
 
     def compare(self, request: Message, channel: Channel) -> Message:
         outputs = {"teacher": self.test_teacher}
+        cuts: dict[str, float | None] = {}
         for name in ("control", "student"):
             number = request.fields[name]
             if number is not None:
-                outputs[name] = self.tested[number]
-        return Message("compared", self.judge.compare(outputs), {}, {})
+                outputs[name], cuts[name] = self.tested[number], self.class_thresholds.get(number)
+        return Message("compared", self.judge.compare(outputs, cuts), {}, {})
 
 
 def _in_parallel(label: Callable[[Frame], FloatArray], threads: int) -> Callable[[Frame], FloatArray]:
@@ -936,9 +965,13 @@ def _probabilities(logits: FloatArray, task: Task) -> FloatArray:
     return logits if task == "regression" else softmax(logits, 1.0)
 
 
-def _distinct_classes(outputs: FloatArray, task: Task) -> int | None:
-    """Return how many classes outputs name."""
-    return None if task == "regression" else len(np.unique(outputs.argmax(axis=1)))
+def _distinct_classes(outputs: FloatArray, task: Task, threshold: float | None = None) -> int | None:
+    """Return how many classes outputs name; of two the last from ``threshold`` on."""
+    from pg_distill import measure
+
+    return (
+        None if task == "regression" else len(np.unique(measure.decided(outputs, threshold).argmax(axis=1)))
+    )
 
 
 def _finite(value: float | None) -> float | None:

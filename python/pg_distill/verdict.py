@@ -403,7 +403,9 @@ def _same_file(trial: Trial, family: Sequence[Model], name: str | None = None) -
     assert trial.artifact is not None
     sha256 = hashlib.sha256(trial.artifact).hexdigest()
     for member in sorted(family, key=lambda m: m.name != name):
-        same_answers = member.sha256 == sha256 and member.threshold == trial.fields.get("threshold")
+        same_answers = member.sha256 == sha256 and all(
+            getattr(member, name) == trial.fields.get(name) for name in ("threshold", "class_threshold")
+        )
         # What was registered for its SQL form is there for predict too.
         if same_answers and (member.form == trial.form or trial.form == "predict"):
             return member
@@ -564,6 +566,11 @@ def summarise(
             )
             if _stage(control) in EARLY_STAGES and _stage(chosen) not in EARLY_STAGES:
                 summary += ", whose training the time budget cut short"
+    cut = chosen.fields.get("class_threshold")
+    if cut is not None:
+        summary += f'; predict_class says "{teacher.signature.classes[1]}" from a probability of {cut:.3g} on'
+        if "tuned" in theirs and theirs["tuned"]["score"] is not None:
+            summary += f" (the teacher, cut likewise, would have {metric} {theirs['tuned']['score']:.4f})"
     asked = floor(options, metric, teacher.task, theirs["score"], figures["majority"])
     if asked is not None and not asked.is_relative:
         low, high = ours["score_low"], ours["score_high"]

@@ -437,7 +437,8 @@ def _measure_admitted(
         )
         files = {key: (registry.read_artifact(db, members[key]), members[key].signature) for key in outside}
         thresholds = {key: m.threshold for key, m in members.items() if m.threshold is not None}
-        scored = trainer.evaluate([], files, thresholds, outside)
+        cuts = {key: m.class_threshold for key, m in members.items() if m.class_threshold is not None}
+        scored = trainer.evaluate([], files, thresholds, cuts, outside)
     contenders = {m.id: contender_for(db, m) for m in (teacher, *members.values()) if m.kind != "logged"}
     for m in members.values():
         if m.form == "sql":  # predict can be called for it too

@@ -54,10 +54,12 @@ CREATE OR REPLACE FUNCTION distill._protect_model() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF (OLD.id, OLD.name, OLD.version, OLD.task, OLD.kind, OLD.artifact, OLD.expression, OLD.sha256, OLD.input_schema,
-        OLD.output_schema, OLD.sample, OLD.label, OLD.teacher_id, OLD.created_at, OLD.form, OLD.threshold, OLD.learned_from)
+        OLD.output_schema, OLD.sample, OLD.label, OLD.teacher_id, OLD.created_at, OLD.form, OLD.threshold, OLD.learned_from,
+        OLD.class_threshold)
        IS DISTINCT FROM
        (NEW.id, NEW.name, NEW.version, NEW.task, NEW.kind, NEW.artifact, NEW.expression, NEW.sha256, NEW.input_schema,
-        NEW.output_schema, NEW.sample, NEW.label, NEW.teacher_id, NEW.created_at, NEW.form, NEW.threshold, NEW.learned_from)
+        NEW.output_schema, NEW.sample, NEW.label, NEW.teacher_id, NEW.created_at, NEW.form, NEW.threshold, NEW.learned_from,
+        NEW.class_threshold)
     THEN
         RAISE EXCEPTION 'version "%" of model "%" cannot be edited', OLD.version, OLD.name
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Register another version.';
@@ -71,6 +73,15 @@ $$;
 -- Which rows a student has learned from: of those of 0.1.0 nobody knows.
 ALTER TABLE distill.models ADD COLUMN learned_from jsonb;
 ALTER TABLE distill.runs ADD COLUMN learned_from jsonb;
+ALTER TABLE distill.models ADD COLUMN class_threshold float8;
+ALTER TABLE distill.candidates ADD COLUMN class_threshold float8;
+COMMENT ON COLUMN distill.models.class_threshold IS 'of two classes: the probability of the last one from which predict_class names it, found by the run for its metric; NULL: where it is the more probable';
+COMMENT ON COLUMN distill.candidates.class_threshold IS 'of two classes: the probability of the last one from which it is named, where that is better for the metric on the select rows than one half';
+COMMENT ON FUNCTION distill.predict_class(text, float8[]) IS 'the most probable class, or by the model''s class_threshold, for a row of numeric features in order';
+COMMENT ON FUNCTION distill.predict_class(text, jsonb) IS 'the most probable class, or by the model''s class_threshold, for a row of named columns';
+COMMENT ON FUNCTION distill.to_sql(text) IS 'the model as one SQL expression over columns that are named as its features: a probability or value; of a class compare it with the model''s class_threshold';
+COMMENT ON FUNCTION distill.create_function(text, text, boolean, boolean) IS
+    'make a function of the model with its features as named, typed arguments (over 100: as one row), of what predict gives: of a class compare it with the model''s class_threshold; as_sql: the student itself in plain SQL, IMMUTABLE';
 COMMENT ON COLUMN distill.models.learned_from IS 'of a student: digests of the rows that it was fitted to, selected on or taught by its teacher, which never judge it; NULL: not known, as of older releases';
 COMMENT ON COLUMN distill.runs.learned_from IS 'digests of the rows that its candidates learned from, as in distill.models';
 COMMENT ON COLUMN distill.models.measured_on IS 'rows, predict path, machine and server of the figures; accuracy_run_id where the accuracy is another run''s, because the model learned from the rows of run_id';
