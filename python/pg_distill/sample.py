@@ -347,8 +347,11 @@ def _fetch(
     for i, identity in enumerate(identities):
         inner += f", {_identity_hash(source, identity)} AS i{i}"
         outer += f", pg_catalog.array_send(pg_catalog.array_agg(t.i{i})) AS i{i}"
-    # Ties (equal features) are ordered by everything that is fetched, so that the order is the same each time.
-    order = ", ".join(str(i + 2) for i in range(len(kinds)))
+    # Ties (equal features) are ordered by everything that is fetched, so that the order is the same each time. Hashes too,
+    # which are equal then: what is not sorted by may be computed after the sort, which then carries twice the columns.
+    sorted_by = [*(i + 2 for i in range(len(kinds)))]
+    sorted_by += [len(kinds) + with_rows + 2 + i for i in range(len(identities))]
+    order = ", ".join(map(str, sorted_by))
     row = db.read_only(
         lambda: db.query_once(
             f"SELECT pg_catalog.array_send(pg_catalog.array_agg(t.{_HASH})) AS hash, {outer} FROM ("
