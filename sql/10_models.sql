@@ -33,6 +33,8 @@ CREATE TABLE distill.models (
     form             text NOT NULL DEFAULT 'predict' CHECK (form IN ('predict', 'sql', 'cascade')),
     threshold        float8,
     attested         boolean NOT NULL DEFAULT false,
+    learned_from     jsonb,
+    class_threshold  float8,
     UNIQUE (name, version),
     CHECK ((kind = 'onnx') = (artifact IS NOT NULL)),
     CHECK (kind <> 'sql' OR expression IS NOT NULL),
@@ -70,7 +72,7 @@ COMMENT ON COLUMN distill.models.p50_latency_ms IS 'median call latency; NULL wh
 COMMENT ON COLUMN distill.models.p95_latency_ms IS '95th percentile of call latency';
 COMMENT ON COLUMN distill.models.p99_latency_ms IS '99th percentile of call latency';
 COMMENT ON COLUMN distill.models.latency_declared IS 'true where the latency was declared by the caller, not measured';
-COMMENT ON COLUMN distill.models.measured_on IS 'rows, predict path, machine and server of the figures';
+COMMENT ON COLUMN distill.models.measured_on IS 'rows, predict path, machine and server of the figures; accuracy_run_id where the accuracy is another run''s, because the model learned from the rows of run_id';
 COMMENT ON COLUMN distill.models.measured_at IS 'when the figures were measured';
 COMMENT ON COLUMN distill.models.teacher_id IS 'the teacher that this student was distilled from; no foreign key, as pg_dump warns of a table that references itself';
 COMMENT ON COLUMN distill.models.created_at IS 'when it was registered';
@@ -78,18 +80,22 @@ COMMENT ON COLUMN distill.models.updated_at IS 'when its active flag or figures 
 COMMENT ON COLUMN distill.models.owner IS 'the role that registered it, for which its stored SQL may run; see distill.owners';
 COMMENT ON COLUMN distill.models.form IS 'how it answers, which is what its latency is of: predict, its SQL expression in a query, or predict with its teacher behind it';
 COMMENT ON COLUMN distill.models.threshold IS 'form cascade: the confidence of the student, its largest probability, from which its teacher is not asked';
+COMMENT ON COLUMN distill.models.learned_from IS 'of a student: digests of the rows that it was fitted to, selected on or taught by its teacher, which never judge it; NULL: not known, as of older releases';
 
 COMMENT ON COLUMN distill.models.attested IS 'whether this server has measured its figures; where not (a worker measured, a superuser wrote the row) they count for its owner, and for all where that is a superuser';
+COMMENT ON COLUMN distill.models.class_threshold IS 'of two classes: the probability of the last one from which predict_class names it, found by the run for its metric; NULL: where it is the more probable';
 
 -- What a model is never changes under its name and version; only its active flag and its figures do.
 CREATE FUNCTION distill._protect_model() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF (OLD.id, OLD.name, OLD.version, OLD.task, OLD.kind, OLD.artifact, OLD.expression, OLD.sha256, OLD.input_schema,
-        OLD.output_schema, OLD.sample, OLD.label, OLD.teacher_id, OLD.created_at, OLD.form, OLD.threshold)
+        OLD.output_schema, OLD.sample, OLD.label, OLD.teacher_id, OLD.created_at, OLD.form, OLD.threshold, OLD.learned_from,
+        OLD.class_threshold)
        IS DISTINCT FROM
        (NEW.id, NEW.name, NEW.version, NEW.task, NEW.kind, NEW.artifact, NEW.expression, NEW.sha256, NEW.input_schema,
-        NEW.output_schema, NEW.sample, NEW.label, NEW.teacher_id, NEW.created_at, NEW.form, NEW.threshold)
+        NEW.output_schema, NEW.sample, NEW.label, NEW.teacher_id, NEW.created_at, NEW.form, NEW.threshold, NEW.learned_from,
+        NEW.class_threshold)
     THEN
         RAISE EXCEPTION 'version "%" of model "%" cannot be edited', OLD.version, OLD.name
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Register another version.';

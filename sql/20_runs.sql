@@ -44,7 +44,8 @@ CREATE TABLE distill.runs (
     started_at            timestamptz NOT NULL,
     created_at            timestamptz NOT NULL DEFAULT now(),
     owner                 text NOT NULL DEFAULT current_user,
-    attested              boolean NOT NULL DEFAULT false
+    attested              boolean NOT NULL DEFAULT false,
+    learned_from          jsonb
 );
 -- No foreign keys, here and below: pg_restore loads the tables of an extension in parallel, before or after one another, and a row that comes before
 -- the one it refers to would be lost. Triggers do what the keys' ON DELETE would.
@@ -100,6 +101,7 @@ COMMENT ON COLUMN distill.runs.started_at IS 'when it began';
 COMMENT ON COLUMN distill.runs.created_at IS 'start of the transaction that recorded it';
 COMMENT ON COLUMN distill.runs.owner IS 'the role that ran it; see distill.owners';
 COMMENT ON COLUMN distill.runs.attested IS 'whether this server has measured its figures; where not (a worker measured, a superuser wrote the row) they count for its owner, and for all where that is a superuser';
+COMMENT ON COLUMN distill.runs.learned_from IS 'digests of the rows that its candidates learned from, as in distill.models';
 
 CREATE TABLE distill.candidates (
     run_id           uuid NOT NULL,
@@ -133,6 +135,7 @@ CREATE TABLE distill.candidates (
     form             text NOT NULL DEFAULT 'predict' CHECK (form IN ('predict', 'sql', 'cascade')),
     statement_latency_ms float8,
     threshold        float8,
+    class_threshold  float8,
     PRIMARY KEY (run_id, candidate)
 );
 SELECT pg_catalog.pg_extension_config_dump('distill.candidates', '');
@@ -170,6 +173,7 @@ COMMENT ON COLUMN distill.candidates.output_schema IS 'what its ONNX file gives,
 COMMENT ON COLUMN distill.candidates.form IS 'how it answers, which is what its latency is of: predict, its SQL expression in a query, or predict with its teacher behind it';
 COMMENT ON COLUMN distill.candidates.statement_latency_ms IS 'form sql: median of a statement for one row, parsing and planning included';
 COMMENT ON COLUMN distill.candidates.threshold IS 'form cascade: the confidence from which the teacher is not asked';
+COMMENT ON COLUMN distill.candidates.class_threshold IS 'of two classes: the probability of the last one from which it is named, where that is better for the metric on the select rows than one half';
 
 CREATE FUNCTION distill._forget_models() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

@@ -18,7 +18,9 @@ WITH RECURSIVE lineage(root, id) AS (
 )
 SELECT l.root AS family, m.id AS model_id, m.name, m.version, m.active, m.kind, m.teacher_id, m.metric, m.accuracy,
        m.accuracy_low, m.accuracy_high, m.avg_latency_ms, m.latency_low_ms, m.latency_high_ms, m.latency_declared,
-       m.size_bytes, m.measured_at, m.form
+       m.size_bytes, m.measured_at, m.form, m.measured_on ->> 'accuracy_run_id' AS accuracy_run_id,
+       coalesce((m.measured_on ->> 'comparable_low')::float8, m.accuracy) AS comparable_low,
+       coalesce((m.measured_on ->> 'comparable_high')::float8, m.accuracy) AS comparable_high
 FROM lineage l JOIN distill.models m USING (id)
 WHERE m.teacher_id IS NULL OR m.attested OR distill._is_trusted(m.owner);
 COMMENT ON VIEW distill.families IS 'every model with the root teacher of its family';
@@ -30,8 +32,9 @@ WHERE a.avg_latency_ms IS NOT NULL AND a.accuracy IS NOT NULL
   AND NOT EXISTS (
       SELECT FROM distill.families b
       WHERE b.family = a.family AND b.metric = a.metric
-        AND b.avg_latency_ms <= a.avg_latency_ms AND b.accuracy >= a.accuracy
-        AND (b.avg_latency_ms < a.avg_latency_ms OR b.accuracy > a.accuracy)
+        AND b.avg_latency_ms <= a.avg_latency_ms AND b.comparable_low >= a.comparable_high
+        AND (b.avg_latency_ms < a.avg_latency_ms OR b.comparable_low > a.comparable_high)
+        AND b.accuracy_run_id IS NOT DISTINCT FROM a.accuracy_run_id -- figures of other rows do not compare
         AND (a.form = 'sql' OR b.form <> 'sql') -- an expression is no answer to who calls predict
   );
 COMMENT ON VIEW distill.frontier IS 'models that no other of their family dominates: none is both no slower and no less accurate, and better in one';

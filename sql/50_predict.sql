@@ -54,7 +54,7 @@ COMMENT ON FUNCTION distill._predict_class(text, float8[], bytea) IS 'internal: 
 CREATE FUNCTION distill.predict_class(model text, features float8[]) RETURNS text
 LANGUAGE sql STABLE
 RETURN distill._predict_class(model, features, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
-COMMENT ON FUNCTION distill.predict_class(text, float8[]) IS 'the most probable class for a row of numeric features in order';
+COMMENT ON FUNCTION distill.predict_class(text, float8[]) IS 'the most probable class, or by the model''s class_threshold, for a row of numeric features in order';
 
 CREATE FUNCTION distill._predict_class(model text, "row" jsonb, snapshot bytea) RETURNS text
 LANGUAGE plpython3u STABLE AS $$
@@ -65,7 +65,7 @@ COMMENT ON FUNCTION distill._predict_class(text, jsonb, bytea) IS 'internal: pre
 CREATE FUNCTION distill.predict_class(model text, "row" jsonb) RETURNS text
 LANGUAGE sql STABLE
 RETURN distill._predict_class(model, "row", pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
-COMMENT ON FUNCTION distill.predict_class(text, jsonb) IS 'the most probable class for a row of named columns';
+COMMENT ON FUNCTION distill.predict_class(text, jsonb) IS 'the most probable class, or by the model''s class_threshold, for a row of named columns';
 
 CREATE FUNCTION distill._predict(model text, numbers float8[], strings text[], snapshot bytea) RETURNS float8
 LANGUAGE plpython3u STABLE AS $$

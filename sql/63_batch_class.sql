@@ -10,7 +10,7 @@ CREATE FUNCTION distill.predict_class_batch(model text, features float8[][]) RET
 LANGUAGE sql STABLE
 RETURN distill._predict_class_batch(model, distill._array_bytes(pg_catalog.array_replace(features, NULL, 'NaN')),
                                     pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
-COMMENT ON FUNCTION distill.predict_class_batch(text, float8[]) IS 'the most probable class for each row of a two-dimensional array, in order';
+COMMENT ON FUNCTION distill.predict_class_batch(text, float8[]) IS 'the most probable class, or by the model''s class_threshold, for each row of a two-dimensional array, in order';
 
 CREATE FUNCTION distill._score_class(
     model text, query text, key_column text, snapshot bytea,
@@ -32,4 +32,4 @@ BEGIN ATOMIC
                ELSE pg_catalog.string_to_array((s.c).classes, (s.c).class_separator) END)
     FROM (SELECT distill._score_class(model, query, key_column, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot())) AS c) s;
 END;
-COMMENT ON FUNCTION distill.score_class(text, text, text) IS 'a key column, as text, and the most probable class of every row of a relation or read-only query, in constant memory';
+COMMENT ON FUNCTION distill.score_class(text, text, text) IS 'a key column, as text, and the most probable class, or by the model''s class_threshold, of every row of a relation or read-only query, in constant memory';

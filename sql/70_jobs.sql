@@ -92,16 +92,18 @@ ORDER BY q.submitted_at;
 COMMENT ON VIEW distill.jobs IS 'your jobs: state, progress (0 to 1), stage, candidate, expected time left, error';
 
 CREATE FUNCTION distill.submit(
-    teacher text, target_latency_ms float8 DEFAULT 5.0, min_accuracy float8 DEFAULT 0.80, temperature float8 DEFAULT 4.0,
+    teacher text, target_latency_ms float8 DEFAULT 5.0, min_accuracy float8 DEFAULT NULL, temperature float8 DEFAULT 4.0,
     epochs int DEFAULT 10, seed bigint DEFAULT 42, metric text DEFAULT NULL, sample text DEFAULT NULL, label text DEFAULT NULL,
     max_rows int DEFAULT 100000, time_budget_s float8 DEFAULT 120, student_name text DEFAULT NULL, families text[] DEFAULT NULL,
-    group_column text DEFAULT NULL, time_column text DEFAULT NULL, weight_column text DEFAULT NULL, trained_on text DEFAULT NULL
+    group_column text DEFAULT NULL, time_column text DEFAULT NULL, weight_column text DEFAULT NULL, trained_on text DEFAULT NULL,
+    prefer text DEFAULT 'accurate'
 ) RETURNS uuid LANGUAGE plpython3u AS $$
 from pg_distill import sqlapi
 return sqlapi.submit(plpy, teacher, target_latency_ms, min_accuracy, temperature, epochs, seed, metric, sample, label,
-                     max_rows, time_budget_s, student_name, families, group_column, time_column, weight_column, trained_on)
+                     max_rows, time_budget_s, student_name, families, group_column, time_column, weight_column, trained_on,
+                     prefer)
 $$;
-COMMENT ON FUNCTION distill.submit(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text) IS
+COMMENT ON FUNCTION distill.submit(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text, text) IS
     'queue a distillation for a worker; the id that its run will have, at once';
 
 CREATE FUNCTION distill.cancel(run_id uuid) RETURNS boolean

@@ -1,13 +1,15 @@
 CREATE FUNCTION distill.check(
     model text, sample text DEFAULT NULL, label text DEFAULT NULL, max_rows int DEFAULT 10000, seed bigint DEFAULT 0,
+    include_learned boolean DEFAULT false,
     OUT figure text, OUT metric text, OUT recorded float8, OUT recorded_low float8, OUT recorded_high float8,
-    OUT fresh float8, OUT fresh_low float8, OUT fresh_high float8, OUT holds boolean, OUT row_count bigint, OUT note text
+    OUT fresh float8, OUT fresh_low float8, OUT fresh_high float8, OUT holds boolean, OUT row_count bigint, OUT note text,
+    OUT learned_share float8
 ) RETURNS SETOF record LANGUAGE plpython3u AS $$
 from pg_distill import sqlapi
-return sqlapi.check(plpy, model, sample, label, max_rows, seed)
+return sqlapi.check(plpy, model, sample, label, max_rows, seed, include_learned)
 $$;
-COMMENT ON FUNCTION distill.check(text, text, text, int, bigint) IS
-    'fidelity, accuracy and latency on fresh rows beside those recorded, a row a figure, and whether the model still holds its place; without a sample: the test split of its run''s rows as they are now';
+COMMENT ON FUNCTION distill.check(text, text, text, int, bigint, boolean) IS
+    'fidelity, accuracy and latency on fresh rows beside those recorded, a row a figure, and whether the model still holds its place; without a sample: the test split of its run''s rows as they are now. Rows that the model or its teacher has learned from are left out, and their share is said';
 
 CREATE FUNCTION distill.remeasure(
     model text, OUT name text, OUT version text, OUT avg_latency_ms float8, OUT latency_low_ms float8, OUT latency_high_ms float8,

@@ -6,7 +6,7 @@
 GRANT USAGE ON SCHEMA distill TO distill_reader, distill_predictor, distill_engineer, distill_admin;
 GRANT SELECT (id, name, version, active, task, kind, sha256, size_bytes, input_schema, output_schema, label, metric, accuracy, accuracy_low,
     accuracy_high, avg_latency_ms, latency_low_ms, latency_high_ms, p50_latency_ms, p95_latency_ms, p99_latency_ms, latency_declared,
-    measured_on, measured_at, teacher_id, created_at, updated_at, owner, form, threshold, attested) ON distill.models TO distill_reader;
+    measured_on, measured_at, teacher_id, created_at, updated_at, owner, form, threshold, class_threshold, attested) ON distill.models TO distill_reader;
 -- of a run all but the options it was asked for and carried out with, which hold the query of its sample; so no run_report either
 GRANT SELECT (run_id, teacher_id, student_id, teacher_name, teacher_version, student_name, student_version, accepted, summary, seed, metric,
     teacher_accuracy, teacher_accuracy_low, teacher_accuracy_high, student_accuracy, student_accuracy_low, student_accuracy_high,

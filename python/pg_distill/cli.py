@@ -62,7 +62,11 @@ _OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
         float,
         "mean call latency, whose upper 95 %% bound has to be within it (default 5)",
     ),
-    "min_accuracy": (float, "floor of the metric on the test rows (default 0.8)"),
+    "min_accuracy": (
+        float,
+        "floor of the metric on the test rows (default 0.8 where it means something, else 80 %% of what the teacher adds to"
+        " the majority)",
+    ),
     "temperature": (float, "the softest that the search may use (default 4)"),
     "epochs": (int, "most passes of an iterative student (default 10)"),
     "seed": (int, "of sample, split, training and bootstrap (default 42)"),
@@ -77,6 +81,7 @@ _OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "time_column": (str, "the newest rows are for test"),
     "weight_column": (str, "sample weights"),
     "trained_on": (str, "a query for the rows that the teacher was trained on"),
+    "prefer": (str, "accurate, knee or fast: which student within target and floor (default accurate)"),
 }
 
 
@@ -641,11 +646,18 @@ def _check_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", help="the column that holds the truth (default: the run's)")
     parser.add_argument("--max-rows", type=int, help="rows that are drawn", default=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help="of the rows that are drawn", default=argparse.SUPPRESS)
+    parser.add_argument(
+        "--include-learned",
+        action="store_true",
+        help="also rows that the model has learned from",
+        default=argparse.SUPPRESS,
+    )
 
 
 def check(arguments: argparse.Namespace) -> int:
     """Compare a model's figures on fresh rows with those recorded."""
-    given = {name: getattr(arguments, name) for name in ("max_rows", "seed") if hasattr(arguments, name)}
+    options = ("max_rows", "seed", "include_learned")
+    given = {name: getattr(arguments, name) for name in options if hasattr(arguments, name)}
     call = ", ".join(["%s, sample => %s, label => %s", *(f"{name} => %s" for name in given)])
     with _connect(arguments) as connection:
         rows = _rows(
@@ -803,6 +815,7 @@ def export(arguments: argparse.Namespace) -> int:
         "features": [feature["name"] for feature in model["input_schema"]["features"]],
         "kinds": [feature["kind"] for feature in model["input_schema"]["features"]],
         "classes": model["output_schema"].get("classes") or None,
+        "class_threshold": model["class_threshold"],
         "sha256": model["sha256"],
         "sample": model["sample"],
         "label": model["label"],
@@ -896,6 +909,11 @@ def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], has_sql: 
         f"- Distilled from: {_markdown(manifest['teacher'] or 'none: it was registered as it is')}",
         f"- Registered: {model['created_at']:%Y-%m-%d} by {_markdown(model['owner'])}",
         f"- As plain SQL: {'yes' if has_sql else 'no'}",
+        *(
+            [f"- `{manifest['classes'][1]}` is named from a probability of {model['class_threshold']:.4g} on"]
+            if model["class_threshold"] is not None
+            else []
+        ),
         "",
         "## Figures",
         "",
@@ -953,6 +971,11 @@ def import_(arguments: argparse.Namespace) -> int:
     artifact = _read(arguments.manifest.parent / manifest["onnx"], beside=True)
     if hashlib.sha256(artifact).hexdigest() != manifest["sha256"]:
         raise InvalidArtifact(f'file "{manifest["onnx"]}" is not the one that was exported')
+    cut = manifest.get("class_threshold")
+    if cut is not None:
+        _warn(
+            f"predict_class here names the more probable class; where it was made, the last one from {cut:.4g} on"
+        )
     with _connect(arguments) as connection:
         [row] = _rows(
             connection, _REGISTER, arguments.name or manifest["name"], artifact, manifest["features"], arguments.sample,

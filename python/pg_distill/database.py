@@ -90,6 +90,9 @@ class Database(Protocol):
     def subtransaction(self) -> AbstractContextManager[Any]:
         """Undo what was done inside if it ends in an error."""
 
+    def attempt(self, work: Callable[[], T]) -> T | None:
+        """Return what ``work`` gives; None where PostgreSQL says that a name or a right is missing (class 42)."""
+
     def check_search_path(self) -> None:
         """Refuse a search_path that puts other operators in front of PostgreSQL's own: InvalidState."""
 
@@ -255,6 +258,15 @@ class PlpyDatabase(Database):
         with self._plpy.subtransaction():
             yield
 
+    def attempt(self, work: Callable[[], T]) -> T | None:
+        try:
+            with self._plpy.subtransaction():
+                return work()
+        except self._plpy.SPIError as error:
+            if not _is_missing(getattr(error, "sqlstate", None)):
+                raise  # a cancel, for one
+            return None
+
     def check_search_path(self) -> None:
         _check_schemas(self._plpy.execute("select pg_catalog.current_schemas(true) as schemas")[0]["schemas"])
 
@@ -284,6 +296,11 @@ class PlpyDatabase(Database):
             shown = text.encode("ascii", "replace")[:MAX_ACTIVITY_BYTES].decode()
         # Local to the transaction, so that an error, a cancel or a rollback gives the session its name back.
         self.query("select pg_catalog.set_config('application_name', $1, true)", ("text", shown))
+
+
+def _is_missing(sqlstate: str | None) -> bool:
+    """Whether an error says that something is not there, not allowed or not readable, whoever asks again."""
+    return sqlstate is not None and sqlstate.startswith("42")
 
 
 def _check_schemas(schemas: Sequence[str]) -> None:
@@ -412,6 +429,17 @@ class PsycopgDatabase(Database):
             yield
 
     transaction = subtransaction
+
+    def attempt(self, work: Callable[[], T]) -> T | None:
+        import psycopg
+
+        try:
+            with self._connection.transaction():
+                return work()
+        except psycopg.Error as error:
+            if not _is_missing(error.sqlstate):
+                raise
+            return None
 
     def check_search_path(self) -> None:
         _check_schemas(self._run("select pg_catalog.current_schemas(true) as schemas")[1][0]["schemas"])

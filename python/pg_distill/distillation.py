@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pg_distill import approval, record, registry, serving, verdict
+import numpy as np
+import numpy.typing as npt
+
+from pg_distill import approval, doubts, record, registry, serving, verdict
 from pg_distill.approval import trainer_limits
 from pg_distill.database import Database
 from pg_distill.errors import FeatureNotSupported
@@ -24,16 +27,19 @@ from pg_distill.latency import (
     sql_contender,
     statement_latency_ms,
 )
+from pg_distill.learned import Digest, Identity, Learned
 from pg_distill.material import Material, prepare
 from pg_distill.onnx_model import Signature
 from pg_distill.options import Options
 from pg_distill.progress import SEARCH, STAGES, Progress, Watch, latency_seconds
 from pg_distill.record import Outcome, Report, Run
 from pg_distill.registry import Model
+from pg_distill.sample import Source, identities_of, identity_columns, resolve_source
 from pg_distill.teachers import label_by_sql
 from pg_distill.trainer import Trainer, Trial
+from pg_distill.verdict import Verdict
 
-__all__ = ["Outcome", "distill"]
+__all__ = ["Outcome", "distill", "fits", "identities_of_family", "known_to_registered", "outside_rows"]
 
 PROBES, PROBE_SECONDS = 3, 0.5  # for what predict costs around a model: how often that is timed, and how long
 CASCADE_SECONDS = 4.0  # for cascades
@@ -56,6 +62,7 @@ class _Clock:
     standing: Progress
     watch: Watch
     seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     _stage: str = "start"
     _since: float = field(default_factory=time.monotonic)
     _told_stage: str = ""
@@ -76,6 +83,12 @@ class _Clock:
     def say(self, text: str) -> None:
         self._told = time.monotonic()
         self.db.notice(text)
+
+    def warn(self, texts: Iterable[str]) -> None:
+        """Warn the client at once, and whoever reads the run."""
+        for text in texts:
+            self.warnings.append(text)
+            self.db.warning(text)
 
     def progress(self, fields: Mapping[str, Any]) -> None:
         """Pass on the child's progress, without a flood."""
@@ -162,8 +175,7 @@ def _distill(
     teacher = registry.find_model(db, options.teacher)
     student_name = options.student_name or registry.check_name(f"{teacher.name}_distilled", "student name")
 
-    can_stand_behind = teacher.kind != "logged" and teacher.task != "regression"
-    if options.families is not None and options.cascade_wanted and not can_stand_behind:
+    if options.families is not None and options.cascade_wanted and not _can_stand_behind(teacher):
         raise FeatureNotSupported(
             f'model "{teacher.qualified_name}" cannot stand behind a cascade',
             detail="A cascade asks its teacher where the probabilities of its student are not clear.",
@@ -179,7 +191,13 @@ def _distill(
     # Sample, and split.
     clock.enter("sample")
     with db.transaction():
-        material = prepare(db, teacher, options)
+        material = prepare(
+            db,
+            teacher,
+            options,
+            trained_on=_training_rows(db, teacher, options),
+            identities=identities_of_family(db, teacher),
+        )
     clock.say(f'distilling "{teacher.qualified_name}": {material.counts_text}')
 
     # Label, in the child: it holds the rows from here on.
@@ -192,78 +210,245 @@ def _distill(
         if loaded["rows_left_out"]:
             clock.say(f"{loaded['rows_left_out']} rows left out for time: {material.counts_text}")
 
-        # Search: latency first, so tell the child what predict costs around a model.
-        clock.enter("search")
-        overhead = _call_overhead(db, trainer, material.timing_rows, options.seed)
-        configuration = _search_configuration(db, options, overhead, loaded["seconds"])
-        trials, teacher_select, teacher_classes = trainer.search(configuration)
+        # What the teacher is worth, before time is spent on its students.
+        survey = trainer.survey(verdict.floor_asked(options, material.metric, teacher.task))
+        clock.warn(doubts.of_rows(teacher, material, survey))
+        clock.warn(doubts.of_floor(options, teacher, material.metric, survey))
+        if doubts.is_out_of_reach(options, teacher, material.metric, survey):
+            found = _refused_at_once(trainer, teacher, options, material.metric, survey)
+        else:
+            found = _search(db, trainer, clock, teacher, student_name, material, loaded["seconds"], survey)
+    members, timings, figures, decision = found.members, found.timings, found.figures, found.decision
+    chosen = decision.chosen
+    clock.warn(doubts.of_student(material.metric, teacher, decision, figures))
 
-        # Measure: latency here, where it is spent; accuracy there, on rows that nothing has looked at.
-        clock.enter("latency")
-        finalists = verdict.finalists(trials, options.target_latency_ms, overhead)
-        control = verdict.best_control(trials, options.target_latency_ms, overhead)
-        forms = _sql_forms(db, trials, material)
-        known = {t.number for t in finalists}
-        twins = [t for t in trials if t.number in {f.twin for f in forms} - known]
-        trials = [*trials, *forms]
-        finalists = [*finalists, *twins, *forms]
-        members, files = _family(db, teacher)
-        timings = _time_all(db, teacher, members, files, finalists, material, options)
-        cascades = []
-        if options.cascade_wanted and can_stand_behind:
-            cascades = _cascades(trainer, teacher, teacher_select, finalists, trials, timings, options)
-        timings |= _time_cascades(db, teacher, cascades, material, options.seed)
-        trials = [*trials, *cascades]
-        finalists = [*finalists, *cascades]
-        clock.enter("evaluate")
-        candidates = verdict.ranked(
+    # Register.
+    clock.enter("register")
+    summary = found.summary + verdict.family_caveat(members, figures)
+    if chosen is not None and not decision.accepted:
+        summary += f"; distill.promote_candidate('{run.id}', {chosen.number}) registers it all the same"
+    student = None
+    if decision.accepted and chosen is not None:
+        student = record.student(run, teacher, student_name, chosen, material, timings, figures)
+    family: Mapping[str, Mapping[str, Any]] = {}
+    if found.trials:
+        family = record.family(run, teacher, members, material, timings, figures, chosen, found.before)
+    clock.enter("end")
+    summary += material.caveat
+    row, tried = record.run_and_candidates(
+        run, teacher=teacher, student_name=student_name, members=members, material=material, loaded=loaded,
+        configuration=found.configuration, trials=found.trials, finalists=found.finalists, control=found.control,
+        timings=timings, figures=figures, compared=found.compared, decision=decision, summary=summary,
+        seconds=clock.seconds, survey=survey, warnings=clock.warnings,
+    )  # fmt: skip
+    names = [student_name, *(m.name for m in members.values())]
+    return store(Report(teacher.id, names, student, family, row, tried))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What became of the search: its candidates, all figures, and the decision."""
+
+    figures: Mapping[str, Any]
+    decision: Verdict
+    summary: str
+    configuration: Mapping[str, Any]
+    trials: Sequence[Trial] = ()
+    finalists: Sequence[Trial] = ()
+    control: Trial | None = None
+    members: Mapping[str, Model] = field(default_factory=dict)
+    before: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    timings: Mapping[str, Timing] = field(default_factory=dict)
+    compared: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _refused_at_once(
+    trainer: Trainer, teacher: Model, options: Options, metric: str, survey: Mapping[str, Any]
+) -> _Found:
+    """Return what a run comes to that asks for more than any student could learn of its teacher: no candidate is trained."""
+    reason = doubts.of_floor(options, teacher, metric, survey)[0]
+    return _Found(
+        trainer.evaluate([], {}, {}, {}),
+        Verdict(False, None, reason, None, {}),
+        f"no student was trained: {reason}",
+        {"families": options.student_families},
+    )
+
+
+def _search(
+    db: Database,
+    trainer: Trainer,
+    clock: _Clock,
+    teacher: Model,
+    student_name: str,
+    material: Material,
+    labelled_s: float,
+    survey: Mapping[str, Any],
+) -> _Found:
+    """Train, time, score and decide."""
+    options, metric = material.options, material.metric
+
+    # Search: latency first, so tell the child what predict costs around a model.
+    clock.enter("search")
+    overhead = _call_overhead(db, trainer, material.timing_rows, options.seed)
+    configuration = _search_configuration(db, options, overhead, labelled_s)
+    trials, teacher_select, teacher_classes = trainer.search(configuration)
+
+    # Measure: latency here, where it is spent; accuracy there, on rows that nothing has looked at.
+    clock.enter("latency")
+    finalists = verdict.finalists(trials, options.target_latency_ms, overhead)
+    control = verdict.best_control(trials, options.target_latency_ms, overhead)
+    forms = _sql_forms(db, trials, material)
+    known = {t.number for t in finalists}
+    twins = [t for t in trials if t.number in {f.twin for f in forms} - known]
+    trials = [*trials, *forms]
+    finalists = [*finalists, *twins, *forms]
+    members, files = _family(db, teacher, material.sample.frame)
+    before = registry.measured_on(db, members)
+    outside = outside_rows(db, members, material)
+    timings = _time_all(db, teacher, members, files, finalists, material, options)
+    cascades = []
+    if options.cascade_wanted and _can_stand_behind(teacher):
+        cascades = _cascades(trainer, teacher, teacher_select, finalists, trials, timings, options)
+    timings |= _time_cascades(db, teacher, cascades, material, options.seed)
+    trials = [*trials, *cascades]
+    finalists = [*finalists, *cascades]
+    clock.enter("evaluate")
+    floor = verdict.floor(options, metric, teacher.task, survey["teacher"], survey["majority"])
+
+    def ranked(prefer: str) -> list[Trial]:
+        return verdict.ranked(
             finalists,
             timings,
             options.target_latency_ms,
             teacher,
             (teacher_select, teacher_classes),
             sql_wanted=options.sql_wanted,
+            metric=metric,
+            prefer=prefer,
+            majority=survey["majority"],
+            floor=floor.value if floor is not None and floor.metric == metric else None,
         )
-        scored = [*finalists, *verdict.kept_by_search(trials), *(t for t in trials if t.is_scorable_control)]
-        thresholds = {key: m.threshold for key, m in members.items() if m.threshold is not None}
-        figures = trainer.evaluate(scored, files, thresholds)
 
-        # Decide.
-        decision = verdict.decide(options, material.metric, teacher, members, candidates, timings, figures)
-        chosen = decision.chosen
-        compared = trainer.compare(chosen, control) if chosen is not None else {}
+    candidates = ranked(options.prefer)
+    scored = [*finalists, *verdict.kept_by_search(trials), *(t for t in trials if t.is_scorable_control)]
+    thresholds = {key: m.threshold for key, m in members.items() if m.threshold is not None}
+    cuts = {key: m.class_threshold for key, m in members.items() if m.class_threshold is not None}
+    figures = trainer.evaluate(scored, {key: files[key] for key in outside}, thresholds, cuts, outside)
 
-    # Register.
-    clock.enter("register")
-    summary = verdict.summarise(
-        options, material.metric, teacher, decision, control, timings, figures, compared
+    # Decide.
+    decision = verdict.decide(options, metric, teacher, members, candidates, timings, figures, student_name)
+    chosen = decision.chosen
+    compared = trainer.compare(chosen, control) if chosen is not None else {}
+    summary = verdict.summarise(options, metric, teacher, decision, control, timings, figures, compared)
+    if options.prefer == "accurate" and decision.accepted and chosen is not None:
+        knee = ranked("knee")[0]
+        summary += verdict.faster_alternative(chosen, knee, options, metric, teacher, timings, figures)
+    return _Found(
+        figures,
+        decision,
+        summary,
+        configuration,
+        trials,
+        finalists,
+        control,
+        members,
+        before,
+        timings,
+        compared,
     )
-    student = None
-    if decision.accepted and chosen is not None:
-        student = record.student(run, teacher, student_name, chosen, material, timings, figures)
-    family = record.family(run, teacher, members, material, timings, figures)
-    clock.enter("end")
-    summary += material.caveat
-    row, tried = record.run_and_candidates(
-        run, teacher=teacher, student_name=student_name, material=material, loaded=loaded,
-        configuration=configuration, trials=trials, finalists=finalists, control=control, timings=timings,
-        figures=figures, compared=compared, decision=decision, summary=summary, seconds=clock.seconds,
-    )  # fmt: skip
-    names = [student_name, *(m.name for m in members.values())]
-    return store(Report(teacher.id, names, student, family, row, tried))
 
 
-def _family(db: Database, teacher: Model) -> tuple[dict[str, Model], dict[str, tuple[bytes, Signature]]]:
+def _can_stand_behind(teacher: Model) -> bool:
+    """Whether a teacher can be asked where a student is not sure."""
+    return teacher.kind != "logged" and teacher.task != "regression"
+
+
+def _training_rows(db: Database, teacher: Model, options: Options) -> Source | None:
+    """Return the rows that the teacher was trained on, as an earlier run named them, where this one names none."""
+    if options.trained_on is not None:
+        return None
+    known = registry.training_rows(db, teacher)
+    if known is None:
+        return None
+    source = db.attempt(lambda: resolve_source(db, known["query"]))
+    missing = source is None or any(name not in source.types for name in teacher.signature.names)
+    if missing:
+        db.warning(
+            f'rows that model "{teacher.qualified_name}" was trained on, as run {known["run_id"]} named them, cannot be read:'
+            " it may be judged by rows that it knows by heart"
+        )
+        return None
+    db.notice(
+        f'rows that model "{teacher.qualified_name}" was trained on are those that run {known["run_id"]} named;'
+        " trained_on => ... names others"
+    )
+    return source
+
+
+def identities_of_family(db: Database, teacher: Model, limit: int = MAX_MEMBERS) -> set[Identity]:
+    """Return by which columns the members of the family know the rows that they have learned from."""
+    members = {m.id: m for m in registry.family_members(db, teacher, limit)}
+    learned = registry.read_learned(db, members)
+    return {
+        found.identity if (found := learned[key]) is not None else identity_columns(member.signature.features)
+        for key, member in members.items()
+    }
+
+
+def outside_rows(
+    db: Database, members: Mapping[str, Model], material: Material
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return by member which of the test rows may judge it; those that none may judge, or too few, are left out."""
+    learned = registry.read_learned(db, members)
+    found: dict[str, npt.NDArray[np.bool_]] = {}
+    for key, member in members.items():
+        known = learned[key]
+        if known is None and member.teacher_id is None:
+            known = known_to_registered(db, member)
+        rows = material.outside(known)
+        if rows is not None:
+            found[key] = rows
+    return found
+
+
+def known_to_registered(db: Database, member: Model) -> Learned | None:
+    """Return the rows that a registered model was trained on, as its runs named them: as far as anybody has said, no others."""
+    identity = identity_columns(member.signature.features)
+    hashes = np.empty(0, np.int64)
+    named = registry.training_rows(db, member)
+    if named is not None:
+        source = db.attempt(lambda: resolve_source(db, named["query"]))
+        read = identities_of(db, source, identity) if source is not None else None
+        if read is None:
+            return None
+        hashes = read
+    nothing = np.empty(0, np.int64)
+    return Learned(identity, Digest.of(hashes, nothing), Digest.of(nothing, nothing))
+
+
+def _family(
+    db: Database, teacher: Model, rows: Frame
+) -> tuple[dict[str, Model], dict[str, tuple[bytes, Signature]]]:
     """Return the members of the family that are measured again, and their files, by id.
 
-    From here on a member is what was read: whoever drops one meanwhile takes it out of the registry, not out of the run.
+    From here on a member is what was read: whoever drops one meanwhile takes it out of the registry, not out of the run. A
+    version with other classes, or of columns that these rows have not, is left as it is.
     """
-    members = {m.id: m for m in registry.family_members(db, teacher, MAX_MEMBERS)}
+    members = {m.id: m for m in registry.family_members(db, teacher, MAX_MEMBERS) if fits(m, teacher, rows)}
     artifacts = registry.read_artifacts(db, members.values())
     files = {key: (artifact, members[key].signature) for key, artifact in artifacts.items()}
     if db.in_backend:  # which is going to open them
         approval.require(db, files)
     return {key: m for key, m in members.items() if key in files}, files
+
+
+def fits(member: Model, teacher: Model, rows: Frame) -> bool:
+    """Whether a member can be run on the rows of a run of its family, and judged by their labels."""
+    return (
+        member.signature.classes == teacher.signature.classes
+        and set(identity_columns(member.signature.features)) <= set(identity_columns(rows.features))
+    )  # fmt: skip
 
 
 def _sql_forms(db: Database, trials: Sequence[Trial], material: Material) -> list[Trial]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from pg_distill import __version__, database
+from pg_distill.approval import trainer_limits
 from pg_distill.database import Database
 from pg_distill.errors import InvalidState, OutOfMemory, TrainerDied
 from pg_distill.probe import (
@@ -17,7 +18,6 @@ from pg_distill.probe import (
     look_for_dependency,
 )
 from pg_distill.process import Limits
-from pg_distill.registration import trainer_limits
 from pg_distill.trainer import Trainer
 
 __all__ = ["check_server"]

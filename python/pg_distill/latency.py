@@ -225,17 +225,25 @@ def measure_latency(
     plan: dict[str, tuple[int, int, int]] = {}
     cold: dict[str, float] = {}
     for contender in contenders:
+        began = time.monotonic()
         cold[contender.name] = float(_time_block(db, contender, _some(rows, 0, 1))[0])
         start, done, step = time.monotonic(), 0, 1
+        fixed = a_row = start - began  # what a block takes at all, and what it takes for each of its rows: to be read, too
         while done < WARM_UP_CALLS and time.monotonic() - start < min(WARM_UP_SECONDS, share / 4):
+            began = time.monotonic()
             done += len(_time_block(db, contender, _some(rows, done, step)))
+            took = time.monotonic() - began
+            fixed, a_row = min(fixed, took), min(a_row, took / step)
             step = min(step * 4, WARM_UP_CALLS)
             db.check_interrupts()
         typical = float(np.median(_time_block(db, contender, _some(rows, done, MIN_BLOCK_CALLS)))) / 1000.0
         block = int(min(BLOCK_SECONDS, share / BLOCKS) / max(typical, 1e-7))
-        lead = min(int(LEAD_SHARE * block), MAX_LEAD_CALLS, len(rows))
-        calls = max(MIN_BLOCK_CALLS, min(block - lead, MAX_BLOCK_CALLS, len(rows)))
-        blocks = max(3, min(BLOCKS, int(share / max(typical * (lead + calls), 1e-9))))
+        # Rows of many columns take longer to be read than the call does.
+        room = int(max(share / BLOCKS - fixed, 0.0) / max(a_row, 1e-9))
+        lead = min(int(LEAD_SHARE * min(block, room)), MAX_LEAD_CALLS, len(rows))
+        calls = max(MIN_BLOCK_CALLS, min(block - lead, room - lead, MAX_BLOCK_CALLS, len(rows)))
+        a_block = max(typical * (lead + calls), fixed + a_row * (lead + calls))
+        blocks = max(3, min(BLOCKS, int(share / max(a_block, 1e-9))))
         plan[contender.name] = lead, calls, blocks
     timed: dict[str, list[FloatArray]] = {c.name: [] for c in contenders}
     for turn in range(BLOCKS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy.typing as npt
 from pg_distill import measure, registry
 from pg_distill.database import Database
 from pg_distill.errors import InvalidData, InvalidParameter
-from pg_distill.frame import FloatArray, Frame
+from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.learned import Digest, Identity, Learned, are_enough
 from pg_distill.options import Options
 from pg_distill.registration import default_metric, positions
 from pg_distill.registry import Model
@@ -26,6 +27,7 @@ from pg_distill.sample import (
     Source,
     check_columns,
     draw_sample,
+    identity_columns,
     resolve_source,
 )
 from pg_distill.teachers import check_outputs, logged_columns, logged_outputs
@@ -49,6 +51,7 @@ class Material:
     outputs: FloatArray | None
 
     options: Options
+    task: Task
 
     @property
     def timing_rows(self) -> Frame:
@@ -63,6 +66,39 @@ class Material:
     def keep_first(self, counts: Mapping[str, int]) -> Material:
         """Return the material with the first rows of each split alone in it."""
         return replace(self, sample=self.sample.keep_first(counts))
+
+    def learned(self, run_id: str) -> Learned:
+        """Return the rows that students of this run learn from."""
+        options, sample = self.options, self.sample
+        identity = identity_columns(sample.frame.features)
+        hashes, split = sample.identities[identity], sample.split
+        fitted, test = (split == FIT) | (split == SELECT), split == TEST
+        groups = None
+        if sample.groups is not None:
+            groups = Digest.of(sample.groups[fitted], sample.groups[test])
+        return Learned(
+            identity,
+            Digest.of(hashes[fitted], hashes[test]),
+            Digest.of(hashes[split == UNLABELLED], hashes[test]),
+            options.group_column,
+            groups,
+            options.time_column,
+            sample.until,
+            run_id,
+            options.seed,
+        )
+
+    def outside(self, learned: Learned | None) -> npt.NDArray[np.bool_] | None:
+        """Return which of the test rows may judge a student; None where that is not known, or where they are too few to."""
+        if learned is None:
+            return None
+        outside = self.sample.outside(learned, self.options.group_column, self.options.time_column)
+        if outside is None:
+            return None
+        test = self.sample.split == TEST
+        rows, y = outside[test], self.y[test]
+        enough = are_enough(rows, y, self.task, of_classes=measure.weighs_classes(self.metric))
+        return rows if rows.all() or enough else None
 
     def check_splits(self) -> None:
         """Raise InvalidData where the metric is not defined on the rows of a split."""
@@ -105,8 +141,25 @@ class Material:
         return "; " + "; ".join(said) if said else ""
 
 
-def prepare(db: Database, teacher: Model, options: Options, *, with_rows: bool = False) -> Material:
-    """Draw and split the sample, read labels, weights and logged outputs; ``with_rows`` for each row as jsonb too.
+def prepare(
+    db: Database,
+    teacher: Model,
+    options: Options,
+    *,
+    with_rows: bool = False,
+    trained_on: Source | None = None,
+    identities: Collection[Identity] = (),
+) -> Material:
+    """Draw and split the sample, read labels, weights and logged outputs.
+
+    Parameters
+    ----------
+    with_rows
+        Each row as jsonb, too.
+    trained_on
+        Rows that the teacher was trained on, where the options name none.
+    identities
+        By which columns, beside the teacher's own features, members of the family know their rows.
 
     Raises
     ------
@@ -118,7 +171,8 @@ def prepare(db: Database, teacher: Model, options: Options, *, with_rows: bool =
         Rows and options do not fit the teacher.
     """
     source = resolve_source(db, registry.sample_of(db, teacher, options.sample), stored=True)
-    trained_on = resolve_source(db, options.trained_on) if options.trained_on is not None else None
+    if options.trained_on is not None:
+        trained_on = resolve_source(db, options.trained_on)
     label = options.label if options.label is not None else teacher.label
     if label is not None and label not in source.types and options.label is None:
         label = None  # another sample than the teacher's own need not have its label
@@ -138,6 +192,8 @@ def prepare(db: Database, teacher: Model, options: Options, *, with_rows: bool =
         seed=options.seed,
         max_rows=options.max_rows,
         with_rows=with_rows,
+        teacher=registry.read_learned(db, [teacher.id])[teacher.id],
+        identities=sorted(identities),
     )
     if sample.label is not None:
         y = positions(sample.label, teacher.task, teacher.signature.classes)
@@ -162,6 +218,6 @@ def prepare(db: Database, teacher: Model, options: Options, *, with_rows: bool =
     if logged:
         raw = logged_outputs(sample.extra, logged)
         outputs = check_outputs(raw, teacher.task, teacher.signature.classes, sample.frame)
-    material = Material(source, trained_on, label, metric, sample, y, weights, outputs, options)
+    material = Material(source, trained_on, label, metric, sample, y, weights, outputs, options, teacher.task)
     material.check_splits()
     return material

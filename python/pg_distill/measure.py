@@ -17,16 +17,21 @@ import numpy.typing as npt
 
 from pg_distill.errors import InvalidParameter
 from pg_distill.frame import FloatArray, Task
+from pg_distill.quoting import array_text, quote_literal
 
 __all__ = [
     "METRICS",
     "Interval",
     "Judge",
     "Latency",
+    "best_threshold",
     "bootstrap_interval",
     "brier",
     "check_metric",
+    "class_order",
+    "decided",
     "ece",
+    "falls",
     "is_unit_metric",
     "jackknife",
     "judges_classes",
@@ -37,7 +42,9 @@ __all__ = [
     "score",
     "share_interval",
     "summary",
+    "turned_round",
     "upper_order_statistic",
+    "weighs_classes",
 ]
 
 Labels = npt.NDArray[Any]
@@ -53,7 +60,12 @@ COMPARED_RESAMPLES = 400  # of the metrics beside the run's own: seconds at 20,0
 MAX_CELLS = 100_000_000  # rows x resamples x passes for an interval: a few seconds; beyond, fewer resamples
 RANKING_PASSES = 4  # what gathering and cumulating cost, in plain sums
 GROUPS = 20  # of the jackknife: a standard error to a sixth of itself, for the price of 20 scores
+TUNING_ERRORS = 2.0  # paired standard errors by which another threshold than one half has to be better on the rows that choose
 TIE = 1.0  # paired standard errors of the metric, within which two students are taken for equally good
+MIN_ORDER_ROWS = 20  # on fewer nothing is said about the order of a model's classes
+ORDER_GAIN = (
+    0.2  # share of the rows that another order of the classes has to set right, and of a correlation below 0
+)
 BLOCK_CELLS = 1_000_000  # rows x resamples at once: 8 MB of float64 stay near the processor
 
 
@@ -212,14 +224,16 @@ class _Metric:
     """Whether it lies in 0..1 for anything better than useless, so that ``min_accuracy`` can bound it."""
     ranks: bool = False
     """Whether it goes through the rows in the order of each class's outputs, which costs most."""
+    names: bool = False
+    """Whether only the class that is named counts, which a threshold decides where there are two."""
 
 
 METRICS: Mapping[str, _Metric] = {
-    "accuracy": _Metric(_accuracy, True, True),
-    "balanced_accuracy": _Metric(_balanced_accuracy, True, True),
+    "accuracy": _Metric(_accuracy, True, True, names=True),
+    "balanced_accuracy": _Metric(_balanced_accuracy, True, True, names=True),
     "roc_auc": _Metric(_ranking(_roc_area), True, True, ranks=True),
     "average_precision": _Metric(_ranking(_precision_area), True, True, ranks=True),
-    "f1": _Metric(_f1, True, True),
+    "f1": _Metric(_f1, True, True, names=True),
     "neg_log_loss": _Metric(lambda y, p: _mean(-_log_losses(y, p)), True, False),
     "neg_brier_score": _Metric(lambda y, p: _mean(-_brier_terms(y, p)), True, False),
     "r2": _Metric(_r2, False, True),
@@ -258,19 +272,85 @@ def ranks(metric: str) -> bool:
     return metric != AGREEMENT and METRICS[metric].ranks
 
 
+def weighs_classes(metric: str) -> bool:
+    """Whether a few rows of a class decide over the metric as much as many of another."""
+    return ranks(metric) or metric in ("balanced_accuracy", "f1")
+
+
 def judges_classes(metric: str) -> bool:
     """Whether only the class that a model names counts, not how its probabilities order or state it."""
-    return metric in ("accuracy", "balanced_accuracy", "f1", AGREEMENT)
+    return metric == AGREEMENT or METRICS[metric].names
 
 
-def score(metric: str, y: Labels, outputs: FloatArray, weights: FloatArray | None = None) -> float:
+def decided(outputs: FloatArray, threshold: float | None) -> FloatArray:
+    """Return (n, 2) outputs whose larger one is the class that is named: the last one from ``threshold`` on, if there is one."""
+    if threshold is None:
+        return outputs
+    last = (outputs[:, 1] >= threshold).astype(np.float64)
+    return np.column_stack([1.0 - last, last])
+
+
+def best_threshold(
+    metric: str, y: Labels, outputs: FloatArray, weights: FloatArray | None = None
+) -> float | None:
+    """Return the probability from which to name the last of two classes for the best value of ``metric`` on these rows.
+
+    It lies in the middle between two rows, of thresholds that are as good next to one half. None where one half is as good, or
+    the best is not better beyond ``TUNING_ERRORS`` standard errors of the difference: the best of many is so by luck too.
+
+    Parameters
+    ----------
+    metric
+        One of those that a threshold decides: see `judges_classes`.
+    y
+        (n,) class positions, all of them known.
+    outputs
+        (n, 2) probabilities.
+    """
+    if outputs.shape[1] != 2 or len(y) < MIN_ORDER_ROWS or len(np.unique(y)) < 2:
+        return None
+    w = _weights(weights, len(y))
+    order = np.argsort(-outputs[:, 1], kind="stable")
+    p, positive, negative = outputs[order, 1], (w * (y == 1))[order], (w * (y == 0))[order]
+    cuts = np.flatnonzero(np.diff(p) < 0)  # between a row and the next
+    if not len(cuts):
+        return None
+    right, wrong = np.cumsum(positive)[cuts], np.cumsum(negative)[cuts]
+    positives, negatives = positive.sum(), negative.sum()
+    if not (positives > 0 and negatives > 0):
+        return None
+    if metric == "f1":
+        values = 2 * right / np.maximum(right + wrong + positives, TINY)
+    elif metric == "balanced_accuracy":
+        values = (right / positives + 1 - wrong / negatives) / 2
+    else:
+        values = (right + negatives - wrong) / (positives + negatives)
+    middles = (p[cuts] + p[cuts + 1]) / 2
+    best = np.flatnonzero(values >= values.max() - 1e-12)
+    threshold = float(middles[best[np.argmin(np.abs(middles[best] - 0.5))]])
+    gain = score(metric, y, outputs, weights, threshold) - score(metric, y, outputs, weights)
+    apart = [jackknife(metric, y, decided(outputs, t), weights) for t in (threshold, None)]
+    return threshold if gain > TUNING_ERRORS * _paired_error(apart[0], apart[1]) else None
+
+
+def score(
+    metric: str,
+    y: Labels,
+    outputs: FloatArray,
+    weights: FloatArray | None = None,
+    threshold: float | None = None,
+) -> float:
     """Return the metric of ``outputs`` (n, K) against labels ``y`` (n,), all of them known.
+
+    ``threshold``: the probability from which the last of two classes is named, which decides over some metrics.
 
     Returns
     -------
     float
         Higher is better; NaN where it is not defined, such as an AUC of one class.
     """
+    if METRICS[metric].names:
+        outputs = decided(outputs, threshold)
     return float(METRICS[metric].prepare(y, outputs)(_weights(weights, len(y))[None, :])[0])
 
 
@@ -302,9 +382,15 @@ def _resampled(
 
 
 def _resampled_each(
-    resamples: Mapping[str, int], y: Labels, outputs: Sequence[FloatArray], w: FloatArray, seed: int
+    resamples: Mapping[str, int],
+    y: Labels,
+    outputs: Sequence[FloatArray],
+    w: FloatArray,
+    seed: int,
+    thresholds: Sequence[float | None] | None = None,
 ) -> dict[str, FloatArray]:
     """Return the (resamples, m) values of each metric, all of the same draws; what costs much gets the first of them only."""
+    cuts = thresholds if thresholds is not None else [None] * len(outputs)
     rng = np.random.default_rng(seed)
     n = len(y)
     if n == 0:
@@ -316,7 +402,9 @@ def _resampled_each(
         passes = RANKING_PASSES * (classes if classes > 2 else 1) if found.ranks else 1
         size = max(min(wanted, MIN_RESAMPLES), min(wanted, MAX_CELLS // (n * passes)))
         values[metric] = np.empty((size, len(outputs)))
-        measures[metric] = [found.prepare(y, p) for p in outputs]
+        measures[metric] = [
+            found.prepare(y, decided(p, t) if found.names else p) for p, t in zip(outputs, cuts, strict=True)
+        ]
     last = max(len(v) for v in values.values())
     step = max(1, BLOCK_CELLS // n)
     for start in range(0, last, step):
@@ -410,14 +498,55 @@ def rank(
     noise = np.zeros(len(value))
     for i, own in enumerate(jackknives):
         if len(own) and len(own) == len(jackknives[top]):
-            apart = np.asarray(own, np.float64) - np.asarray(jackknives[top], np.float64)
-            apart = apart[np.isfinite(apart)]
-            noise[i] = math.sqrt(max(len(apart) - 1, 0) * float(apart.var())) if len(apart) else 0.0
+            noise[i] = _paired_error(np.asarray(own, np.float64), np.asarray(jackknives[top], np.float64))
     ties = value >= value[top] - TIE * noise
     first = np.where(ties, smooth, value)
     second = np.where(ties, value, smooth)
     behind = ties & np.array(last, bool) if len(last) else np.zeros(len(value), bool)
     return sorted(range(len(value)), key=lambda i: (not ties[i], behind[i], -first[i], -second[i], i))
+
+
+def _paired_error(a: FloatArray, b: FloatArray) -> float:
+    """Return the standard error of the difference of two students' metrics, of what `jackknife` returned for them."""
+    apart = a - b
+    apart = apart[np.isfinite(apart)]
+    return math.sqrt(max(len(apart) - 1, 0) * float(apart.var())) if len(apart) else 0.0
+
+
+def class_order(y: Labels, outputs: FloatArray) -> list[int] | None:
+    """Return the order in which a model's classes would fit the labels better beyond doubt, None where they fit as they are.
+
+    Position i holds the class that the model means when it names class i: that which most of the rows that it gives class i
+    have. Such an order is found only where no two classes are meant by the same, and it turns wrong answers into right ones.
+
+    Parameters
+    ----------
+    y
+        (n,) class positions, all of them known.
+    outputs
+        (n, K) probabilities.
+    """
+    guess, size = outputs.argmax(axis=1), outputs.shape[1]
+    if len(y) < MIN_ORDER_ROWS or len(np.unique(guess)) < 2:
+        return None
+    counts = np.zeros((size, size))
+    np.add.at(counts, (guess, y), 1)
+    order = np.where(counts.sum(axis=1) > 0, counts.argmax(axis=1), -1)
+    meant = order[order >= 0]
+    free = [k for k in range(size) if k not in set(meant.tolist())]
+    if len(np.unique(meant)) < len(meant):
+        return None
+    found = [int(k) if k >= 0 else free.pop(0) for k in order]
+    right, now = float(counts[np.arange(size), found].sum()), float(np.trace(counts))
+    majority = float(counts.sum(axis=0).max())
+    return found if right > majority and right - now > ORDER_GAIN * len(y) else None
+
+
+def falls(y: Labels, outputs: FloatArray) -> bool:
+    """Whether the values of a regression fall where the labels rise, beyond doubt."""
+    if len(y) < MIN_ORDER_ROWS or not np.ptp(y) > 0 or not np.ptp(outputs[:, 0]) > 0:
+        return False
+    return bool(np.corrcoef(y, outputs[:, 0])[0, 1] < -ORDER_GAIN)
 
 
 def share_interval(share: float, n: float) -> Interval:
@@ -490,32 +619,45 @@ class Judge:
         """Return the metric of always answering with the class shares, or the mean, of the rows to fit on."""
         return _finite(self._baseline)
 
-    def value(self, outputs: FloatArray) -> float | None:
-        """Return the run's metric of (n, K) outputs."""
-        return _finite(score(self._inner, self._y, outputs[self._known], self._w))
+    def _judged(self, outputs: FloatArray, threshold: float | None) -> FloatArray:
+        """Return the outputs that the run's metric sees."""
+        p = outputs[self._known]
+        return decided(p, threshold) if METRICS[self._inner].names else p
 
-    def figures(self, outputs: FloatArray) -> dict[str, Any]:
-        """Return every figure of (n, K) outputs; undefined ones are None."""
+    def value(self, outputs: FloatArray, threshold: float | None = None) -> float | None:
+        """Return the run's metric of (n, K) outputs; ``threshold`` as in `score`."""
+        return _finite(score(self._inner, self._y, self._judged(outputs, threshold), self._w))
+
+    def threshold(self, outputs: FloatArray) -> float | None:
+        """Return `best_threshold` of (n, K) outputs for the run's metric; None where nothing is decided by one."""
+        if self.metric == AGREEMENT or not METRICS[self._inner].names:
+            return None
+        return best_threshold(self._inner, self._y, outputs[self._known], self._w)
+
+    def figures(self, outputs: FloatArray, threshold: float | None = None) -> dict[str, Any]:
+        """Return every figure of (n, K) outputs; undefined ones are None. ``threshold`` as in `score`."""
         p, y, w = outputs[self._known], self._y, self._w
-        value = score(self._inner, y, p, w)
-        interval = bootstrap_interval(self._inner, y, p, w, seed=self._seed, resamples=self._resamples)
+        judged = self._judged(outputs, threshold)
+        value = score(self._inner, y, judged, w)
+        interval = bootstrap_interval(self._inner, y, judged, w, seed=self._seed, resamples=self._resamples)
         margin = self._teacher_score - self._baseline
         found: dict[str, Any] = {
+            "rows": len(y),
             "score": _finite(value),
             "score_low": _finite(interval.low),
             "score_high": _finite(interval.high),
             "lift": _finite((value - self._baseline) / margin) if margin > 0 else None,
-            **self._fidelity(p),
+            **self._fidelity(decided(p, threshold)),
         }
         names = [n for n, m in METRICS.items() if m.classification == (self.task != "regression")]
-        found["metrics"] = {name: _finite(score(name, y, p, w)) for name in names}
+        found["metrics"] = {name: _finite(score(name, y, p, w, threshold)) for name in names}
         if self.task == "regression":
             found |= {"log_loss": None, "brier": None, "ece": None, "distinct_classes": None}
         else:
             found["log_loss"] = _finite(-score("neg_log_loss", y, p, w))
             found["brier"] = _finite(brier(y, p, w))
             found["ece"] = _finite(ece(y, p, w))
-            found["distinct_classes"] = len(np.unique(p.argmax(axis=1)))
+            found["distinct_classes"] = len(np.unique(decided(p, threshold).argmax(axis=1)))
         return found
 
     def _fidelity(self, p: FloatArray) -> dict[str, float | None]:
@@ -534,9 +676,20 @@ class Judge:
             "fidelity_high": _finite(interval.high),
         }
 
-    def jackknife(self, outputs: FloatArray) -> list[float | None]:
+    def jackknife(self, outputs: FloatArray, threshold: float | None = None) -> list[float | None]:
         """Return what `rank` needs to tell the noise of the run's metric."""
-        return [_finite(v) for v in jackknife(self._inner, self._y, outputs[self._known], self._w)]
+        judged = self._judged(outputs, threshold)
+        return [_finite(v) for v in jackknife(self._inner, self._y, judged, self._w)]
+
+    def difference_error(
+        self, a: FloatArray, b: FloatArray, thresholds: tuple[float | None, float | None] = (None, None)
+    ) -> float | None:
+        """Return the standard error of the difference of two outputs in the run's metric, paired, by the jackknife."""
+        apart = [
+            jackknife(self._inner, self._y, self._judged(p, threshold), self._w)
+            for p, threshold in zip((a, b), thresholds, strict=True)
+        ]
+        return _finite(_paired_error(apart[0], apart[1]))
 
     def tie_break(self, outputs: FloatArray) -> float | None:
         """Return what tells outputs of equal metric apart, higher is better: log loss or error, without labels the divergence."""
@@ -549,8 +702,12 @@ class Judge:
         divergence = (t * (np.log(np.maximum(t, CLIP)) - np.log(np.maximum(p, CLIP)))).sum(axis=1)
         return _finite(-float(np.average(divergence, weights=self._w)))
 
-    def compare(self, outputs: Mapping[str, FloatArray]) -> dict[str, dict[str, Any]]:
+    def compare(
+        self, outputs: Mapping[str, FloatArray], thresholds: Mapping[str, float | None] | None = None
+    ) -> dict[str, dict[str, Any]]:
         """Return the intervals of every metric of some outputs, and of their differences, all from the same draws.
+
+        ``thresholds`` of some of them are as in `score`.
 
         Returns
         -------
@@ -561,11 +718,15 @@ class Judge:
         names = [n for n, m in METRICS.items() if m.classification == (self.task != "regression")]
         extra = [] if self.task == "regression" else ["ece"]
         each = [p[self._known] for p in outputs.values()]
+        cuts = [(thresholds or {}).get(name) for name in outputs]
         w = _weights(self._w, len(self._y))
         resamples = dict.fromkeys([*names, *extra], min(self._resamples, COMPARED_RESAMPLES))
         resamples[self._inner] = self._resamples  # as in its own interval
-        values = _resampled_each(resamples, self._y, each, w, self._seed)
-        points = {name: [score(name, self._y, p, self._w) for p in each] for name in names}
+        values = _resampled_each(resamples, self._y, each, w, self._seed, cuts)
+        points = {
+            name: [score(name, self._y, p, self._w, t) for p, t in zip(each, cuts, strict=True)]
+            for name in names
+        }
         points |= {name: [ece(self._y, p, self._w) for p in each] for name in extra}
         for name, metric in (("log_loss", "neg_log_loss"), ("brier", "neg_brier_score")):
             if metric in values:
@@ -683,6 +844,24 @@ def latency_statistics(blocks: Sequence[FloatArray]) -> Latency:
 
 
 # -- words ----------------------------------------------------------------------------------------------------------
+
+
+def turned_round(name: str, classes: Sequence[str], order: Sequence[int] | None, *, falls: bool) -> list[str]:
+    """Return what to say of a model whose classes seem to be in another order, or whose values fall where labels rise.
+
+    ``order`` and ``falls`` are what the functions of these names say: `class_order` and `falls`.
+    """
+    if falls:
+        return [
+            f'the values of model "{name}" fall where the label rises: register it again with their sign turned'
+        ]
+    if order is None:
+        return []
+    meant = quote_literal(array_text(classes[k] for k in order))
+    return [
+        f'the classes of model "{name}" seem to be in another order than its outputs: register it again with'
+        f" classes => {meant}"
+    ]
 
 
 def _milliseconds(value: float) -> str:

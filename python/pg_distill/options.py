@@ -11,14 +11,17 @@ from pg_distill.errors import InvalidParameter, NullNotAllowed
 from pg_distill.registry import check_name
 from pg_distill.students import FAMILIES
 
-__all__ = ["Options"]
+__all__ = ["PREFERENCES", "Options"]
 
 FORMS = ("sql", "cascade")  # stand among the families: how a student answers, not what it is
+PREFERENCES = ("accurate", "knee", "fast")  # which of the candidates that meet target and floor is the answer
 
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of ``distill_model``, checked.
+    """The arguments of ``distill_model``, in its order, checked.
+
+    ``min_accuracy`` None leaves the floor to ``verdict.floor``.
 
     Raises
     ------
@@ -28,7 +31,7 @@ class Options:
 
     teacher: str
     target_latency_ms: float = 5.0
-    min_accuracy: float = 0.80
+    min_accuracy: float | None = None
     temperature: float = 4.0
     epochs: int = 10
     seed: int = 42
@@ -43,15 +46,17 @@ class Options:
     time_column: str | None = None
     weight_column: str | None = None
     trained_on: str | None = None
+    prefer: str = "accurate"
 
     def __post_init__(self) -> None:
-        for name in ("teacher", "target_latency_ms", "min_accuracy", "temperature", "epochs", "seed", "max_rows",
-                     "time_budget_s"):  # fmt: skip
+        for name in ("teacher", "target_latency_ms", "temperature", "epochs", "seed", "max_rows", "time_budget_s",
+                     "prefer"):  # fmt: skip
             if getattr(self, name) is None:
                 raise NullNotAllowed(f"{name} must not be NULL")
         _require(self.target_latency_ms > 0 and np.isfinite(self.target_latency_ms), "target_latency_ms",
                  self.target_latency_ms, "above 0")  # fmt: skip
-        _require(0 <= self.min_accuracy <= 1, "min_accuracy", self.min_accuracy, "from 0 to 1")
+        if self.min_accuracy is not None:
+            _require(0 <= self.min_accuracy <= 1, "min_accuracy", self.min_accuracy, "from 0 to 1")
         _require(0 < self.temperature <= 100, "temperature", self.temperature, "above 0 and at most 100")
         _require(1 <= self.epochs <= 10_000, "epochs", self.epochs, "from 1 to 10000")
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
@@ -70,8 +75,8 @@ class Options:
                         f'student family "{family}" does not exist',
                         hint=f"Families are {', '.join(FAMILIES)}, sql (students of any in SQL form), cascade.",
                     )
-        if self.group_column is not None and self.time_column is not None:
-            raise InvalidParameter("rows cannot be split by group_column and time_column at once")
+
+        _require(self.prefer in PREFERENCES, "prefer", self.prefer, f"one of {', '.join(PREFERENCES)}")
 
     @property
     def student_families(self) -> list[str]:

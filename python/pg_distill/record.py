@@ -28,6 +28,8 @@ __all__ = [
     "Outcome",
     "Report",
     "Run",
+    "accuracy_columns",
+    "accuracy_origin",
     "family",
     "promote",
     "run_and_candidates",
@@ -65,20 +67,31 @@ class Run:
 def _figures(
     run: Run,
     material: Material,
-    scores: Mapping[str, Any],
+    scores: Mapping[str, Any] | None,
     timing: Timing | None,
     by_predict: Timing | None = None,
+    *,
+    before: Mapping[str, Any] | None = None,
+    comparable: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
-    """Return columns of ``distill.models``; ``by_predict`` for a student whose own latency is that of its SQL form."""
+    """Return columns of ``distill.models``.
+
+    Parameters
+    ----------
+    scores
+        None for a member that the run's test rows may not judge: its accuracy stays, marked as that of ``before``, what was
+        stored of where it was measured.
+    by_predict
+        For a student whose own latency is that of its SQL form.
+    comparable
+        See `verdict.comparable_interval`.
+    """
     return {
-        "metric": material.metric,
-        "accuracy": scores["score"],
-        "accuracy_low": scores["score_low"],
-        "accuracy_high": scores["score_high"],
+        **accuracy_columns(material.metric, scores),
         **(latency_figures(timing) if timing is not None else {}),
         "measured_on": {
             "run_id": run.id,
-            "rows": material.sample.count(TEST),
+            **accuracy_origin(scores, material.sample.count(TEST), comparable, before),
             "path": timing.path if timing else None,
             "calls": timing.latency.n_calls if timing else 0,
             "blocks": timing.latency.n_blocks if timing else 0,
@@ -95,6 +108,42 @@ def _figures(
         },
         "measured_at": datetime.now(UTC).isoformat(),
     }
+
+
+def accuracy_columns(metric: str, scores: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the columns of ``distill.models`` that a judgement changes; none where there was none."""
+    if scores is None:
+        return {}
+    return {
+        "metric": metric,
+        "accuracy": scores["score"],
+        "accuracy_low": scores["score_low"],
+        "accuracy_high": scores["score_high"],
+    }
+
+
+def accuracy_origin(
+    scores: Mapping[str, Any] | None,
+    rows_test: int,
+    comparable: tuple[float, float] | None,
+    before: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return what ``measured_on`` says of an accuracy: how many rows judged, or that it is of another run and which."""
+    if scores is not None:
+        found = {"rows": scores["rows"]}
+        if "against" in scores:
+            low, high = comparable or (None, None)
+            found |= {"rows_test": rows_test, "comparable_low": low, "comparable_high": high}
+        return found
+    known = before or {}
+    return {
+        "rows": known.get("rows"),
+        "accuracy_run_id": known.get("accuracy_run_id") or known.get("run_id") or UNKNOWN_RUN,
+        **{key: known[key] for key in ("rows_test", "comparable_low", "comparable_high") if key in known},
+    }
+
+
+UNKNOWN_RUN = "unknown"  # stands for the run of an accuracy that is of no run that is known
 
 
 def student(
@@ -124,6 +173,8 @@ def student(
         "types": _column_types(material, chosen.signature),
         "form": chosen.form,
         "threshold": chosen.fields.get("threshold"),
+        "class_threshold": chosen.fields.get("class_threshold"),
+        "learned_from": material.learned(run.id).to_json(),
         "figures": _figures(run, material, scores, timings[offer_name(chosen.number)], by_predict),
     }
 
@@ -135,14 +186,33 @@ def family(
     material: Material,
     timings: Mapping[str, Timing],
     figures: Mapping[str, Any],
+    chosen: Trial | None,
+    before: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Mapping[str, Any]]:
-    """Return the figures that the run measured of the teacher and its family: same rows, same server, same hour."""
+    """Return the figures that the run measured of the teacher and its family: same server, same hour.
+
+    ``before`` is where its members were measured until now, by id.
+    """
     found: dict[str, Mapping[str, Any]] = {
         teacher.id: _figures(run, material, figures["teacher"], timings.get(teacher.id))
     }
     for key, member in members.items():
         by_predict = timings.get(predict_name(member))
-        found[key] = _figures(run, material, figures["members"][key], timings.get(key), by_predict)
+        scores = figures["members"].get(key)
+        comparable = None
+        if scores is not None and "against" in scores and chosen is not None:
+            number = str(chosen.scored_as)
+            there = scores["against"]["candidates"][number]
+            comparable = verdict.comparable_interval(scores, figures["candidates"][number]["score"], there)
+        found[key] = _figures(
+            run,
+            material,
+            scores,
+            timings.get(key),
+            by_predict,
+            before=before.get(key),
+            comparable=comparable,
+        )
     return found
 
 
@@ -160,7 +230,7 @@ _STUDENT = frozenset(
         "teacher_id",
         "types",
     }
-    | {"form", "threshold", "figures"}
+    | {"form", "threshold", "class_threshold", "learned_from", "figures"}
 )
 """What `student` returns."""
 
@@ -425,6 +495,8 @@ def promote(db: Database, run_id: str, number: int) -> str:
         expression=found["expression"],
         form=form,
         threshold=found["threshold"],
+        class_threshold=found["class_threshold"],
+        learned_from=json.loads(run["learned_from"]) if run["learned_from"] is not None else None,
         signature=signature,
         sample=resolved["sample"],
         label=resolved["label"],
@@ -452,6 +524,7 @@ def run_and_candidates(
     *,
     teacher: Model,
     student_name: str,
+    members: Mapping[str, Model],
     material: Material,
     loaded: Mapping[str, Any],
     configuration: Mapping[str, Any],
@@ -464,6 +537,8 @@ def run_and_candidates(
     decision: Verdict,
     summary: str,
     seconds: Mapping[str, float],
+    survey: Mapping[str, Any],
+    warnings: Sequence[str],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the run, without its student's id and version, and every candidate, accepted or not, with the reason."""
     sample, options = material.sample, run.options
@@ -513,6 +588,10 @@ def run_and_candidates(
             "student_latency": asdict(timing.latency) if timing is not None else None,
             "student_cold_ms": timing.cold_ms if timing is not None else None,
             "teacher_path": timings[teacher.id].path if teacher.id in timings else None,
+            "family": _family_figures(members, figures),
+            "floor": _floor(options, material.metric, teacher, figures),
+            "survey": dict(survey),
+            "warnings": list(warnings),
         },
         "predict_path": timing.path if timing is not None else None,
         "rows_total": sample.rows_total,
@@ -524,6 +603,7 @@ def run_and_candidates(
         "machine": dict(run.machine),
         "timings": dict(seconds),
         "started_at": run.started_at.isoformat(),
+        "learned_from": material.learned(run.id).to_json(),
     }
     undefined = float("-inf")  # a metric that is not defined on the test rows is dominated by any that is
     points = {}
@@ -557,6 +637,26 @@ def run_and_candidates(
             )
         )
     return row, candidates
+
+
+def _floor(
+    options: Options, metric: str, teacher: Model, figures: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return the floor of the run, as it was held against its candidates."""
+    asked = verdict.floor(options, metric, teacher.task, figures["teacher"]["score"], figures["majority"])
+    return asdict(asked) if asked is not None else None
+
+
+def _family_figures(members: Mapping[str, Model], figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by member how many of the test rows judged it, none where they may not, and what it reached on these."""
+    found = {}
+    for key, member in members.items():
+        scores = figures["members"].get(key)
+        found[member.qualified_name] = {
+            "rows": scores["rows"] if scores is not None else 0,
+            "score": scores["score"] if scores is not None else None,
+        }
+    return found
 
 
 def _compared(

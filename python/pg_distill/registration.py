@@ -134,6 +134,21 @@ def _accuracy_figures(
     }
 
 
+def _warn_of_classes(
+    db: Database, name: str, task: Task, classes: Sequence[str], label: Column | None, outputs: FloatArray
+) -> None:
+    """Warn where the model's answers and the label are turned round: classes in another order, values with another sign."""
+    if label is None:
+        return
+    y = positions(label, task, classes)[: len(outputs)]
+    known = np.isfinite(y) if task == "regression" else y >= 0
+    y, p = y[known], outputs[known]
+    order = measure.class_order(y, p) if task != "regression" else None
+    falls = task == "regression" and measure.falls(y, p)
+    for text in measure.turned_round(name, classes, order, falls=falls):
+        db.warning(text)
+
+
 def _measured_on(db: Database, rows: int, path: str, timing: Timing | None) -> dict[str, Any]:
     return {
         "measured_on": {
@@ -275,6 +290,7 @@ def register_onnx(
     figures: dict[str, Any] = {}
     if frame is not None and source is not None:
         figures.update(_accuracy_figures(signature.task, signature.classes, labels, found.outputs))
+        _warn_of_classes(db, name, signature.task, signature.classes, labels, found.outputs)
     model = registry.insert_model(
         db,
         name=name,
@@ -396,6 +412,7 @@ def register_sql(
             frame = frame.take(np.arange(len(outputs)))
             labels = labels if len(outputs) >= MIN_ROWS else None
         figures = _accuracy_figures(found_task, found_classes, labels, outputs)
+        _warn_of_classes(db, name, found_task, found_classes, labels, outputs)
         contender = contender_for(db, model)
         timing = measure_latency(db, [contender], frame, seed=SEED, seconds=LATENCY_SECONDS)[contender.name]
         figures.update(latency_figures(timing))
@@ -435,6 +452,7 @@ def register_logged(
     raw = logged_outputs(extra, outputs)
     checked = check_outputs(raw, found_task, found_classes, frame)
     figures = _accuracy_figures(found_task, found_classes, labels, checked)
+    _warn_of_classes(db, name, found_task, found_classes, labels, checked)
     figures.update(_measured_on(db, len(frame), "declared" if latency_ms is not None else "none", None))
     figures.update({"avg_latency_ms": latency_ms, "latency_declared": latency_ms is not None})
     model = registry.insert_model(

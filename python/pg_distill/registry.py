@@ -25,6 +25,7 @@ from pg_distill.errors import (
     UndefinedObject,
 )
 from pg_distill.frame import ModelForm, Task
+from pg_distill.learned import Learned
 from pg_distill.onnx_model import Cost, Signature
 from pg_distill.text import name_fault, printable, skeleton
 
@@ -59,12 +60,14 @@ __all__ = [
     "last_run",
     "lock_family",
     "lock_names",
+    "measured_on",
     "next_version",
     "note_checked",
     "predict_latency",
     "prune",
     "read_artifact",
     "read_artifacts",
+    "read_learned",
     "recorded_fidelity",
     "recorded_figures",
     "require_name",
@@ -74,6 +77,7 @@ __all__ = [
     "sample_of",
     "server_figures",
     "take_place",
+    "training_rows",
     "unchecked",
     "update_figures",
 ]
@@ -125,6 +129,8 @@ class Model:
     form: ModelForm
     threshold: float | None
     """Of a cascade: the confidence from which it does not ask its teacher."""
+    class_threshold: float | None
+    """Of two classes: the probability from which the last one is named; None: it is named where it is the more probable."""
     types: Mapping[str, str]
     """SQL type of each feature's column, where SQL is to be run over rows of them."""
 
@@ -214,7 +220,8 @@ _MODEL_COLUMNS = (
     " case when m.kind operator(pg_catalog.=) 'logged' then m.expression end as columns, m.sha256,"
     " m.input_schema::pg_catalog.text as input_schema,"
     " m.output_schema::pg_catalog.text as output_schema, m.sample, m.label, m.metric, m.accuracy, m.avg_latency_ms,"
-    " m.latency_declared, m.teacher_id::pg_catalog.text as teacher_id, m.owner, m.form, m.threshold"
+    " m.latency_declared, m.teacher_id::pg_catalog.text as teacher_id, m.owner, m.form, m.threshold,"
+    " m.class_threshold"
 )
 
 
@@ -303,6 +310,31 @@ def current_role(db: Database) -> Role:
         " from pg_catalog.pg_roles r where r.rolname = current_user"
     )
     return Role(**row)
+
+
+def read_learned(db: Database, ids: Iterable[str]) -> dict[str, Learned | None]:
+    """Return by model id the rows that students have learned from; None where that is not known, as of older releases."""
+    found: dict[str, Learned | None] = dict.fromkeys(ids)
+    rows = db.query(
+        "select m.id::pg_catalog.text as id, m.learned_from::pg_catalog.text as learned from distill.models m"
+        " where m.id = any ($1) and m.learned_from is not null",
+        ("uuid[]", list(found)),
+    )
+    return found | {row["id"]: Learned.from_json(json.loads(row["learned"])) for row in rows}
+
+
+def training_rows(db: Database, teacher: Model) -> Row | None:
+    """Return the query by which the last run that named them knows the rows that a teacher was trained on, and that run.
+
+    Of a run of this role, or of a superuser: it is going to be run.
+    """
+    rows = db.query(
+        "select r.resolved->>'trained_on' as query, r.run_id::pg_catalog.text as run_id from distill.runs r"
+        " where r.teacher_id = $1 and r.resolved->>'trained_on' is not null and distill._is_trusted(r.owner)"
+        " order by r.created_at desc, r.started_at desc limit 1",
+        ("uuid", teacher.id),
+    )
+    return rows[0] if rows else None
 
 
 def require_owner(db: Database, owner: str, what: str, hint: str | None = None) -> None:
@@ -513,6 +545,8 @@ def insert_model(
     types: Mapping[str, str] | None = None,
     form: ModelForm = "predict",
     threshold: float | None = None,
+    class_threshold: float | None = None,
+    learned_from: Mapping[str, Any] | None = None,
     checked: bool = True,
     attested: bool = True,
 ) -> Model:
@@ -520,6 +554,8 @@ def insert_model(
 
     Parameters
     ----------
+    learned_from
+        What ``Learned.to_json`` gives, of a student.
     checked
         Whether a child of this backend has checked the artifact together with the signature, which then has its cost.
     attested
@@ -553,8 +589,9 @@ def insert_model(
         db.query("update distill.models set active = false where name = $1 and active", ("text", name))
         [row] = db.query(
             "insert into distill.models (name, version, active, task, kind, artifact, expression, sha256, size_bytes,"
-            " input_schema, output_schema, sample, label, teacher_id, form, threshold, owner, attested)"
-            " values ($1, $2, true, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
+            " input_schema, output_schema, sample, label, teacher_id, form, threshold, owner, attested,"
+            " learned_from, class_threshold)"
+            " values ($1, $2, true, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)"
             " returning id::pg_catalog.text as id",
             ("text", name),
             ("text", number),
@@ -573,6 +610,8 @@ def insert_model(
             ("float8", threshold),
             ("text", _own_name(db, role)),
             ("boolean", attested),
+            ("jsonb", _json(learned_from)),
+            ("float8", class_threshold),
         )
         if checked and artifact is not None and signature.cost is not None:
             _note_checked(db, row["id"], signature.cost)
@@ -825,7 +864,8 @@ def choose_member(
 
     The answer is to be predict's first argument, so that a student that was chosen for its SQL form counts with what
     predict takes for it. As for a student to be accepted, it is the upper end of a latency's interval that counts.
-    Accuracies compare within one metric: that of the active version of ``name``.
+    Accuracies compare within one metric, that of the active version of ``name``, and of those that the last run that measured
+    the family could not measure, as they have learned from its rows, one is chosen only where no other is within the bounds.
 
     Raises
     ------
@@ -836,13 +876,14 @@ def choose_member(
     """
     metric = find_model(db, name).metric
     rows = db.query(
+        # What was measured together first: figures of other rows do not compare with these.
         "select f.name || ':' || f.version as name, f.accuracy, l.latency_ms"
         " from distill.families f join distill.models m on m.id = f.model_id,"
         " lateral (select case f.form when 'sql' then (m.measured_on->>'predict_latency_high_ms')::pg_catalog.float8"
         " else coalesce(f.latency_high_ms, f.avg_latency_ms) end as latency_ms) l"
         " where f.family in (select g.family from distill.families g where g.name = $1)"
         " and f.metric = $2 and f.accuracy is not null and l.latency_ms is not null and f.kind <> 'logged'"
-        " order by f.accuracy desc, l.latency_ms, f.active desc, f.model_id",
+        " order by f.accuracy_run_id is not null, f.comparable_low desc, l.latency_ms, f.active desc, f.model_id",
         ("text", name.partition(":")[0]),
         ("text", metric),
     )
@@ -1091,12 +1132,23 @@ def recorded_figures(db: Database, ids: Sequence[str]) -> dict[str, Row]:
     """
     rows = db.query(
         "select m.id::pg_catalog.text as id, m.accuracy, m.accuracy_low, m.accuracy_high, m.avg_latency_ms, m.latency_low_ms,"
-        " m.latency_high_ms, m.measured_on::pg_catalog.text as measured_on from distill.models m where m.id = any ($1)",
+        " m.latency_high_ms, m.metric, m.measured_on::pg_catalog.text as measured_on from distill.models m"
+        " where m.id = any ($1)",
         ("uuid[]", list(ids)),
     )
     if len(rows) < len(set(ids)):
         raise UndefinedModel("a model of the family was dropped meanwhile")
     return {row["id"]: row for row in rows}
+
+
+def measured_on(db: Database, ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+    """Return where models were measured, by id; what others have dropped meanwhile, and what never was, is left out."""
+    rows = db.query(
+        "select m.id::pg_catalog.text as id, m.measured_on::pg_catalog.text as measured_on from distill.models m"
+        " where m.id = any ($1) and m.measured_on is not null",
+        ("uuid[]", list(ids)),
+    )
+    return {row["id"]: json.loads(row["measured_on"]) for row in rows}
 
 
 def recorded_fidelity(db: Database, student: Model) -> tuple[float | None, int]:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from pg_distill.errors import InvalidParameter, InvalidState, PgDistillError, UndefinedObject
 from pg_distill.frame import FloatArray, Strings
-from pg_distill.measure import Interval, share_interval
+from pg_distill.measure import Interval, decided, share_interval
 from pg_distill.registration import positions
 from pg_distill.text import printable
 
@@ -96,6 +96,8 @@ class _Answers:
     y: npt.NDArray[Any] | None
     teacher: FloatArray
     student: FloatArray
+    class_threshold: float | None = None
+    """The probability from which the student names the last of two classes."""
 
 
 def write(
@@ -205,8 +207,10 @@ def _answers(
     try:
         [model] = _rows(
             connection,
-            "SELECT m.task, m.output_schema->'classes' AS classes, m.input_schema->'features' AS features"
+            "SELECT m.task, m.output_schema->'classes' AS classes, m.input_schema->'features' AS features,"
+            " (SELECT s.class_threshold FROM distill.models s WHERE s.id = %s) AS class_threshold"
             " FROM distill.models m WHERE m.id = %s",
+            run["student_id"],
             run["teacher_id"],
         )
         function = (
@@ -240,7 +244,11 @@ def _answers(
         for who in ("teacher", "student")
     )
     features = [feature["name"] for feature in model["features"]]
-    return _Answers(features, [row["row"] for row in found], y, teacher_outputs, student_outputs), None
+    rows = [row["row"] for row in found]
+    return (
+        _Answers(features, rows, y, teacher_outputs, student_outputs, model["class_threshold"]),
+        None,
+    )
 
 
 def _segments(answers: _Answers, task: str) -> list[_Segment]:
@@ -305,14 +313,15 @@ def _segment(answers: _Answers, task: str, feature: str, value: str, rows: npt.N
             return float(np.sqrt(np.nanmean((outputs[:, 0] - truth) ** 2))), None
 
         return _Segment(feature, value, int(rows.sum()), error(teacher), error(student), None)
-    same = teacher.argmax(axis=1) == student.argmax(axis=1)
+    named = decided(student, answers.class_threshold).argmax(axis=1)
+    same = teacher.argmax(axis=1) == named
     nothing = (math.nan, None)
     return _Segment(
         feature,
         value,
         int(rows.sum()),
         share(teacher.argmax(axis=1) == y) if y is not None else nothing,
-        share(student.argmax(axis=1) == y) if y is not None else nothing,
+        share(named == y) if y is not None else nothing,
         share(same),
     )
 
@@ -420,7 +429,12 @@ def _frontier_plot(run: Mapping[str, Any], candidates: Sequence[Mapping[str, Any
             axes.axhline(teacher[1], color=TEACHER, label="teacher, latency not known")
         if target:
             axes.axvline(target, color=TARGET, linestyle="--", linewidth=1.2, label="target", zorder=0)
-        floor = run["resolved"].get("min_accuracy")
+        # Older runs have the floor that was asked for only.
+        asked = run["figures"].get("floor") or {
+            "metric": run["metric"],
+            "value": run["resolved"].get("min_accuracy"),
+        }
+        floor = asked["value"] if asked["metric"] == run["metric"] else None
         low, high = axes.get_ylim()
         if floor is not None and low - (high - low) < floor < high:
             axes.axhline(floor, color=TARGET, linestyle=":", linewidth=1.2, label="floor", zorder=0)

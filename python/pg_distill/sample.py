@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from pg_distill.database import Database, quote_identifier
 from pg_distill.errors import DatatypeMismatch, InvalidData, InvalidState, UndefinedColumn
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Kind, Strings
+from pg_distill.learned import IDENTITY_SEED, Identity, Learned, identity_of, mix
 
 __all__ = [
     "FIT",
@@ -31,9 +32,14 @@ __all__ = [
     "Source",
     "canonical_column",
     "check_columns",
+    "draw_identified",
     "draw_rows",
     "draw_sample",
+    "group_numbers",
+    "identities_of",
+    "identity_columns",
     "resolve_source",
+    "split_times",
 ]
 
 IntArray = npt.NDArray[np.int64]
@@ -112,6 +118,15 @@ class Sample:
         Rows that the source holds.
     rows
         (n,) each row of the source as jsonb text, where that was asked for.
+    identities
+        (n,) int64 hash by which each row is known in every run, by the columns that are hashed.
+    groups
+        (n,) group of each row, where rows are split by group.
+    times
+        (n,) time by which each row was put on its side (of groups, that of their newest row), where they are split by time;
+        NaN for rows without a label.
+    until
+        The newest time of fit and select then.
     """
 
     frame: Frame
@@ -121,6 +136,10 @@ class Sample:
     split: npt.NDArray[np.uint8]
     rows_total: int
     rows: Sequence[str] | None
+    identities: Mapping[Identity, IntArray] = field(default_factory=dict)
+    groups: npt.NDArray[Any] | None = None
+    times: FloatArray | None = None
+    until: float | None = None
 
     @property
     def digest(self) -> str:
@@ -134,6 +153,21 @@ class Sample:
             elif column is not None:
                 digest.update(column.astype("<f8").tobytes())
         return digest.hexdigest()
+
+    def outside(
+        self, learned: Learned, group_column: str | None, time_column: str | None
+    ) -> npt.NDArray[np.bool_] | None:
+        """Return which rows may judge a model, split as these are; None where its rows cannot be told among them."""
+        identities = self.identities.get(learned.identity)
+        if identities is None:
+            return None
+        return learned.outside(
+            identities,
+            groups=self.groups,
+            times=self.times,
+            group_column=group_column,
+            time_column=time_column,
+        )
 
     def count(self, split: int) -> int:
         """Return the number of rows in a split."""
@@ -230,6 +264,47 @@ def _hash(features: Sequence[Feature], seed: int) -> str:
     return f"pg_catalog.hash_record_extended(ROW({row}), {seed:d})"
 
 
+class _Column(Protocol):
+    """A feature of a frame or of a model."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> Kind: ...
+
+
+def identity_columns(features: Sequence[_Column]) -> Identity:
+    """Return the columns by which rows of ``features`` are known."""
+    return identity_of([(f.name, f.kind == "string") for f in features])
+
+
+def _identity_hash(source: Source, identity: Identity) -> str:
+    return _hash([Feature(name, source.kind(name)) for name, _ in identity], IDENTITY_SEED)
+
+
+def _has(source: Source, identity: Identity) -> bool:
+    """Whether ``source`` has the columns of ``identity``, of their kinds."""
+    return all(
+        name in source.kinds and (source.kinds[name] == "string") == strings for name, strings in identity
+    )
+
+
+def identities_of(db: Database, source: Source, identity: Identity) -> IntArray | None:
+    """Return the hashes by which all rows of ``source`` are known; None where it has not the columns."""
+    if not _has(source, identity):
+        return None
+    return _all_hashes(db, source, _identity_hash(source, identity))
+
+
+def _all_hashes(db: Database, source: Source, expression: str) -> IntArray:
+    row = db.read_only(
+        lambda: db.query_once(
+            f"SELECT pg_catalog.array_send(pg_catalog.array_agg({expression})) AS hash FROM ({source.query}\n) s"
+        )
+    )[0]
+    return _numbers(row["hash"], ">i8").astype(np.int64)
+
+
 def _send(expression: str, kind: Kind) -> str:
     # array_send gives numpy the column at C speed; text has no fixed width and comes as an array.
     if kind == "string":
@@ -260,7 +335,8 @@ def _fetch(
     seed: int,
     limit: int,
     with_rows: bool = False,
-) -> tuple[IntArray, dict[str, Column], list[str]]:
+    identities: Sequence[Identity] = (),
+) -> _Fetched:
     """Fetch the rows of the smallest hashes as columns, and as jsonb text where asked to."""
     kinds = {**{f.name: f.kind for f in features}, **columns}
     inner = ", ".join(f"{canonical_column(c, k)} AS c{i}" for i, (c, k) in enumerate(kinds.items()))
@@ -268,8 +344,14 @@ def _fetch(
     if with_rows:
         inner += f", pg_catalog.to_jsonb(s)::pg_catalog.text AS {_ROW}"
         outer += f", pg_catalog.array_agg(t.{_ROW}) AS rows"
-    # Ties (equal features) are ordered by everything that is fetched, so that the order is the same each time.
-    order = ", ".join(str(i + 2) for i in range(len(kinds)))
+    for i, identity in enumerate(identities):
+        inner += f", {_identity_hash(source, identity)} AS i{i}"
+        outer += f", pg_catalog.array_send(pg_catalog.array_agg(t.i{i})) AS i{i}"
+    # Ties (equal features) are ordered by everything that is fetched, so that the order is the same each time. Hashes too,
+    # which are equal then: what is not sorted by may be computed after the sort, which then carries twice the columns.
+    sorted_by = [*(i + 2 for i in range(len(kinds)))]
+    sorted_by += [len(kinds) + with_rows + 2 + i for i in range(len(identities))]
+    order = ", ".join(map(str, sorted_by))
     row = db.read_only(
         lambda: db.query_once(
             f"SELECT pg_catalog.array_send(pg_catalog.array_agg(t.{_HASH})) AS hash, {outer} FROM ("
@@ -279,7 +361,20 @@ def _fetch(
     )[0]
     hashes = _numbers(row["hash"], ">i8").astype(np.int64)
     received = {c: _receive(row[f"c{i}"], k) for i, (c, k) in enumerate(kinds.items())}
-    return hashes, received, row["rows"] or [] if with_rows else []
+    known = {
+        identity: _numbers(row[f"i{i}"], ">i8").astype(np.int64) for i, identity in enumerate(identities)
+    }
+    return _Fetched(hashes, received, row["rows"] or [] if with_rows else [], known)
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """Rows: their hashes, columns by name, jsonb texts, and the hashes by which they are known."""
+
+    hashes: IntArray
+    columns: dict[str, Column]
+    rows: list[str]
+    identities: dict[Identity, IntArray]
 
 
 def draw_rows(
@@ -293,11 +388,30 @@ def draw_rows(
     limit: int,
 ) -> tuple[Frame, Column | None, dict[str, Column]]:
     """Draw rows without a split: to try a model on, or to time it. Labelled ones where there is a label."""
+    return draw_identified(db, source, features, label=label, extra=extra, seed=seed, limit=limit)[:3]
+
+
+def draw_identified(
+    db: Database,
+    source: Source,
+    features: Sequence[Feature],
+    *,
+    label: str | None,
+    extra: Sequence[str] = (),
+    seed: int,
+    limit: int,
+    identities: Sequence[Identity] = (),
+) -> tuple[Frame, Column | None, dict[str, Column], dict[Identity, IntArray]]:
+    """Draw rows as `draw_rows` does, with the hashes by which they are known, of columns that there are."""
     kinds = {c: source.kind(c) for c in (*([label] if label else []), *extra)}
     where = f" WHERE s.{quote_identifier(label)} IS NOT NULL" if label else ""
-    _, columns, _ = _fetch(db, source, features, kinds, where=where, seed=seed, limit=limit)
+    found = _fetch(
+        db, source, features, kinds, where=where, seed=seed, limit=limit,
+        identities=[identity for identity in identities if _has(source, identity)],
+    )  # fmt: skip
+    columns = found.columns
     frame = Frame(tuple(features), {f.name: columns[f.name] for f in features})
-    return frame, columns[label] if label else None, {c: columns[c] for c in extra}
+    return frame, columns[label] if label else None, {c: columns[c] for c in extra}, found.identities
 
 
 def draw_sample(
@@ -313,21 +427,23 @@ def draw_sample(
     seed: int,
     max_rows: int,
     with_rows: bool = False,
+    teacher: Learned | None = None,
+    identities: Sequence[Identity] = (),
 ) -> Sample:
     """Draw up to ``max_rows`` labelled and as many unlabelled rows, and split the labelled ones.
 
     The split is by hash of the features; by hash of ``group_column``, whose rows then stay together; or by
-    ``time_column``: the oldest rows to fit, the newest to test. Rows that ``trained_on`` holds too are for
-    fitting only: all rows of their groups with them; by time they are left out where they are too new to be fitted to.
-    Without a label all rows are split, and agreement with the teacher is what can be measured.
+    ``time_column``: the oldest rows to fit, the newest to test. By both, groups stay together and go by their newest row:
+    the newest groups test, and no row that is fitted to is newer than all of a group that tests. Rows that ``trained_on``
+    holds too are for fitting only: all rows of their groups with them; by time they are left out where they are too new to be
+    fitted to. So are rows to test on that the ``teacher`` has learned from. Without a label all rows are split, and agreement
+    with the teacher is what can be measured.
 
     Raises
     ------
     InvalidData
         Too few rows for a split.
     """
-    if group_column is not None and time_column is not None:
-        raise InvalidData("rows cannot be split by group and by time at once")
     kinds: dict[str, Kind] = {c: source.kind(c) for c in extra}
     if label is not None:
         kinds[label] = source.kind(label)
@@ -348,26 +464,51 @@ def draw_sample(
     wheres = [f" WHERE {labelled} IS NOT NULL"]
     if counts["labelled"] < counts["n"]:
         wheres.append(f" WHERE {labelled} IS NULL")
+    asked = {identity_columns(features), *identities, *([teacher.identity] if teacher is not None else [])}
+    hashed = sorted(identity for identity in asked if _has(source, identity))
     parts = [
-        _fetch(db, source, features, kinds, where=where, seed=seed, limit=max_rows, with_rows=with_rows)
+        _fetch(
+            db,
+            source,
+            features,
+            kinds,
+            where=where,
+            seed=seed,
+            limit=max_rows,
+            with_rows=with_rows,
+            identities=hashed,
+        )
         for where in wheres
     ]
-    hashes = np.concatenate([h for h, _, _ in parts])
-    columns = {c: _concat([p[c] for _, p, _ in parts]) for c in parts[0][1]}
-    n = len(parts[0][0])
+    hashes = np.concatenate([p.hashes for p in parts])
+    columns = {c: _concat([p.columns[c] for p in parts]) for c in parts[0].columns}
+    n = len(parts[0].hashes)
     known = np.zeros(n, bool)
     if trained_on is not None:
         known = np.isin(hashes[:n], _trained_hashes(db, trained_on, features, seed))
+    groups = group_numbers(columns[group_column]) if group_column is not None else None
+    if groups is not None:
+        known = np.isin(groups[:n], groups[:n][known])
     split = np.full(len(hashes), UNLABELLED, np.uint8)
+    times: FloatArray | None = None
+    until: float | None = None
     if time_column is not None:
-        split[:n] = _split_by_time(columns[time_column][:n])  # type: ignore[index]
+        times = np.full(len(hashes), np.nan)
+        column = columns[time_column]
+        assert not isinstance(column, Strings)
+        if np.isnan(column[:n]).any():
+            raise InvalidData("the time column has NULLs")
+        times[:n] = split_times(column[:n], None if groups is None else groups[:n])
+        split[:n], until = _split_by_time(times[:n])
         split[:n][known & (split[:n] != FIT)] = LEFT_OUT
     else:
-        places = hashes[:n]
-        if group_column is not None:
-            places = _group_hashes(columns[group_column], seed)[:n]
-            known = np.isin(places, places[known])
+        places = hashes[:n] if groups is None else _salted(groups[:n], seed)
         split[:n] = np.where(known, FIT, _split_by_hash(places))
+    # What the rows that judge show is not taught by another way: a copy of one, or another row of its group, without a label.
+    if groups is not None or times is None:
+        same = hashes if groups is None else groups
+        judging = (split[:n] == SELECT) | (split[:n] == TEST)
+        split[n:][np.isin(same[n:], same[:n][judging])] = LEFT_OUT
     sample = Sample(
         Frame(tuple(features), {f.name: columns[f.name] for f in features}),
         columns[label] if label is not None else None,
@@ -375,13 +516,31 @@ def draw_sample(
         hashes,
         split,
         int(counts["n"]),
-        [row for _, _, rows in parts for row in rows] if with_rows else None,
+        [row for p in parts for row in p.rows] if with_rows else None,
+        {identity: np.concatenate([p.identities[identity] for p in parts]) for identity in hashed},
+        groups,
+        times,
+        until,
     )
+    why = None
+    if teacher is not None:
+        judged = sample.count(TEST)
+        outside = sample.outside(teacher, group_column, time_column)
+        if outside is not None:
+            # They may teach, unless they are too new for that.
+            split[(split == TEST) & ~outside] = FIT if time_column is None else LEFT_OUT
+            why = (
+                f"The teacher has learned from {judged - sample.count(TEST)} of the {judged} rows to test on."
+            )
     for part in (FIT, SELECT, TEST):
         if sample.count(part) < MIN_SPLIT_ROWS:
+            its_own = part == TEST and teacher is not None and why is not None
+            seed_hint = f"seed => {teacher.seed}, and split as its" if teacher is not None else ""
             raise InvalidData(
                 f"the sample has too few rows: {sample.count(part)} of {n} fall to {SPLIT_NAMES[part]},"
-                f" where at least {MIN_SPLIT_ROWS} are needed"
+                f" where at least {MIN_SPLIT_ROWS} are needed",
+                detail=why if its_own else None,
+                hint=f"Pass {seed_hint} own run did, or a sample that it has not seen." if its_own else None,
             )
     return sample
 
@@ -391,42 +550,53 @@ def _concat(columns: Sequence[Column]) -> Column:
     return Frame.concat([Frame((feature,), {"": c}) for c in columns]).columns[""]
 
 
-def _mix(values: npt.NDArray[Any]) -> FloatArray:
-    """Map 64-bit integers to [0, 1) evenly (splitmix64's finaliser, Steele et al. 2014)."""
-    z = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray((z ^ (z >> np.uint64(31))) >> np.uint64(11), np.float64) / 2.0**53
-
-
 def _split_by_hash(hashes: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    place = _mix(hashes)
+    place = (mix(hashes) >> np.uint64(11)).astype(np.float64) / 2.0**53
     return np.where(place < FIT_SHARE, FIT, np.where(place < FIT_SHARE + SELECT_SHARE, SELECT, TEST)).astype(
         np.uint8
     )
 
 
-def _split_by_time(column: Column) -> npt.NDArray[np.uint8]:
+def split_times(column: Column, groups: npt.NDArray[Any] | None) -> FloatArray:
+    """Return the time by which each row is put on its side: its own, or that of the newest row of its group."""
     assert not isinstance(column, Strings)
-    if np.isnan(column).any():
-        raise InvalidData("the time column has NULLs")
-    if not len(column):
-        return np.empty(0, np.uint8)
+    if groups is None or not len(column):
+        return column
+    _, group = np.unique(groups, return_inverse=True)
+    newest = np.full(group.max() + 1, -np.inf)
+    np.maximum.at(newest, group, column)
+    return np.asarray(newest[group])
+
+
+def _split_by_time(times: FloatArray) -> tuple[npt.NDArray[np.uint8], float | None]:
+    """Return the split, and the newest time of fit and select."""
+    if not len(times):
+        return np.empty(0, np.uint8), None
     # inverted_cdf: a cut is a time that occurs, and rows of equal time stay on one side.
-    first, second = np.quantile(column, [FIT_SHARE, FIT_SHARE + SELECT_SHARE], method="inverted_cdf")
-    return np.where(column <= first, FIT, np.where(column <= second, SELECT, TEST)).astype(np.uint8)
+    first, second = np.quantile(times, [FIT_SHARE, FIT_SHARE + SELECT_SHARE], method="inverted_cdf")
+    return np.where(times <= first, FIT, np.where(times <= second, SELECT, TEST)).astype(np.uint8), float(
+        second
+    )
 
 
 def _group_hashes(column: Column, seed: int) -> npt.NDArray[Any]:
     """Return (n,) uint64: equal for rows of a group, and other ones with another seed."""
+    return _salted(group_numbers(column), seed)
 
-    def number(text: str) -> int:
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
-    salt = np.uint64(number(f"seed {seed}"))
+def group_numbers(column: Column) -> npt.NDArray[Any]:
+    """Return (n,) uint64: equal for rows of a group, the same in every run."""
     if not isinstance(column, Strings):
-        return column.view(np.uint64) ^ salt
-    return np.array([*map(number, column.categories), 0], np.uint64)[column.codes] ^ salt
+        return (column + 0.0).view(np.uint64)  # -0.0 is 0.0
+    return np.array([*map(_text_number, column.categories), 0], np.uint64)[column.codes]
+
+
+def _text_number(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _salted(numbers: npt.NDArray[Any], seed: int) -> npt.NDArray[Any]:
+    return numbers ^ np.uint64(_text_number(f"seed {seed}"))
 
 
 def _trained_hashes(db: Database, source: Source, features: Sequence[Feature], seed: int) -> IntArray:
@@ -436,10 +606,4 @@ def _trained_hashes(db: Database, source: Source, features: Sequence[Feature], s
                 f'column "{feature.name}" is of type {source.types[feature.name]} in the rows trained on,'
                 f" but a {feature.kind} in the sample"
             )
-    row = db.read_only(
-        lambda: db.query_once(
-            f"SELECT pg_catalog.array_send(pg_catalog.array_agg({_hash(features, seed)})) AS hash"
-            f" FROM ({source.query}\n) s"
-        )
-    )[0]
-    return _numbers(row["hash"], ">i8").astype(np.int64)
+    return _all_hashes(db, source, _hash(features, seed))

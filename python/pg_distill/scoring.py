@@ -57,7 +57,7 @@ def score(
 def score_class(
     db: Database, predictor: Predictor, query: str, key: str
 ) -> Iterator[tuple[str, str, str | None, str, str]]:
-    """Return the keys of a query's rows and their most probable classes: as one text, and its separator.
+    """Return the keys of a query's rows and their classes, those of `Predictor.class_names`: as one text, and its separator.
 
     Raises
     ------
@@ -65,11 +65,10 @@ def score_class(
         The model is a regression.
     """
     predictor.require_classes()
-    classes = predictor.signature.classes
 
     def written(found: tuple[Keys, FloatArray]) -> tuple[str, str, str | None, str, str]:
         keys, outputs = found
-        joined, separator, _ = _join([classes[i] for i in outputs.argmax(axis=1).tolist()])
+        joined, separator, _ = _join(predictor.class_names(outputs))
         return *keys, joined, separator
 
     return map(written, _outputs(db, predictor, query, key))

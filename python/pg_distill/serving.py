@@ -166,9 +166,10 @@ def find(db: Database, model: str | None, snapshot: bytes | None) -> Predictor:
 class Predictor:
     """How to predict with a model, whatever its kind."""
 
-    def __init__(self, name: str, signature: Signature) -> None:
+    def __init__(self, name: str, signature: Signature, class_threshold: float | None = None) -> None:
         self.name = name
         self.signature = signature
+        self.class_threshold = class_threshold
         self._slice_rows = FIRST_SLICE_ROWS
 
     def in_slices(self, db: Database, count: int, run: Callable[[slice], FloatArray]) -> FloatArray:
@@ -233,13 +234,24 @@ class Predictor:
         return self.run(features)
 
     def class_name(self, features: Features) -> str:
-        """Return the most probable class for one row; FeatureNotSupported for a regression."""
-        return self.signature.classes[int(np.argmax(self.probabilities(features)))]
+        """Return the class for one row: see `class_names`; FeatureNotSupported for a regression."""
+        return self.class_names(self.probabilities(features)[None, :])[0]
+
+    def class_names(self, outputs: FloatArray) -> list[str]:
+        """Return the classes for (n, K) probabilities.
+
+        The most probable ones; of two the last from the threshold on that the model's run found, where it found one.
+        """
+        if self.class_threshold is not None:
+            positions = (outputs[:, 1] >= self.class_threshold).astype(np.intp)
+        else:
+            positions = outputs.argmax(axis=1)
+        return [self.signature.classes[i] for i in positions.tolist()]
 
 
 class _OnnxPredictor(Predictor):
-    def __init__(self, name: str, session: Session) -> None:
-        super().__init__(name, session.signature)
+    def __init__(self, name: str, session: Session, class_threshold: float | None = None) -> None:
+        super().__init__(name, session.signature, class_threshold)
         self.session = session
         self._number = session.predict_number
         self._position = session.predict_position
@@ -267,7 +279,7 @@ class _OnnxPredictor(Predictor):
 
     def class_name(self, features: Features) -> str:
         self.require_classes()
-        if self.session.is_slow:
+        if self.session.is_slow or self.class_threshold is not None:
             return super().class_name(features)
         if isinstance(features, list):
             return self.signature.classes[self._position(features)]
@@ -289,7 +301,7 @@ class _Cascade(Predictor):
     """
 
     def __init__(self, name: str, student: Predictor, teacher: Predictor, threshold: float) -> None:
-        super().__init__(name, student.signature)
+        super().__init__(name, student.signature, student.class_threshold)
         self._student = student
         self._teacher = teacher
         self._threshold = threshold
@@ -543,8 +555,8 @@ def _open(db: Database, model_id: str) -> Predictor:
         " case when pg_catalog.has_function_privilege('distill._run_cost(pg_catalog.text, pg_catalog.text, pg_catalog.text)',"
         " 'execute') then distill._run_cost(m.sha256, distill._schema_digest(m.input_schema, m.output_schema), $3) end as cost,"
         " coalesce((select s.value::pg_catalog.int8 from distill.settings s where s.name = 'session_cache_mb'), $2) as limit,"
-        " (select s.value::pg_catalog.int8 from distill.settings s where s.name = 'predict_memory_mb') as run_mb"
-        " from distill.models m where m.id = $1",
+        " (select s.value::pg_catalog.int8 from distill.settings s where s.name = 'predict_memory_mb') as run_mb,"
+        " m.class_threshold from distill.models m where m.id = $1",
         ("uuid", model_id),
         ("int8", SESSION_CACHE_MB),
         ("text", __version__),
@@ -572,7 +584,7 @@ def _open(db: Database, model_id: str) -> Predictor:
     session = Session(artifact, signature, guard=Watchdog(db.check_interrupts), run_bytes=run_bytes)
     size += SESSION_BYTES_PER_WORD * session.words
     _make_room(size, row["limit"] * 2**20)
-    predictor = _OnnxPredictor(row["name"], session)
+    predictor = _OnnxPredictor(row["name"], session, row["class_threshold"])
     _sessions[model_id] = predictor, size
     return predictor
 
@@ -613,10 +625,9 @@ def predict_batch(db: Database, predictor: Predictor, array: bytes | None) -> li
 
 
 def predict_class_batch(db: Database, predictor: Predictor, array: bytes | None) -> list[str]:
-    """Return the most probable class of each row of a two-dimensional array of numbers, given as its bytes."""
+    """Return the class of each row of a two-dimensional array of numbers, given as its bytes: see `Predictor.class_names`."""
     predictor.require_classes()
-    classes = predictor.signature.classes
-    return [classes[i] for i in _run_batch(db, predictor, array).argmax(axis=1).tolist()]
+    return predictor.class_names(_run_batch(db, predictor, array))
 
 
 def _run_batch(db: Database, predictor: Predictor, array: bytes | None) -> FloatArray:

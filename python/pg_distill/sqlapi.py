@@ -713,12 +713,21 @@ def check(
     label: str | None,
     max_rows: int | None,
     seed: int | None,
+    include_learned: bool | None,
 ) -> list[dict[str, Any]]:
     from pg_distill import watching
 
-    if model is None or max_rows is None or seed is None:
-        raise NullNotAllowed("model, max_rows and seed must not be NULL")
-    return watching.check(_database(plpy), model, sample=sample, label=label, max_rows=max_rows, seed=seed)
+    if model is None or max_rows is None or seed is None or include_learned is None:
+        raise NullNotAllowed("model, max_rows, seed and include_learned must not be NULL")
+    return watching.check(
+        _database(plpy),
+        model,
+        sample=sample,
+        label=label,
+        max_rows=max_rows,
+        seed=seed,
+        include_learned=include_learned,
+    )
 
 
 @_boundary

@@ -7,6 +7,7 @@ pipe once:
     inspect    check an ONNX file, derive its signature, run it on rows
     check      check and open ONNX files whose signatures are known
     load       rows, splits and the teacher; the teacher labels the real rows
+    survey     what the teacher is worth on the select rows, before anything is trained
     search     train candidates; return those on the frontier with their files
     evaluate   score candidates and the family on the test rows, which nothing before has looked at
     compare    the choice with its teacher and a control, in every metric
@@ -318,6 +319,24 @@ class Trainer:
         ]
         return trials, reply.fields["teacher_select"], reply.fields["teacher_classes"]
 
+    def survey(self, floor: tuple[str, float] | None) -> Mapping[str, Any]:
+        """Say what the teacher is worth on the select rows, before anything is trained.
+
+        Parameters
+        ----------
+        floor
+            A metric and what is asked of it, where something is.
+
+        Returns
+        -------
+        ``teacher`` and ``majority``: the run's metric of the teacher, and of always answering with the class shares, or the
+        mean, of the rows to fit on; ``low``, ``high`` the interval of the first. ``floor_high``: the upper end of that of the
+        floor's metric. ``shares``: of each class among the labels of fit and select; ``order``, ``falls``: see
+        ``measure.class_order`` and ``measure.falls``. None where there is nothing to say.
+        """
+        fields = {"floor": floor[0] if floor is not None else None}
+        return self._call(Message("survey", fields, {}, {}), EVALUATION_SECONDS).fields
+
     def probe(self) -> tuple[bytes, Signature, float]:
         """Return an untrained small student for the loaded rows, and its latency in the child in milliseconds."""
         reply = self._call(Message("probe", {}, {}, {}))
@@ -349,20 +368,34 @@ class Trainer:
         trials: Sequence[Trial],
         members: Mapping[str, tuple[bytes, Signature]],
         thresholds: Mapping[str, float],
+        class_thresholds: Mapping[str, float],
+        outside: Mapping[str, npt.NDArray[np.bool_]] | None = None,
     ) -> Mapping[str, Any]:
-        """Score candidates, the teacher and the family on the test rows; ``thresholds`` are those of its cascades.
+        """Score candidates, the teacher and the family on the test rows.
+
+        Parameters
+        ----------
+        thresholds, class_thresholds
+            By member of the family: of a cascade, and of the probability from which the last of two classes is named.
+        outside
+            By member which of the test rows (n,) may judge it, where not all of them may.
 
         Returns
         -------
-        ``{"teacher": figures, "majority": score, "candidates": {number: figures}, "members": {key: figures}}``.
+        ``{"teacher": figures, "majority": score, "candidates": {number: figures}, "members": {key: figures}}``. Figures have
+        ``rows``, how many they are of. Where only some rows may judge a member they are of these, and ``against`` has what the
+        others reach there, in the same form: ``score``, and ``difference_error``, the standard error of the difference to it;
+        None of a member that not all of these rows may judge.
         """
         fields: dict[str, Any] = {
             "numbers": sorted({t.scored_as for t in trials}),
             "members": {key: signature.to_json() for key, (_, signature) in members.items()},
             "thresholds": dict(thresholds),
+            "class_thresholds": dict(class_thresholds),
         }
         blobs = {key: artifact for key, (artifact, _) in members.items()}
-        return self._call(Message("evaluate", fields, {}, blobs), EVALUATION_SECONDS).fields
+        arrays = {f"outside/{key}": rows for key, rows in (outside or {}).items() if not rows.all()}
+        return self._call(Message("evaluate", fields, arrays, blobs), EVALUATION_SECONDS).fields
 
     def compare(self, chosen: Trial, control: Trial | None) -> Mapping[str, Any]:
         """Compare the teacher, one control and the choice, all of them scored, in every metric.
@@ -395,9 +428,11 @@ class _Workshop:
         self.candidates: dict[int, search.Candidate] = {}
         self.signatures: dict[int, Signature] = {}
         self.cascades: dict[int, tuple[int, float]] = {}
+        self.class_thresholds: dict[int, float | None] = {}
         self.judge: measure.Judge
         self.tested: dict[int, FloatArray] = {}
         self.seed = 0
+        self.teacher_threshold: float | None = None
 
     def look(self, request: Message, channel: Channel) -> Message:
         from pg_distill import probe
@@ -580,6 +615,44 @@ class _Workshop:
         kept[order[: len(found)]] = True
         return logits, kept
 
+    def survey(self, request: Message, channel: Channel) -> Message:
+        from pg_distill import measure
+
+        judge, outputs = self._judge_of_select()
+        problem, select = self.problem, self.problem.select
+        assert select.y is not None and problem.fit.y is not None
+        found = judge.figures(outputs)
+        # What its probabilities would be worth to who cuts them as its students' are cut; predict_class does not.
+        self.teacher_threshold = judge.threshold(outputs) if problem.task == "binary" else None
+        reply: dict[str, Any] = {
+            "teacher": found["score"],
+            "low": found["score_low"],
+            "high": found["score_high"],
+            "majority": judge.baseline(),
+            "floor_high": None,
+            "shares": None,
+            "order": None,
+            "falls": False,
+        }
+        regression = problem.task == "regression"
+        known = np.isfinite(select.y) if regression else select.y >= 0
+        y, p = select.y[known], outputs[known]
+        metric = request.fields["floor"]
+        if metric == problem.metric or metric == measure.AGREEMENT:
+            reply["floor_high"] = found["score_high"]
+        elif metric is not None and len(y):
+            weights = None if select.weights is None else select.weights[known]
+            interval = measure.bootstrap_interval(metric, y, p, weights, seed=self.seed)
+            reply["floor_high"] = _finite(interval.high)
+        if len(y) and regression:
+            reply["falls"] = measure.falls(y, p)
+        elif len(y):
+            reply["order"] = measure.class_order(y, p)
+            labels = np.concatenate([problem.fit.y, select.y])
+            counts = np.bincount(labels[labels >= 0].astype(np.int64), minlength=len(problem.classes))
+            reply["shares"] = (counts / max(counts.sum(), 1)).tolist()
+        return Message("surveyed", reply, {}, {})
+
     def probe(self, request: Message, channel: Channel) -> Message:
         from pg_distill import onnx_graph, search
         from pg_distill.students import Shape, load_family
@@ -632,6 +705,7 @@ class _Workshop:
         blobs: dict[str, bytes] = {}
         for c in candidates:
             self.candidates[c.number] = c
+            self.class_thresholds[c.number] = c.class_threshold
             row: dict[str, Any] = {
                 "candidate": c.number,
                 "family": c.family,
@@ -646,6 +720,7 @@ class _Workshop:
                 "reason": c.reason,
                 "seconds": c.seconds,
                 "expression": c.expression,
+                "class_threshold": c.class_threshold,
             }
             if c.artifact:
                 # Our own files pass the same check as anybody's.
@@ -659,7 +734,8 @@ class _Workshop:
                 row |= _write_signature(signature)
                 blobs[str(c.number)] = c.artifact
                 if c.select_logits is not None:
-                    row["select_classes"] = _distinct_classes(c.select_logits, self.problem.task)
+                    outputs = _probabilities(c.select_logits, self.problem.task)
+                    row["select_classes"] = _distinct_classes(outputs, self.problem.task, c.class_threshold)
             rows.append(row)
         fields = {
             "candidates": rows,
@@ -675,7 +751,16 @@ class _Workshop:
         select, problem = self.problem.select, self.problem
         assert select.y is not None and select.teacher_logits is not None
         outputs = _probabilities(select.teacher_logits, problem.task)
-        judge = measure.Judge(problem.metric, problem.task, select.y, outputs, select.weights, seed=self.seed)
+        judge = measure.Judge(
+            problem.metric,
+            problem.task,
+            select.y,
+            outputs,
+            select.weights,
+            seed=self.seed,
+            baseline_y=problem.fit.y,
+            baseline_weights=problem.fit.weights,
+        )
         return judge, outputs
 
     def cascade(self, request: Message, channel: Channel) -> Message:
@@ -711,13 +796,18 @@ class _Workshop:
         best.sort(key=lambda f: (-f["select_accuracy"], f["share"]))
         best = best[: request.fields["most"]]
         for i, f in enumerate(best):
-            self.cascades[request.fields["first"] + i] = f["student"], f["threshold"]
+            number = request.fields["first"] + i
+            self.cascades[number] = f["student"], f["threshold"]
             own = student(f["student"])
             outputs = np.where(own.max(axis=1, keepdims=True) < f["threshold"], teacher, own)
+            cut = judge.threshold(outputs) if self.problem.task == "binary" else None
+            self.class_thresholds[number] = cut
             f |= {
+                "class_threshold": cut,
+                "select_accuracy": judge.value(outputs, cut),
                 "tie_break_select": judge.tie_break(outputs),
-                "jackknife_select": judge.jackknife(outputs),
-                "select_classes": _distinct_classes(outputs, self.problem.task),
+                "jackknife_select": judge.jackknife(outputs, cut),
+                "select_classes": _distinct_classes(outputs, self.problem.task, cut),
             }
         return Message("cascaded", {"cascades": best}, {}, {})
 
@@ -728,7 +818,7 @@ class _Workshop:
         return np.where(own.max(axis=1, keepdims=True) >= threshold, own, self.test_teacher)
 
     def evaluate(self, request: Message, channel: Channel) -> Message:
-        from pg_distill import measure, onnx_graph
+        from pg_distill import onnx_graph
         from pg_distill.onnx_model import Model
 
         fields = request.fields
@@ -737,39 +827,95 @@ class _Workshop:
             candidate = self.candidates[student]
             own = Model(candidate.artifact, self.signatures[student]).run_frame(self.test)
             self.tested[number] = self._cascaded(own, threshold)
-        problem = self.problem
-        self.judge = judge = measure.Judge(
-            problem.metric,
-            problem.task,
-            self.test_y,
-            self.test_teacher,
-            self.test_weights,
-            seed=self.seed,
-            resamples=RESAMPLES,
-            baseline_y=problem.fit.y,
-            baseline_weights=problem.fit.weights,
-        )
+        every = np.ones(len(self.test), bool)
+        self.judge = judge = self._judge_of_test(every)
         reply: dict[str, Any] = {
             "teacher": judge.figures(self.test_teacher),
             "majority": judge.baseline(),
-            "candidates": {str(n): judge.figures(o) for n, o in self.tested.items()},
+            "candidates": {
+                str(n): judge.figures(o, self.class_thresholds.get(n)) for n, o in self.tested.items()
+            },
             "members": {},
         }
+        if self.teacher_threshold is not None:
+            reply["teacher"]["tuned"] = {
+                "class_threshold": self.teacher_threshold,
+                "score": judge.value(self.test_teacher, self.teacher_threshold),
+            }
+        cuts: Mapping[str, float] = fields["class_thresholds"]
+        outputs: dict[str, FloatArray] = {}
+        outside: dict[str, npt.NDArray[np.bool_]] = {}
         for key, (input_schema, output_schema) in fields["members"].items():
             signature = onnx_graph.costed(
                 request.blobs[key], Signature.from_json(input_schema, output_schema)
             )
             own = Model(request.blobs[key], signature).run_frame(self.test)
-            reply["members"][key] = judge.figures(self._cascaded(own, fields["thresholds"].get(key)))
+            outputs[key] = self._cascaded(own, fields["thresholds"].get(key))
+            outside[key] = request.arrays.get(f"outside/{key}", every).astype(bool)
+        for key, own in outputs.items():
+            rows = outside[key]
+            if rows.all():
+                reply["members"][key] = judge.figures(own, cuts.get(key))
+                continue
+            # What it is held against is held against the same rows.
+            part = self._judge_of_test(rows)
+
+            def beside(
+                other: FloatArray,
+                cut: float | None = None,
+                part: measure.Judge = part,
+                rows: npt.NDArray[np.bool_] = rows,
+                own: FloatArray = own,
+                own_cut: float | None = cuts.get(key),
+            ) -> dict[str, Any]:
+                return {
+                    "score": part.value(other[rows], cut),
+                    "difference_error": part.difference_error(own[rows], other[rows], (own_cut, cut)),
+                }
+
+            reply["members"][key] = {
+                **part.figures(own[rows], cuts.get(key)),
+                "against": {
+                    "teacher": beside(self.test_teacher),
+                    "majority": part.baseline(),
+                    "candidates": {
+                        str(n): beside(o, self.class_thresholds.get(n)) for n, o in self.tested.items()
+                    },
+                    "members": {
+                        other: beside(o, cuts.get(other)) if (outside[other] | ~rows).all() else None
+                        for other, o in outputs.items()
+                        if other != key
+                    },
+                },
+            }
         return Message("evaluated", reply, {}, {})
+
+    def _judge_of_test(self, rows: npt.NDArray[np.bool_]) -> measure.Judge:
+        """Return what scores outputs on some of the test rows."""
+        from pg_distill import measure
+
+        problem = self.problem
+        return measure.Judge(
+            problem.metric,
+            problem.task,
+            self.test_y[rows],
+            self.test_teacher[rows],
+            None if self.test_weights is None else self.test_weights[rows],
+            seed=self.seed,
+            resamples=RESAMPLES,
+            # Where a model is watched there are no rows to fit on.
+            baseline_y=problem.fit.y if len(problem.fit) else None,
+            baseline_weights=problem.fit.weights,
+        )
 
     def compare(self, request: Message, channel: Channel) -> Message:
         outputs = {"teacher": self.test_teacher}
+        cuts: dict[str, float | None] = {}
         for name in ("control", "student"):
             number = request.fields[name]
             if number is not None:
-                outputs[name] = self.tested[number]
-        return Message("compared", self.judge.compare(outputs), {}, {})
+                outputs[name], cuts[name] = self.tested[number], self.class_thresholds.get(number)
+        return Message("compared", self.judge.compare(outputs, cuts), {}, {})
 
 
 def _limits(fields: Mapping[str, Any]) -> onnx_graph.Limits:
@@ -865,9 +1011,13 @@ def _probabilities(logits: FloatArray, task: Task) -> FloatArray:
     return logits if task == "regression" else softmax(logits, 1.0)
 
 
-def _distinct_classes(outputs: FloatArray, task: Task) -> int | None:
-    """Return how many classes outputs name."""
-    return None if task == "regression" else len(np.unique(outputs.argmax(axis=1)))
+def _distinct_classes(outputs: FloatArray, task: Task, threshold: float | None = None) -> int | None:
+    """Return how many classes outputs name; of two the last from ``threshold`` on."""
+    from pg_distill import measure
+
+    return (
+        None if task == "regression" else len(np.unique(measure.decided(outputs, threshold).argmax(axis=1)))
+    )
 
 
 def _finite(value: float | None) -> float | None:
@@ -882,6 +1032,7 @@ if __name__ == "__main__":
             "inspect": workshop.inspect,
             "check": workshop.check,
             "load": workshop.load,
+            "survey": workshop.survey,
             "probe": workshop.probe,
             "search": workshop.search,
             "cascade": workshop.cascade,

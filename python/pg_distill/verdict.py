@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pg_distill import measure, pareto
-from pg_distill.frame import ModelForm
+from pg_distill.frame import ModelForm, Task
 from pg_distill.latency import Timing
 from pg_distill.options import Options
 from pg_distill.registration import default_metric
@@ -21,16 +21,25 @@ from pg_distill.registry import Model
 from pg_distill.trainer import Trial
 
 __all__ = [
+    "Floor",
     "Verdict",
     "best_control",
+    "comparable_interval",
     "decide",
+    "family_caveat",
+    "faster_alternative",
     "finalists",
+    "floor",
+    "floor_asked",
     "is_offered",
+    "is_out_of_reach",
     "kept_by_search",
+    "not_compared",
     "offer_name",
     "predict_name",
     "preferred",
     "ranked",
+    "reached",
     "sql_forms",
     "stands_in",
     "summarise",
@@ -39,6 +48,14 @@ __all__ = [
 EARLY_STAGES = ("screen", "rescue")  # of the search, in which students are trained on few rows
 MAX_SQL_FORMS = 4  # students in SQL form that are timed in queries
 MAX_TIMED = 8  # candidates of the search's frontier that are timed in the backend
+MAX_NAMED = 3  # members that a summary names
+FLOOR = 0.80  # of accuracy and agreement where nobody asks for another, if the teacher reaches it and the majority does not
+FLOOR_LIFT = 0.80  # elsewhere: the share of what the teacher adds to the majority
+HOPELESS = (
+    0.75  # of the teacher's errors: a floor that leaves a student fewer is out of reach, whatever labels add
+)
+KNEE_LIFT = 0.98  # of the lift over the majority that the answer has: the fastest student that keeps it is at the knee
+KNEE_SPEED = 2.0  # times faster than the answer, from which the student at the knee is worth naming
 ALWAYS_TIMED = 3  # of these, the best within the target
 
 
@@ -139,6 +156,13 @@ def sql_forms(trials: Sequence[Trial]) -> list[Trial]:
     ]
 
 
+CHOSEN = {
+    "accurate": "chosen: best on the select rows within the target",
+    "knee": "chosen: fastest on the select rows that keeps nearly all of the best one's lift",
+    "fast": "chosen: fastest within the target that reaches the floor on the select rows",
+}
+
+
 def stands_in(other: ModelForm, own: ModelForm) -> bool:
     """Whether a student of form ``other`` can take the place of one of form ``own``, and so dominate it.
 
@@ -156,6 +180,10 @@ def ranked(
     on_select: tuple[float | None, int | None],
     *,
     sql_wanted: bool = False,
+    metric: str = "accuracy",
+    prefer: str = "accurate",
+    majority: float | None = None,
+    floor: float | None = None,
 ) -> list[Trial]:
     """Return the candidates that meet the target in the order in which they are the answer, by the select rows alone.
 
@@ -164,7 +192,11 @@ def ranked(
     unless ``sql_wanted``, where it is better beyond noise than what predict gives within the target.
     ``on_select`` are the teacher's metric there and how many classes it names. What the teacher dominates there comes last,
     a student slower and no better than its teacher being of no use, and so does what names one class where the teacher
-    names more. Where none meets the target, the fastest is returned: the nearest miss, reported as such.
+    names more and the metric judges classes. Where none meets the target, the fastest is returned: the nearest miss, reported as
+    such.
+
+    Who prefers the ``knee`` is answered by the fastest student that keeps ``KNEE_LIFT`` of the best one's lift over the
+    ``majority`` on select, who prefers ``fast`` by the fastest that reaches the ``floor`` there; SQL forms only where wanted.
     """
 
     def latency(trial: Trial) -> float:
@@ -178,7 +210,8 @@ def ranked(
     teacher_ms = _teacher_ms(teacher, timings)
 
     def is_useless(trial: Trial) -> bool:
-        if trial.fields.get("select_classes") == 1 and classes is not None and classes > 1:
+        names_one = trial.fields.get("select_classes") == 1 and classes is not None and classes > 1
+        if names_one and measure.judges_classes(metric):
             return True
         if teacher_ms is None or accuracy is None:
             return False
@@ -197,13 +230,79 @@ def ranked(
             as_good = preferred([found[0], *(t for t in found if t.form == "sql")], sql_wanted=True)
             first = [t.number for t in as_good[: [t.number for t in as_good].index(found[0].number)]]
             found.sort(key=lambda t: first.index(t.number) if t.number in first else len(first))
+        if prefer != "accurate" and found:
+            callable_ = [t for t in found if sql_wanted or t.form != "sql"]
+            least = _least_at_knee(found[0], majority) if prefer == "knee" else floor
+            ahead = [t for t in callable_ if least is None or _reaches(t, least)]
+            ahead.sort(key=latency)
+            first = [t.number for t in (ahead[:1] if prefer == "knee" else ahead)]
+            found = [t for n in first for t in found if t.number == n] + [
+                t for t in found if t.number not in first
+            ]
         order += [t.number for t in found]
     return [by_number[number] for number in order]
+
+
+def _least_at_knee(best: Trial, majority: float | None) -> float | None:
+    """Return what a student must reach on select to be as good as the best one, but for what speed is worth."""
+    value = best.fields["select_accuracy"]
+    if value is None or majority is None or not value > majority:
+        return value  # type: ignore[no-any-return]
+    return float(majority + KNEE_LIFT * (value - majority))
+
+
+def _reaches(trial: Trial, least: float) -> bool:
+    value = trial.fields["select_accuracy"]
+    return value is not None and value >= least
 
 
 def is_offered(trial: Trial, target_ms: float) -> bool:
     """Whether a candidate may be the answer: a statement with all of its SQL in it has to meet the target too."""
     return trial.form != "sql" or trial.fields["statement_latency_ms"] <= target_ms
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least that a student must reach: ``value`` of ``metric``; ``is_relative`` to teacher and majority."""
+
+    metric: str
+    value: float
+    is_relative: bool
+
+
+def floor(
+    options: Options, metric: str, task: Task, teacher: float | None, majority: float | None
+) -> Floor | None:
+    """Return what a student must reach on some rows, None where nothing can be asked there.
+
+    ``min_accuracy`` where it is given; it bounds the accuracy, or r2, beside a metric that does not lie between 0 and 1. Without
+    it ``FLOOR`` where that means something: of accuracy or agreement, if the teacher reaches it and the majority does not. Else
+    ``FLOOR_LIFT`` of what the teacher adds to the majority, in any metric; and the majority where the teacher adds nothing.
+
+    Parameters
+    ----------
+    teacher, majority
+        The metric of the teacher, and of always answering with the majority or the mean, on these rows.
+    """
+    if options.min_accuracy is not None:
+        name = metric if measure.is_unit_metric(metric) else default_metric(task, True)
+        return Floor(name, options.min_accuracy, False)
+    if teacher is None or majority is None:
+        return None
+    if metric in ("accuracy", measure.AGREEMENT) and majority < FLOOR <= teacher:
+        return Floor(metric, FLOOR, False)
+    return Floor(metric, majority + FLOOR_LIFT * max(teacher - majority, 0.0), True)
+
+
+def floor_asked(options: Options, metric: str, task: Task) -> tuple[str, float] | None:
+    """Return the metric and value of the floor that the caller asks for; None where he asks for none."""
+    asked = floor(options, metric, task, None, None)
+    return (asked.metric, asked.value) if asked is not None else None
+
+
+def is_out_of_reach(asked: float, high: float | None) -> bool:
+    """Whether a teacher that reaches at most ``high`` leaves no hope of the floor: see ``HOPELESS``."""
+    return high is not None and 1.0 - asked < HOPELESS * (1.0 - high)
 
 
 @dataclass(frozen=True)
@@ -226,27 +325,41 @@ def decide(
     candidates: Sequence[Trial],
     timings: Mapping[str, Timing],
     figures: Mapping[str, Any],
+    student_name: str | None = None,
 ) -> Verdict:
     """Accept the first of the candidates that meets target and floor and improves the family's frontier.
 
     ``candidates`` stand in the order of the choice, which the select rows gave. The test rows say only yes or no to one
     after the other and put none before another, so that figures of the student that is accepted are not the best of
     several; how many were asked is recorded, as each that was refused leaves a little more room for luck with the floor.
-    One whose file the family has already is the answer given before: nothing behind it may take that one's place.
+    One whose file the family has already under this name is the answer given before: nothing behind it may take that one's
+    place. Under another name it is the same answer for who asks for this one, who gets it.
     """
     if not candidates:
         return Verdict(False, None, "no candidate", None, {})
     refused: dict[int, str] = {}
     family = [teacher, *members.values()]
     for trial in candidates:
-        misses = _misses(options, metric, teacher, members, trial, timings, figures)
+        same = _same_file(trial, family, student_name)
+        is_alias = student_name is not None and same is not None and same.name != student_name
+        misses = _misses(options, metric, teacher, trial, timings, figures)
+        if same is None:
+            better = _better(teacher, members, trial, timings, figures)
+            if better:
+                misses.append(
+                    f"it does not improve the family's frontier: {better[0]} is no slower and no worse"
+                )
+        elif not is_alias:
+            misses.append(f"it is the same file as {same.qualified_name}, which the family has already")
         if not misses:
-            reason = "chosen: best on the select rows within the target"
+            reason = CHOSEN[options.prefer]
+            if same is not None:
+                reason += f", the same file as {same.qualified_name}"
             if refused:
                 reason += f", of those after {len(refused)} that were refused"
             return Verdict(True, trial, reason, _pareto_score(teacher, trial, timings, figures), refused)
         refused[trial.number] = " and ".join(misses)
-        if _same_file(trial, family) is not None:
+        if same is not None and not is_alias:
             break
     nearest = candidates[0]
     return Verdict(
@@ -258,12 +371,11 @@ def _misses(
     options: Options,
     metric: str,
     teacher: Model,
-    members: Mapping[str, Model],
     trial: Trial,
     timings: Mapping[str, Timing],
     figures: Mapping[str, Any],
 ) -> list[str]:
-    """Return what speaks against a candidate."""
+    """Return what speaks against a candidate by itself."""
     theirs, ours = figures["teacher"], figures["candidates"][str(trial.scored_as)]
     if theirs["score"] is None or ours["score"] is None:
         return [f"{metric} is not defined on the test rows, as where a class does not occur in them"]
@@ -274,61 +386,110 @@ def _misses(
             f"its latency of {latency.mean_ms:.4g} ms (up to {latency.high_ms:.4g}) misses the target of"
             f" {options.target_latency_ms:g} ms"
         )
-    name, floor = _floor(metric, teacher, ours)
-    if not floor >= options.min_accuracy:
-        misses.append(f"its {name} of {floor:.4f} misses the floor of {options.min_accuracy:g}")
+    asked = floor(options, metric, teacher.task, theirs["score"], figures["majority"])
+    if asked is not None:
+        value = reached(ours, metric, asked)
+        if not value >= asked.value:
+            of = " (relative to teacher and majority)" if asked.is_relative else ""
+            misses.append(f"its {asked.metric} of {value:.4f} misses the floor of {asked.value:.4g}{of}")
     # Below one half throughout, probabilities of a rare class can still rank as well as the teacher's do.
-    if ours["distinct_classes"] == 1 and (theirs["distinct_classes"] > 1 or measure.judges_classes(metric)):
+    if ours["distinct_classes"] == 1 and measure.judges_classes(metric):
         misses.append("it gives every row the same class")
-    same = _same_file(trial, [teacher, *members.values()])
-    if same is not None:
-        misses.append(f"it is the same file as {same.qualified_name}, which the family has already")
-    elif not pareto.improves(
-        (latency.mean_ms, ours["score"]), _family_points(teacher, members, trial, timings, figures)
-    ):
-        misses.append("it does not improve the family's frontier")
     return misses
 
 
-def _same_file(trial: Trial, family: Sequence[Model]) -> Model | None:
-    """Return the member that a candidate equals: two timings of one file differ by noise alone."""
+def _same_file(trial: Trial, family: Sequence[Model], name: str | None = None) -> Model | None:
+    """Return the member that a candidate equals, one called ``name`` first: two timings of one file differ by noise alone."""
     assert trial.artifact is not None
     sha256 = hashlib.sha256(trial.artifact).hexdigest()
-    for member in family:
-        same_answers = member.sha256 == sha256 and member.threshold == trial.fields.get("threshold")
+    for member in sorted(family, key=lambda m: m.name != name):
+        same_answers = member.sha256 == sha256 and all(
+            getattr(member, name) == trial.fields.get(name) for name in ("threshold", "class_threshold")
+        )
         # What was registered for its SQL form is there for predict too.
         if same_answers and (member.form == trial.form or trial.form == "predict"):
             return member
     return None
 
 
-def _family_points(
+def _better(
     teacher: Model,
     members: Mapping[str, Model],
     trial: Trial,
     timings: Mapping[str, Timing],
     figures: Mapping[str, Any],
-) -> list[pareto.Point]:
-    """Return where teacher and family stand, each by the way that can take the candidate's place."""
+) -> list[str]:
+    """Return what of the family dominates or equals a candidate, each by the way that can take its place.
+
+    A member that only some of the test rows may judge is held against the candidate on these rows; one that none may judge,
+    against nobody.
+    """
+    latency_ms = timings[offer_name(trial.number)].latency.mean_ms
+    number = str(trial.scored_as)
+    ours = figures["candidates"][number]["score"]
     teacher_ms = _teacher_ms(teacher, timings)
-    points = [(teacher_ms, figures["teacher"]["score"])] if teacher_ms is not None else []
+    rivals = []
+    if teacher_ms is not None:
+        rivals.append((teacher.qualified_name, teacher_ms, figures["teacher"]["score"], ours))
     for key, member in members.items():
-        score = figures["members"][key]["score"]
-        if score is not None:
-            way = key if stands_in(member.form, trial.form) else predict_name(member)
-            points.append((timings[way].latency.mean_ms, score))
-    return points
+        found = figures["members"].get(key)
+        if found is None or found["score"] is None:
+            continue
+        way = key if stands_in(member.form, trial.form) else predict_name(member)
+        ours_there = found["against"]["candidates"][number]["score"] if "against" in found else ours
+        rivals.append((member.qualified_name, timings[way].latency.mean_ms, found["score"], ours_there))
+    return [
+        name
+        for name, its_ms, theirs, ours_there in rivals
+        if ours_there is not None and not pareto.improves((latency_ms, ours_there), [(its_ms, theirs)])
+    ]
+
+
+def not_compared(members: Mapping[str, Model], figures: Mapping[str, Any]) -> list[str]:
+    """Return the members that no test rows, or too few, may judge, by name."""
+    return sorted(m.qualified_name for key, m in members.items() if key not in figures["members"])
+
+
+def family_caveat(members: Mapping[str, Model], figures: Mapping[str, Any]) -> str:
+    """Return what a run's summary says of members that it could not judge, or nothing."""
+    names = not_compared(members, figures)
+    if not names:
+        return ""
+    few = names if len(names) <= MAX_NAMED else [*names[:MAX_NAMED], f"{len(names) - MAX_NAMED} more"]
+    return f"; not compared with {', '.join(few)}, which may have learned from these test rows"
+
+
+def comparable_interval(
+    found: Mapping[str, Any], everywhere: float | None, there: Mapping[str, Any] | None
+) -> tuple[float, float] | None:
+    """Return between which scores a member that only some of the test rows judged would come out on all of them.
+
+    Rows differ in how hard they are: the member's difference to another model on the same rows is added to what that one
+    reaches on all (a difference estimator, Cochran 1977, 7.2), with the difference's own 95 % interval: of what was judged on
+    all rows nothing is in doubt but whether these are like others.
+
+    Parameters
+    ----------
+    found
+        The member's figures on the rows that may judge it.
+    everywhere, there
+        What the other reaches on all test rows, and beside the member on the member's.
+    """
+    if everywhere is None or there is None or there["score"] is None or found["score"] is None:
+        return None
+    value = everywhere + found["score"] - there["score"]
+    half = measure.Z_95 * (there["difference_error"] or 0.0)
+    return value - half, value + half
 
 
 def _teacher_ms(teacher: Model, timings: Mapping[str, Timing]) -> float | None:
     return timings[teacher.id].latency.mean_ms if teacher.id in timings else teacher.avg_latency_ms
 
 
-def _floor(metric: str, teacher: Model, ours: Mapping[str, Any]) -> tuple[str, float]:
-    """Return the metric that ``min_accuracy`` bounds, and its value."""
-    name = metric if measure.is_unit_metric(metric) else default_metric(teacher.task, True)
-    value = ours["score"] if name == metric else ours["metrics"].get(name)
-    return name, ours["score"] if value is None else value
+def reached(ours: Mapping[str, Any], metric: str, asked: Floor) -> float:
+    """Return the value of the floor's metric in a student's figures, which are by the run's."""
+    value = ours["score"] if asked.metric == metric else ours["metrics"].get(asked.metric)
+    return float(ours["score"] if value is None else value)
 
 
 def _pareto_score(
@@ -339,6 +500,28 @@ def _pareto_score(
         timings[offer_name(trial.number)].latency.mean_ms,
         figures["teacher"]["score"],
         figures["candidates"][str(trial.scored_as)]["score"],
+    )
+
+
+def faster_alternative(
+    chosen: Trial,
+    knee: Trial,
+    options: Options,
+    metric: str,
+    teacher: Model,
+    timings: Mapping[str, Timing],
+    figures: Mapping[str, Any],
+) -> str:
+    """Return what a summary says of a student that is much faster than the choice and hardly worse, or nothing."""
+    ours, its = (timings[offer_name(t.number)].latency.mean_ms for t in (chosen, knee))
+    scores = [figures["candidates"][str(t.scored_as)]["score"] for t in (chosen, knee)]
+    if knee.form != "predict" or ours < KNEE_SPEED * its or None in scores:
+        return ""
+    if _misses(options, metric, teacher, knee, timings, figures):
+        return ""
+    return (
+        f"; candidate {knee.number} ({knee.fields['family']}) takes {its:.3g}ms with {scores[1] - scores[0]:+.4f} {metric}:"
+        " prefer => 'knee' makes it the answer"
     )
 
 
@@ -383,12 +566,19 @@ def summarise(
             )
             if _stage(control) in EARLY_STAGES and _stage(chosen) not in EARLY_STAGES:
                 summary += ", whose training the time budget cut short"
-    name, _ = _floor(metric, teacher, ours)
-    low, high = ours["score_low"], ours["score_high"]
-    if name != metric:
-        low, high = compared["intervals"]["student"][name]
-    if low is not None and high is not None and low < options.min_accuracy <= high:
-        summary += f"; the {'accuracy' if name == metric else name}'s interval {low:.4f} to {high:.4f} straddles the floor"
+    cut = chosen.fields.get("class_threshold")
+    if cut is not None:
+        summary += f'; predict_class says "{teacher.signature.classes[1]}" from a probability of {cut:.3g} on'
+        if "tuned" in theirs and theirs["tuned"]["score"] is not None:
+            summary += f" (the teacher, cut likewise, would have {metric} {theirs['tuned']['score']:.4f})"
+    asked = floor(options, metric, teacher.task, theirs["score"], figures["majority"])
+    if asked is not None and not asked.is_relative:
+        low, high = ours["score_low"], ours["score_high"]
+        if asked.metric != metric:
+            low, high = compared["intervals"]["student"][asked.metric]
+        if low is not None and high is not None and low < asked.value <= high:
+            name = "accuracy" if asked.metric == metric else asked.metric
+            summary += f"; the {name}'s interval {low:.4f} to {high:.4f} straddles the floor"
     if not decision.accepted:
         summary = (
             f"no student accepted; nearest is candidate {chosen.number} ({chosen.fields['family']}): {decision.reason};"

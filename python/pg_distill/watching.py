@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import measure, registry
+from pg_distill import measure, registry, verdict
 from pg_distill.approval import trainer_limits
 from pg_distill.database import Database
+from pg_distill.distillation import fits, identities_of_family, known_to_registered
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.latency import (
@@ -25,14 +26,24 @@ from pg_distill.latency import (
     predict_contender,
     require_expressions,
 )
+from pg_distill.learned import Learned, are_enough
 from pg_distill.material import prepare
 from pg_distill.options import Options
+from pg_distill.record import accuracy_columns, accuracy_origin
 from pg_distill.registration import default_metric, latency_figures, positions
 from pg_distill.registry import Model
-from pg_distill.sample import TEST, check_columns, draw_rows, resolve_source
+from pg_distill.sample import (
+    TEST,
+    check_columns,
+    draw_identified,
+    group_numbers,
+    identity_columns,
+    resolve_source,
+    split_times,
+)
 from pg_distill.teachers import check_outputs, label_by_sql, logged_columns, logged_outputs
 from pg_distill.trainer import Trainer
-from pg_distill.verdict import predict_name, stands_in
+from pg_distill.verdict import comparable_interval, predict_name, stands_in
 
 __all__ = ["check", "remeasure"]
 
@@ -57,39 +68,73 @@ class _Rows:
     outputs: FloatArray | None
     metric: str
     seed: int
+    outside: Callable[[Learned], npt.NDArray[np.bool_] | None]
+    """Which of them may judge a model, by what it has learned from; None where that cannot be told."""
+
+    def take(self, kept: npt.NDArray[Any]) -> _Rows:
+        """Return some of the rows."""
+
+        def outside(learned: Learned) -> npt.NDArray[np.bool_] | None:
+            found = self.outside(learned)
+            return None if found is None else found[kept]
+
+        return _Rows(
+            self.frame.take(kept),
+            self.y[kept],
+            None if self.weights is None else self.weights[kept],
+            None if self.outputs is None else self.outputs[kept],
+            self.metric,
+            self.seed,
+            outside,
+        )
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured: figures by ``Judge.figures`` and latencies, by model id; ``rows`` is how many were scored."""
+    """What was measured: figures by ``Judge.figures`` and latencies, by model id; ``rows`` is how many were scored.
+
+    Members that the rows may not judge have latencies only.
+    """
 
     teacher: Model
     members: Mapping[str, Model]
     figures: Mapping[str, Mapping[str, Any]]
     timings: Mapping[str, Timing]
     rows: int
+    majority: float | None
+    """The metric of always answering with the majority or the mean of these rows."""
 
 
 def check(
-    db: Database, name: str, *, sample: str | None, label: str | None, max_rows: int, seed: int
+    db: Database,
+    name: str,
+    *,
+    sample: str | None,
+    label: str | None,
+    max_rows: int,
+    seed: int,
+    include_learned: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure a model on fresh rows and hold it against what is recorded; one row a figure.
 
     Parameters
     ----------
     sample
-        A relation or query with rows that nothing has learned from. None: the rows of the model's run as they are now, of
-        which the test split is taken, that new rows fall into by their hash too.
+        A relation or query. None: the rows of the model's run as they are now, of which the test split is taken, that new
+        rows fall into by their hash too.
     label
         The column of the sample that holds the truth; None: that of the model, where the sample has it.
     max_rows
         Most rows that are drawn.
+    include_learned
+        Also rows that the model, or its teacher, has learned from; without, they are left out.
 
     Returns
     -------
     ``fidelity`` and ``accuracy`` (higher is better) and ``latency`` (milliseconds, lower is better), recorded and fresh with
     95 % intervals; ``holds`` is false where the fresh one is worse beyond what both intervals allow. Then the teacher's, and
-    ``place``: whether it still meets what its run asked for and no member of its family is better beyond doubt.
+    ``place``: whether it still meets what its run asked for and no member of its family is better beyond doubt. Each has
+    ``learned_share``, the share of the rows drawn that the model or its teacher has learned from; None where that is not known.
 
     Raises
     ------
@@ -100,7 +145,7 @@ def check(
     InsufficientPrivilege
         SQL that another role stored would have to run.
     InvalidData, UndefinedColumn, DatatypeMismatch
-        The rows do not fit the model.
+        The rows do not fit the model, or it has learned from all of them.
     """
     if seed < 0:
         raise InvalidParameter(f"seed must be 0 or more, not {seed}")
@@ -110,13 +155,16 @@ def check(
     run = registry.run_of(db, model)
     teacher = registry.find_teacher(db, model) or model
     require_expressions(db, teacher, model)
-    rows = _fresh_rows(db, model, teacher, run, sample, label, max_rows, seed)
+    learned = _learned(db, dict.fromkeys([model.id, teacher.id]), {model.id: model, teacher.id: teacher})
+    rows = _fresh_rows(db, model, teacher, run, sample, label, max_rows, seed, learned[model.id])
+    rows, share = _unlearned(rows, learned, include=include_learned)
     family: list[Model] = []
     if model.id != teacher.id:
         others = registry.family_members(db, teacher, MAX_CHECKED)
-        family = [model, *[m for m in others if m.id != model.id][: MAX_CHECKED - 1]]
+        others = [m for m in others if m.id != model.id and fits(m, teacher, rows.frame)]
+        family = [model, *others[: MAX_CHECKED - 1]]
     recorded = registry.recorded_figures(db, [m.id for m in (teacher, *family)])
-    found = _measure(db, teacher, {m.id: m for m in family}, rows, seconds=LATENCY_SECONDS)
+    found = _measure(db, teacher, {m.id: m for m in family}, rows, seconds=LATENCY_SECONDS, always=[model.id])
     machine = describe_machine(db)
     report = []
     if model.id != teacher.id:
@@ -127,7 +175,10 @@ def check(
         report.append(_accuracy(teacher, "teacher_accuracy", found, recorded[teacher.id], rows.metric))
         report.append(_latency(teacher, "teacher_latency", found, recorded[teacher.id], machine))
         report.append(_place(model, found, run, rows.metric))
-    return [{**_BLANK, **row, "row_count": row.get("row_count", found.rows)} for row in report]
+    return [
+        {**_BLANK, **row, "row_count": row.get("row_count", found.rows), "learned_share": share}
+        for row in report
+    ]
 
 
 def remeasure(db: Database, name: str) -> list[dict[str, Any]]:
@@ -149,8 +200,11 @@ def remeasure(db: Database, name: str) -> list[dict[str, Any]]:
     teacher = registry.find_teacher(db, model) or model
     require_expressions(db, teacher, model)
     run = registry.run_of(db, model)
-    rows = _fresh_rows(db, model, teacher, run, None, None, Options.max_rows, 0)
-    members = {m.id: m for m in registry.family_members(db, teacher, MAX_REMEASURED)}
+    learned = _learned(db, [model.id], {model.id: model})[model.id]
+    rows = _fresh_rows(db, model, teacher, run, None, None, Options.max_rows, 0, learned)
+    members = {
+        m.id: m for m in registry.family_members(db, teacher, MAX_REMEASURED) if fits(m, teacher, rows.frame)
+    }
     seconds = LATENCY_SECONDS_EACH * (1 + len(members))
     before = registry.recorded_figures(db, [teacher.id, *members])
     found = _measure(db, teacher, members, rows, seconds=seconds)
@@ -159,21 +213,18 @@ def remeasure(db: Database, name: str) -> list[dict[str, Any]]:
     registry.lock_family(db, teacher, [m.name for m in members.values()])
     report = []
     for key, measured in {teacher.id: teacher, **members}.items():
-        timing, scores, old = found.timings.get(key), found.figures[key], before[key]
+        timing, scores, old = found.timings.get(key), found.figures.get(key), before[key]
         figures: dict[str, Any] = latency_figures(timing) if timing is not None else {}
         # A metric that nobody can measure on these rows stays as it is; so does that of another run.
-        if scores["score"] is not None and measured.metric in (None, rows.metric):
-            figures |= {
-                "metric": rows.metric,
-                "accuracy": scores["score"],
-                "accuracy_low": scores["score_low"],
-                "accuracy_high": scores["score_high"],
-            }
-            if timing is not None:  # all that a worker may have said of it is this server's word now
-                figures["attested"] = True
+        if scores is not None and (scores["score"] is None or measured.metric not in (None, rows.metric)):
+            scores = None
+        stored = json.loads(old["measured_on"]) if old["measured_on"] else {}
+        figures |= accuracy_columns(rows.metric, scores)
+        if scores is not None and timing is not None:  # all that a worker may have said of it is this server's word now
+            figures["attested"] = True
         figures["measured_on"] = {
             "run_id": run["run_id"] if run is not None else None,
-            "rows": found.rows,
+            **accuracy_origin(scores, found.rows, _comparable(found, model, scores), stored),
             "path": timing.path if timing is not None else None,
             "calls": timing.latency.n_calls if timing is not None else 0,
             "blocks": timing.latency.n_blocks if timing is not None else 0,
@@ -210,7 +261,47 @@ def remeasure(db: Database, name: str) -> list[dict[str, Any]]:
     return report
 
 
+def _comparable(
+    found: _Measured, model: Model, scores: Mapping[str, Any] | None
+) -> tuple[float, float] | None:
+    """Return what a member that some rows judged would reach on all, by its difference to the model asked for, or its teacher."""
+    if scores is None or "against" not in scores:
+        return None
+    own = found.figures.get(model.id)
+    there = scores["against"]["members"].get(model.id)
+    if own is not None and "against" not in own and there is not None:
+        return comparable_interval(scores, own["score"], there)
+    return comparable_interval(scores, found.figures[found.teacher.id]["score"], scores["against"]["teacher"])
+
+
 # -- rows -----------------------------------------------------------------------------------------------------------
+
+
+def _learned(db: Database, ids: Iterable[str], models: Mapping[str, Model]) -> dict[str, Learned | None]:
+    """Return by id the rows that models have learned from, None where that is not known."""
+    found = registry.read_learned(db, ids)
+    for key, learned in found.items():
+        if learned is None and models[key].teacher_id is None:
+            found[key] = known_to_registered(db, models[key])
+    return found
+
+
+def _unlearned(
+    rows: _Rows, learned: Mapping[str, Learned | None], *, include: bool
+) -> tuple[_Rows, float | None]:
+    """Return the rows that none of some models has learned from, and the share that one has; None where that is not known."""
+    masks = [None if known is None else rows.outside(known) for known in learned.values()]
+    told = [mask for mask in masks if mask is not None]
+    outside = np.logical_and.reduce(told) if told else np.ones(len(rows.frame), bool)
+    share = None if len(told) < len(masks) else 1.0 - float(outside.mean())
+    if include or outside.all():
+        return rows, share
+    if not outside.any():
+        raise InvalidData(
+            f"the model or its teacher has learned from every one of the {len(rows.frame)} rows",
+            hint="Pass rows that they have not seen, or include_learned => true.",
+        )
+    return rows.take(np.flatnonzero(outside)), share
 
 
 def _fresh_rows(
@@ -222,6 +313,7 @@ def _fresh_rows(
     label: str | None,
     max_rows: int,
     seed: int,
+    learned: Learned | None,
 ) -> _Rows:
     if sample is None and run is not None:
         # New rows too are split by their hash: what falls to the test split no student has learned from.
@@ -234,29 +326,47 @@ def _fresh_rows(
         options = Options(
             **{key: value for key, value in given.items() if key in Options.__dataclass_fields__}
         )
-        material = prepare(db, teacher, options)
-        kept = np.flatnonzero(material.sample.split == TEST)[:max_rows]
+        material = prepare(db, teacher, options, identities=identities_of_family(db, teacher, MAX_REMEASURED))
         return _Rows(
-            material.sample.frame.take(kept),
-            material.y[kept],
-            None if material.weights is None else material.weights[kept],
-            None if material.outputs is None else material.outputs[kept],
+            material.sample.frame,
+            material.y,
+            material.weights,
+            material.outputs,
             material.metric,
             options.seed,
-        )
+            lambda known: material.sample.outside(known, options.group_column, options.time_column),
+        ).take(np.flatnonzero(material.sample.split == TEST)[:max_rows])
     source = resolve_source(db, registry.sample_of(db, model, sample))
     if label is None and model.label in source.types:
         label = model.label
     logged = logged_columns(teacher) if teacher.kind == "logged" else []
-    frame, labels, extra = draw_rows(
+    features = check_columns(source, teacher.signature.names)
+    # What the model's run kept on one side is told apart by the same columns, where the rows have them.
+    by_group, by_time = (
+        column if column is not None and column in source.kinds else None
+        for column in ((learned.group_column, learned.time_column) if learned is not None else (None, None))
+    )
+    if by_time is not None and source.kinds[by_time] == "string":
+        by_time = None
+    frame, labels, extra, identities = draw_identified(
         db,
         source,
-        check_columns(source, teacher.signature.names),
+        features,
         label=label,
-        extra=logged,
+        extra=[*logged, *(column for column in (by_group, by_time) if column is not None)],
         seed=seed,
         limit=max_rows,
+        identities=sorted({identity_columns(features), *identities_of_family(db, teacher, MAX_REMEASURED)}),
     )
+    groups = group_numbers(extra[by_group]) if by_group is not None else None
+    times = split_times(extra[by_time], groups) if by_time is not None else None
+
+    def outside(known: Learned) -> npt.NDArray[np.bool_] | None:
+        hashes = identities.get(known.identity)
+        if hashes is None:
+            return None
+        return known.outside(hashes, groups=groups, times=times, group_column=by_group, time_column=by_time)
+
     if not len(frame):
         raise InvalidData("the sample has no rows" + (" with a label" if label else ""))
     if labels is not None:
@@ -270,19 +380,42 @@ def _fresh_rows(
         raw = logged_outputs(extra, logged)
         outputs = check_outputs(raw, teacher.task, teacher.signature.classes, frame)
     assert metric is not None
-    return _Rows(frame, y, None, outputs, metric, seed)
+    return _Rows(frame, y, None, outputs, metric, seed, outside)
 
 
 def _measure(
-    db: Database, teacher: Model, members: Mapping[str, Model], rows: _Rows, *, seconds: float
+    db: Database,
+    teacher: Model,
+    members: Mapping[str, Model],
+    rows: _Rows,
+    *,
+    seconds: float,
+    always: Sequence[str] = (),
 ) -> _Measured:
-    """Score teacher and members on the rows, in a child; time their calls here, in turns."""
+    """Score teacher and members on the rows, in a child; time their calls here, in turns.
+
+    Each member is scored on the rows that it has not learned from, where these are enough; those of ``always`` on all.
+    """
+    outside = {key: np.ones(len(rows.frame), bool) for key in always if key in members}
+    of_classes = measure.weighs_classes(rows.metric)
+    for key, learned in _learned(db, [key for key in members if key not in always], members).items():
+        found = rows.outside(learned) if learned is not None else None
+        if found is not None and (
+            found.all() or are_enough(found, rows.y, teacher.task, of_classes=of_classes)
+        ):
+            outside[key] = found
     with registry.admitted(db):
-        return _measure_admitted(db, teacher, members, rows, seconds=seconds)
+        return _measure_admitted(db, teacher, members, rows, outside, seconds=seconds)
 
 
 def _measure_admitted(
-    db: Database, teacher: Model, members: Mapping[str, Model], rows: _Rows, *, seconds: float
+    db: Database,
+    teacher: Model,
+    members: Mapping[str, Model],
+    rows: _Rows,
+    outside: Mapping[str, npt.NDArray[np.bool_]],
+    *,
+    seconds: float,
 ) -> _Measured:
     ask = (lambda frame: label_by_sql(db, teacher, frame)) if teacher.kind == "sql" else None
     with Trainer(trainer_limits(db), db.check_interrupts, label=ask) as trainer:
@@ -302,9 +435,10 @@ def _measure_admitted(
             else None,
             outputs=rows.outputs,
         )
-        files = {key: (registry.read_artifact(db, m), m.signature) for key, m in members.items()}
+        files = {key: (registry.read_artifact(db, members[key]), members[key].signature) for key in outside}
         thresholds = {key: m.threshold for key, m in members.items() if m.threshold is not None}
-        scored = trainer.evaluate([], files, thresholds)
+        cuts = {key: m.class_threshold for key, m in members.items() if m.class_threshold is not None}
+        scored = trainer.evaluate([], files, thresholds, cuts, outside)
     contenders = {m.id: contender_for(db, m) for m in (teacher, *members.values()) if m.kind != "logged"}
     for m in members.values():
         if m.form == "sql":  # predict can be called for it too
@@ -318,6 +452,7 @@ def _measure_admitted(
         {teacher.id: scored["teacher"], **scored["members"]},
         {key: timed[contender.name] for key, contender in contenders.items()},
         loaded["rows"]["test"],
+        scored["majority"],
     )
 
 
@@ -434,29 +569,36 @@ def _place(model: Model, found: _Measured, run: Mapping[str, Any] | None, metric
     ours, mine = found.figures[model.id], found.timings[model.id].latency
     lost = []
     asked = json.loads(run["resolved"]) if run is not None else {}
-    target, floor = asked.get("target_latency_ms"), asked.get("min_accuracy")
+    target = asked.get("target_latency_ms")
     if target is not None and mine.low_ms > target:
         lost.append(f"its latency of {mine.mean_ms:.4g} ms misses the target of {target:g} ms")
-    floor_name = metric if measure.is_unit_metric(metric) else default_metric(model.task, True)
-    value = ours["score"] if floor_name == metric else ours["metrics"].get(floor_name)
-    # The interval is the run's metric's: for another one the value alone decides.
-    best = ours["score_high"] if floor_name == metric else value
-    if (
-        floor is not None
-        and best is not None
-        and best < floor
-        and "agreement" not in {metric} - {model.metric}
-    ):
-        lost.append(f"its {floor_name} of {value:.4f} misses the floor of {floor:g}")
+    options = Options(found.teacher.name, min_accuracy=asked.get("min_accuracy"))
+    theirs = found.figures[found.teacher.id]["score"]
+    least = verdict.floor(options, metric, model.task, theirs, found.majority) if run is not None else None
+    # What agreement stands in for is not what the run asked for.
+    if least is not None and ours["score"] is not None and "agreement" not in {metric} - {model.metric}:
+        value = verdict.reached(ours, metric, least)
+        # The interval is the run's metric's: for another one the value alone decides.
+        if (ours["score_high"] if least.metric == metric else value) < least.value:
+            lost.append(f"its {least.metric} of {value:.4f} misses the floor of {least.value:.4g}")
     for key, other in {found.teacher.id: found.teacher, **found.members}.items():
-        theirs, timing = found.figures[key], found.timings.get(key)
+        theirs, timing = found.figures.get(key), found.timings.get(key)
         if key == model.id or timing is None or not stands_in(other.form, model.form):
             continue
-        if theirs["score"] is None or ours["score"] is None:
+        if theirs is None or theirs["score"] is None or ours["score"] is None:
             continue
+        ours_there, high_there = ours["score"], ours["score_high"]
+        if "against" in theirs:
+            beside = theirs["against"]["members"].get(model.id)
+            if beside is None or beside["score"] is None:
+                continue
+            ours_there = beside["score"]
+            # Of fewer rows: an interval is as much wider.
+            wider = math.sqrt(ours["rows"] / max(theirs["rows"], 1))
+            high_there = ours_there + wider * (ours["score_high"] - ours["score"])
         latency = timing.latency
         faster, as_fast = latency.high_ms < mine.low_ms, latency.mean_ms <= mine.mean_ms
-        better, as_good = theirs["score_low"] > ours["score_high"], theirs["score"] >= ours["score"]
+        better, as_good = theirs["score_low"] > high_there, theirs["score"] >= ours_there
         if (faster and as_good) or (better and as_fast):
             lost.append(f"{other.qualified_name} dominates it")
     return {"figure": "place", "holds": not lost, "note": " and ".join(lost) or None}

@@ -66,10 +66,12 @@ CREATE OR REPLACE FUNCTION distill._protect_model() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF (OLD.id, OLD.name, OLD.version, OLD.task, OLD.kind, OLD.artifact, OLD.expression, OLD.sha256, OLD.input_schema,
-        OLD.output_schema, OLD.sample, OLD.label, OLD.teacher_id, OLD.created_at, OLD.form, OLD.threshold)
+        OLD.output_schema, OLD.sample, OLD.label, OLD.teacher_id, OLD.created_at, OLD.form, OLD.threshold, OLD.learned_from,
+        OLD.class_threshold)
        IS DISTINCT FROM
        (NEW.id, NEW.name, NEW.version, NEW.task, NEW.kind, NEW.artifact, NEW.expression, NEW.sha256, NEW.input_schema,
-        NEW.output_schema, NEW.sample, NEW.label, NEW.teacher_id, NEW.created_at, NEW.form, NEW.threshold)
+        NEW.output_schema, NEW.sample, NEW.label, NEW.teacher_id, NEW.created_at, NEW.form, NEW.threshold, NEW.learned_from,
+        NEW.class_threshold)
     THEN
         RAISE EXCEPTION 'version "%" of model "%" cannot be edited', OLD.version, OLD.name
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Register another version.';
@@ -80,6 +82,21 @@ BEGIN
     RETURN NEW;
 END
 $$;
+-- Which rows a student has learned from: of those of 0.1.0 nobody knows.
+ALTER TABLE distill.models ADD COLUMN learned_from jsonb;
+ALTER TABLE distill.runs ADD COLUMN learned_from jsonb;
+ALTER TABLE distill.models ADD COLUMN class_threshold float8;
+ALTER TABLE distill.candidates ADD COLUMN class_threshold float8;
+COMMENT ON COLUMN distill.models.class_threshold IS 'of two classes: the probability of the last one from which predict_class names it, found by the run for its metric; NULL: where it is the more probable';
+COMMENT ON COLUMN distill.candidates.class_threshold IS 'of two classes: the probability of the last one from which it is named, where that is better for the metric on the select rows than one half';
+COMMENT ON FUNCTION distill.predict_class(text, float8[]) IS 'the most probable class, or by the model''s class_threshold, for a row of numeric features in order';
+COMMENT ON FUNCTION distill.predict_class(text, jsonb) IS 'the most probable class, or by the model''s class_threshold, for a row of named columns';
+COMMENT ON FUNCTION distill.to_sql(text) IS 'the model as one SQL expression over columns that are named as its features: a probability or value; of a class compare it with the model''s class_threshold';
+COMMENT ON FUNCTION distill.create_function(text, text, boolean, boolean) IS
+    'make a function of the model with its features as named, typed arguments (over 100: as one row), of what predict gives: of a class compare it with the model''s class_threshold; as_sql: the student itself in plain SQL, IMMUTABLE';
+COMMENT ON COLUMN distill.models.learned_from IS 'of a student: digests of the rows that it was fitted to, selected on or taught by its teacher, which never judge it; NULL: not known, as of older releases';
+COMMENT ON COLUMN distill.runs.learned_from IS 'digests of the rows that its candidates learned from, as in distill.models';
+COMMENT ON COLUMN distill.models.measured_on IS 'rows, predict path, machine and server of the figures; accuracy_run_id where the accuracy is another run''s, because the model learned from the rows of run_id';
 ALTER TABLE distill.candidates ADD COLUMN form text NOT NULL DEFAULT 'predict' CHECK (form IN ('predict', 'sql', 'cascade'));
 ALTER TABLE distill.candidates ADD COLUMN statement_latency_ms float8;
 ALTER TABLE distill.candidates ADD COLUMN threshold float8;
@@ -95,7 +112,9 @@ WITH RECURSIVE lineage(root, id) AS (
 )
 SELECT l.root AS family, m.id AS model_id, m.name, m.version, m.active, m.kind, m.teacher_id, m.metric, m.accuracy,
        m.accuracy_low, m.accuracy_high, m.avg_latency_ms, m.latency_low_ms, m.latency_high_ms, m.latency_declared,
-       m.size_bytes, m.measured_at, m.form
+       m.size_bytes, m.measured_at, m.form, m.measured_on ->> 'accuracy_run_id' AS accuracy_run_id,
+       coalesce((m.measured_on ->> 'comparable_low')::float8, m.accuracy) AS comparable_low,
+       coalesce((m.measured_on ->> 'comparable_high')::float8, m.accuracy) AS comparable_high
 FROM lineage l JOIN distill.models m USING (id)
 WHERE m.teacher_id IS NULL OR m.attested OR distill._is_trusted(m.owner);
 CREATE OR REPLACE VIEW distill.frontier AS
@@ -105,8 +124,9 @@ WHERE a.avg_latency_ms IS NOT NULL AND a.accuracy IS NOT NULL
   AND NOT EXISTS (
       SELECT FROM distill.families b
       WHERE b.family = a.family AND b.metric = a.metric
-        AND b.avg_latency_ms <= a.avg_latency_ms AND b.accuracy >= a.accuracy
-        AND (b.avg_latency_ms < a.avg_latency_ms OR b.accuracy > a.accuracy)
+        AND b.avg_latency_ms <= a.avg_latency_ms AND b.comparable_low >= a.comparable_high
+        AND (b.avg_latency_ms < a.avg_latency_ms OR b.comparable_low > a.comparable_high)
+        AND b.accuracy_run_id IS NOT DISTINCT FROM a.accuracy_run_id -- figures of other rows do not compare
         AND (a.form = 'sql' OR b.form <> 'sql') -- an expression is no answer to who calls predict
   );
 
@@ -164,6 +184,10 @@ BEGIN ATOMIC
     FROM (SELECT distill._score(model, query, key_column, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot())) AS c) s;
 END;
 
+-- Another argument, and another default of one.
+DROP FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text);
+-- include 41_distill_model.sql
+REVOKE ALL ON FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text, text) FROM PUBLIC;
 -- include 51_predict_class_mixed.sql
 -- include 63_batch_class.sql
 -- include 64_prune.sql

@@ -123,7 +123,6 @@ CASES: list[tuple[str, str, str, dict[str, Any]]] = [
     ("weights below zero", "22023", "SELECT distill_model('cancer', sample => 'SELECT *, -1 AS w FROM cancer', weight_column => 'w')", {}),
     ("missing label", "42703", "SELECT distill_model('cancer', label => 'nothing')", {}),
     ("missing group", "42703", "SELECT distill_model('cancer', group_column => 'nothing')", {}),
-    ("group and time", "22023", "SELECT distill_model('cancer', group_column => 'x0', time_column => 'x1')", {}),
     ("text for a number", "42804", "SELECT distill_model('cancer', sample => 'bad.text_column')", {}),
     ("text for a number, trained on", "42804", DISTILL_KNOWN.format("bad.text_column"), {}),
     ("text for a number, in score", "42804", SCORE.format("bad.text_column"), {}),

@@ -33,6 +33,7 @@ def test_a_student_holds_on_its_own_test_rows(shared: Callable[[], psycopg.Conne
         assert row["fresh"] == pytest.approx(row["recorded"], abs=1e-9)
         assert row["fresh_low"] <= row["fresh"] <= row["fresh_high"]
         assert row["holds"] is True
+        assert row["learned_share"] == 0
     [rows] = db.execute(
         "SELECT rows_test FROM distill.run_report(distill.last_run(%s))", (teacher,)
     ).fetchone() or [0]
@@ -53,8 +54,9 @@ def test_drift_is_seen(db: psycopg.Connection) -> None:
     db.execute(
         "CREATE TABLE drifted AS SELECT cabin, port, age, fare, 1 - survived AS survived FROM passengers"
     )
-    found = check(db, "'survival_distilled', 'drifted', max_rows => 2000")
+    found = check(db, "'survival_distilled', 'drifted', max_rows => 2000, include_learned => true")
     assert found["accuracy"]["row_count"] == 2000
+    assert 0.7 < found["accuracy"]["learned_share"] < 0.9  # the same features: only their labels are others
     assert found["accuracy"]["holds"] is False
     assert found["accuracy"]["fresh_high"] < found["accuracy"]["recorded_low"]
     assert found["fidelity"]["holds"] is True

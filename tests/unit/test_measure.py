@@ -318,3 +318,85 @@ def test_log_loss_orders_what_noise_cannot_tell_apart(metric: str) -> None:
     # Without anything known of the noise, the metric decides; what is undefined comes last.
     assert measure.rank([0.3, 0.5, np.nan, 0.5], [9.0, None, 1.0, 1.0], [()] * 4) == [3, 1, 0, 2]
     assert measure.rank([], [], []) == []
+
+
+def test_classes_in_another_order_are_found_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    for size in (2, 4):
+        y = rng.integers(0, size, 400)
+        good = np.eye(size)[np.where(rng.random(400) < 0.93, y, rng.integers(0, size, 400))]
+        assert measure.class_order(y, good) is None
+        turned = good[:, ::-1]
+        assert measure.class_order(y, turned) == list(range(size))[::-1]
+        # Neither a bad teacher, nor one that names one class, nor a few rows.
+        assert measure.class_order(y, rng.random((400, size))) is None
+        assert measure.class_order(y, np.tile(np.eye(size)[0], (400, 1))) is None
+        assert measure.class_order(y[:10], turned[:10]) is None
+    rare = (rng.random(400) < 0.02).astype(int)
+    assert measure.class_order(rare, np.eye(2)[rng.integers(0, 2, 400)]) is None
+    values = rng.normal(size=400)
+    assert measure.falls(values, -values[:, None] + rng.normal(size=(400, 1)))
+    assert not measure.falls(values, values[:, None])
+    assert not measure.falls(values, np.zeros((400, 1)))
+    assert measure.turned_round("m", ("a", "b, c"), [1, 0], falls=False)[0].endswith(
+        """classes => '{"b, c","a"}'"""
+    )
+    assert measure.turned_round("m", ("a", "b"), None, falls=False) == []
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "f1"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_threshold_is_the_best_one_and_none_by_luck(metric: str, weighted: bool) -> None:
+    rng = np.random.default_rng(0)
+    n = 3000
+    latent = rng.normal(size=n)
+    y = (latent + rng.normal(size=n) > 2.2).astype(int)
+    p1 = 1 / (1 + np.exp(3.5 - 2 * latent)) * 0.45  # never above one half
+    p = np.column_stack([1 - p1, p1])
+    w = rng.integers(1, 4, n).astype(float) if weighted else None
+    found = measure.best_threshold(metric, y, p, w)
+    scores = [measure.score(metric, y, p, w, t) for t in np.unique(p1)]
+    if metric == "accuracy" and found is None:
+        assert max(scores) - measure.score(metric, y, p, w) < 0.02
+        return
+    assert found is not None
+    assert measure.score(metric, y, p, w, found) == pytest.approx(max(scores), abs=1e-12)
+    assert measure.score(metric, y, p, w, found) > measure.score(metric, y, p, w)
+    # The metric of scikit-learn on the classes that are named.
+    guess = (p1 >= found).astype(int)
+    expected = {
+        "accuracy": reference.accuracy_score,
+        "balanced_accuracy": reference.balanced_accuracy_score,
+        "f1": reference.f1_score,
+    }[metric](y, guess, sample_weight=w)
+    assert measure.score(metric, y, p, w, found) == pytest.approx(expected)
+
+
+def test_a_calibrated_student_keeps_one_half_for_accuracy() -> None:
+    tuned = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        p1 = rng.random(200)
+        y = (rng.random(200) < p1).astype(int)
+        tuned += measure.best_threshold("accuracy", y, np.column_stack([1 - p1, p1])) is not None
+    assert tuned <= 6
+    assert measure.best_threshold("f1", np.zeros(50, int), np.full((50, 2), 0.5)) is None
+
+
+def test_figures_are_those_of_the_classes_that_are_named() -> None:
+    y, p, w = outputs(2)
+    judge = measure.Judge("f1", "binary", y, p, w, seed=0, resamples=200)
+    plain, cut = judge.figures(p), judge.figures(p, 0.2)
+    guess = (p[:, 1] >= 0.2).astype(int)
+    assert cut["score"] == pytest.approx(reference.f1_score(y, guess, sample_weight=w))
+    assert cut["metrics"]["accuracy"] == pytest.approx(reference.accuracy_score(y, guess, sample_weight=w))
+    assert cut["score_low"] < cut["score"] < cut["score_high"]
+    for name in ("log_loss", "brier", "ece"):
+        assert cut[name] == plain[name]
+    for name in ("roc_auc", "average_precision"):
+        assert cut["metrics"][name] == plain["metrics"][name]
+    compared = judge.compare({"teacher": p, "student": p}, {"student": 0.2})
+    assert compared["versus"]["student-teacher"]["f1"]["difference"] == pytest.approx(
+        cut["score"] - plain["score"]
+    )
+    assert compared["versus"]["student-teacher"]["roc_auc"]["difference"] == 0

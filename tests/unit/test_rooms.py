@@ -22,6 +22,7 @@ ROOMS = (
     "doctor",
     "watching",
     "distillation",
+    "doubts",
     "record",
     "verdict",
     "material",
@@ -43,6 +44,7 @@ ROOMS = (
     "wire",
     "guard",
     "sample",
+    "learned",
     "progress",
     "search",
     "students",
@@ -67,6 +69,7 @@ ROOMS = (
 
 # Numpy in, values out: neither a database nor the processes above them.
 PURE = (
+    "learned",
     "progress",
     "search",
     "students",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 from pg_distill import measure, record, search, verdict
 from pg_distill.frame import Feature, Frame
 from pg_distill.latency import Timing
@@ -203,6 +204,133 @@ def test_a_file_that_the_family_has_does_not_improve_it() -> None:
     assert not decide([*order, trial(1, 0.9)], known, found, model("m", b"file 0")).accepted
     # A cascade of the same student is another model.
     assert decide(order, known, found, model("m", b"file 0", form="cascade", threshold=0.7)).accepted
+
+
+def test_a_member_is_held_against_the_same_rows() -> None:
+    """What only some rows may judge is no better for these being easy; what none may judge stands in nobody's way."""
+    order, known = [trial(0, 0.95)], timings({0: 0.3}, t=5.0, m=0.2)
+    member = model("m", b"m")
+    easy = {"score": 0.95, "difference_error": 0.01}
+    found = figures(0.9, {0: 0.86})
+    found["members"]["m"] = scores(0.93) | {"against": {"candidates": {"0": easy}}}
+    assert decide(order, known, found, member).accepted  # 0.95 to 0.93 where both were judged
+    found["members"]["m"] = scores(0.85) | {"against": {"candidates": {"0": easy | {"score": 0.84}}}}
+    decision = decide(order, known, found, member)
+    assert not decision.accepted
+    assert "m:1" in decision.reason
+    found["members"]["m"] = scores(0.99) | {"against": {"candidates": {"0": easy | {"score": None}}}}
+    assert decide(order, known, found, member).accepted
+    del found["members"]["m"]
+    assert decide(order, known, found, member).accepted
+    assert verdict.not_compared({"m": member}, found) == ["m:1"]
+    assert "m:1" in verdict.family_caveat({"m": member}, found)
+
+
+@pytest.mark.parametrize(
+    ("metric", "teacher", "majority", "expected"),
+    [
+        ("accuracy", 0.95, 0.6, (0.80, False)),
+        ("agreement", 1.0, 0.5, (0.80, False)),
+        ("accuracy", 0.77, 0.75, (0.766, True)),  # 0.80 cannot be reached
+        ("accuracy", 0.995, 0.99, (0.994, True)),  # 0.80 is what anybody reaches
+        ("accuracy", 0.6, 0.7, (0.7, True)),  # a teacher that adds nothing
+        ("roc_auc", 0.7, 0.5, (0.66, True)),
+        ("average_precision", 0.2, 0.01, (0.162, True)),
+        ("neg_log_loss", -0.3, -0.7, (-0.38, True)),
+        ("r2", 0.5, 0.0, (0.4, True)),
+        ("neg_root_mean_squared_error", -10.0, -30.0, (-14.0, True)),
+    ],
+)
+def test_a_floor_that_nobody_asks_for_can_be_reached(
+    metric: str, teacher: float, majority: float, expected: tuple[float, bool]
+) -> None:
+    task = "regression" if metric in ("r2", "neg_root_mean_squared_error") else "binary"
+    found = verdict.floor(Options("t"), metric, task, teacher, majority)  # type: ignore[arg-type]
+    assert found is not None
+    assert found.metric == metric
+    assert (pytest.approx(found.value), found.is_relative) == expected
+    assert found.value <= max(teacher, majority)
+    # What is asked for is asked for, of what lies between 0 and 1.
+    asked = verdict.floor(Options("t", min_accuracy=0.9), metric, task, teacher, majority)  # type: ignore[arg-type]
+    assert asked is not None
+    assert (asked.value, asked.is_relative) == (0.9, False)
+    assert measure.is_unit_metric(asked.metric)
+
+
+def test_a_floor_is_out_of_reach_only_far_beyond_the_teacher() -> None:
+    assert verdict.is_out_of_reach(0.95, 0.75)
+    assert verdict.is_out_of_reach(1.0, 0.97)
+    assert not verdict.is_out_of_reach(
+        0.78, 0.777
+    )  # who learns from labels too may do better than the teacher
+    assert not verdict.is_out_of_reach(0.9, 0.95)
+    assert not verdict.is_out_of_reach(0.9, None)
+
+
+def test_one_class_for_every_row_is_no_fault_where_rows_are_ranked() -> None:
+    """Of a rare class no probability passes one half: ranked they can be as good as the teacher's."""
+    chosen, known = trial(0, 0.80), timings({0: 0.1}, t=5.0)
+    found = figures(0.81, {0: scores(0.805, classes=1)})
+    for metric, accepted in (("roc_auc", True), ("average_precision", True), ("neg_log_loss", True), ("accuracy", False), ("f1", False)):  # fmt: skip
+        options = replace(OPTIONS, min_accuracy=None if metric == "neg_log_loss" else 0.8)
+        decision = verdict.decide(options, metric, TEACHER, {}, [chosen], known, found)
+        assert decision.accepted is accepted, metric
+    idle, useful = trial(0, 0.80, select_classes=1), trial(1, 0.79)
+    for metric, first in (("roc_auc", 0), ("accuracy", 1)):
+        order = verdict.ranked(
+            [idle, useful], known | timings({1: 0.1}), 1.0, TEACHER, (0.9, 2), metric=metric
+        )
+        assert order[0].number == first
+
+
+def test_the_fast_end_and_the_knee_can_be_preferred() -> None:
+    slow, knee, fast, poor = trial(0, 0.900), trial(1, 0.896), trial(2, 0.84), trial(3, 0.6)
+    as_sql = replace(trial(4, 0.896, statement_latency_ms=0.1), twin=1)
+    known = timings({0: 0.097, 1: 0.021, 2: 0.012, 3: 0.009, 4: 0.001}, t=5.0)
+
+    def order(prefer: str, **given: Any) -> list[int]:
+        found = verdict.ranked(
+            [slow, knee, fast, poor, as_sql],
+            known,
+            1.0,
+            TEACHER,
+            (0.91, 2),
+            prefer=prefer,
+            majority=0.5,
+            floor=0.8,
+            **given,
+        )
+        return [t.number for t in found]
+
+    assert order("accurate")[0] == 0
+    assert order("knee")[:2] == [1, 0]
+    assert order("fast")[:3] == [2, 1, 0]
+    assert order("fast")[-2] == 3 or order("fast")[-1] == 3
+    assert order("fast", sql_wanted=True)[0] == order("knee", sql_wanted=True)[0] == 4
+    found = figures(0.91, {0: 0.900, 1: 0.8992})
+    said = verdict.faster_alternative(slow, knee, OPTIONS, "accuracy", TEACHER, known, found)
+    assert "candidate 1" in said and "-0.0008" in said
+    assert not verdict.faster_alternative(slow, slow, OPTIONS, "accuracy", TEACHER, known, found)
+    below = figures(0.91, {0: 0.900, 1: 0.79})
+    assert not verdict.faster_alternative(slow, knee, OPTIONS, "accuracy", TEACHER, known, below)
+
+
+def test_a_file_that_the_family_has_may_be_asked_for_under_another_name() -> None:
+    order, known = [trial(0, 0.95)], timings({0: 0.1}, t=5.0, m=0.1, n=0.1)
+    found = figures(0.9, {0: 0.88}, {"m": 0.88, "n": 0.88})
+    member, namesake = model("m", b"file 0"), model("n", b"file 0")
+
+    def named(name: str | None, *members: Model, floor: float = 0.8) -> verdict.Verdict:
+        options = replace(OPTIONS, min_accuracy=floor)
+        return verdict.decide(
+            options, "accuracy", TEACHER, {m.id: m for m in members}, order, known, found, name
+        )
+
+    assert named("other", member).accepted
+    assert "m:1" in named("other", member).reason
+    assert not named("m", member).accepted
+    assert not named("n", member, namesake).accepted  # it has it already
+    assert not named("other", member, floor=0.89).accepted
 
 
 def test_the_floor_warns_also_where_it_is_held_against_another_metric() -> None:

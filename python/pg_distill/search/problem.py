@@ -75,6 +75,8 @@ class Candidate:
     seconds: float
     tie_break_select: float = float("nan")
     jackknife_select: tuple[float, ...] = ()
+    class_threshold: float | None = None
+    """The probability from which the last of two classes is named, where that is better on select than one half."""
     select_logits: FloatArray | None = field(default=None, compare=False, repr=False)
     """Its logits on the select rows before any refit: of ``artifact`` they may be training figures."""
 

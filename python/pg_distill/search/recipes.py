@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..measure import AGREEMENT
 from ..students import ITERATIVE, load_family
 from .problem import Config
 from .rows import Rows
@@ -33,6 +34,7 @@ class Recipes:
         self.rows = rows
         self.task = rows.problem.task
         self.has_label = has_label
+        self.by_agreement = rows.problem.metric == AGREEMENT
 
     def temperatures(self, family: str) -> list[float]:
         """Return what a family is to try, sharpest first: 1, the softest allowed, and their geometric mean.
@@ -67,6 +69,11 @@ class Recipes:
         return [Recipe(sharp, 0.0, repeat=n) for n in dict.fromkeys((often, min(often, REPEAT)))]
 
     def to_screen(self, family: str) -> list[Recipe]:
+        """Return the recipes that *screen* compares; the control first, or where agreement chooses the teacher."""
+        found = self.in_order(family)
+        return sorted(found, key=lambda recipe: -recipe.alpha) if self.by_agreement else found
+
+    def in_order(self, family: str) -> list[Recipe]:
         """Return the recipes that *screen* compares, the control first."""
         passes = family in ITERATIVE
         fit = len(self.rows.problem.fit)

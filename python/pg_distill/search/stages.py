@@ -121,6 +121,7 @@ class _Entry:
     expression: str | None = None
     metric: float = float("nan")
     jackknife: tuple[float, ...] = ()
+    class_threshold: float | None = None
     tie_break: float = float("nan")
     fidelity: float = float("nan")
     latency_ms: float = float("nan")
@@ -171,6 +172,12 @@ class Search:
         self.n_classes = max(1, len(problem.classes)) if problem.task != "regression" else 1
         self.allowed_ms = config.target_latency_ms - config.call_overhead_ms
         self.has_label = any_label(problem.select, problem.task)
+        self.names_classes = (
+            problem.task == "binary"
+            and self.has_label
+            and problem.metric != measure.AGREEMENT
+            and measure.judges_classes(problem.metric)
+        )
         self.rows = Rows(problem, config, label, self.deadline)
         self.recipes = Recipes(config, self.rows, has_label=self.has_label)
         self.sizes: dict[str, list[Mapping[str, Any]]] = {}
@@ -189,7 +196,7 @@ class Search:
         y = teacher[:, 0] if regression else teacher.argmax(axis=1)
         return "r2" if regression else "accuracy", y, np.ones(len(y), bool)
 
-    def judge(self, logits: FloatArray) -> tuple[float, float, float]:
+    def judge(self, logits: FloatArray, class_threshold: float | None = None) -> tuple[float, float, float]:
         """Return (metric, a smooth tie-break, fidelity) on select: log loss, or error, against label or teacher."""
         select = self.problem.select
         outputs = self.outputs(logits)
@@ -199,14 +206,15 @@ class Search:
             if self.task == "regression":
                 fidelity = measure.score("r2", teacher[:, 0], outputs, select.weights)
             else:
-                fidelity = measure.score("accuracy", teacher.argmax(axis=1), outputs, select.weights)
+                classes = teacher.argmax(axis=1)
+                fidelity = measure.score("accuracy", classes, outputs, select.weights, class_threshold)
         if not self.has_label or self.problem.metric == "agreement":
             assert teacher is not None
             distance = (teacher - logits) ** 2 if self.task == "regression" else kl(teacher, logits)
             return fidelity, -float(np.average(distance.reshape(-1), weights=select.weights)), fidelity
         metric, y, known = self.truth()
         weights = None if select.weights is None else select.weights[known]
-        value = measure.score(metric, y[known], outputs[known], weights)
+        value = measure.score(metric, y[known], outputs[known], weights, class_threshold)
         loss = "neg_root_mean_squared_error" if self.task == "regression" else "neg_log_loss"
         return value, measure.score(loss, y[known], outputs[known], weights), fidelity
 
@@ -215,19 +223,24 @@ class Search:
         return logits if self.task == "regression" else softmax(logits)
 
     def score(self, entry: _Entry, logits: FloatArray) -> None:
-        """Note what an entry's logits on select are worth."""
+        """Note what an entry's logits on select are worth, by the threshold between two classes that is best there."""
         entry.logits = logits
-        entry.metric, entry.tie_break, entry.fidelity = self.judge(logits)
         metric, y, known = self.truth()
         weights = self.problem.select.weights
+        weights = None if weights is None else weights[known]
         outputs = self.outputs(logits)[known]
-        left_out = measure.jackknife(metric, y[known], outputs, None if weights is None else weights[known])
+        if self.names_classes:
+            entry.class_threshold = measure.best_threshold(metric, y[known], outputs, weights)
+            outputs = measure.decided(outputs, entry.class_threshold)
+        entry.metric, entry.tie_break, entry.fidelity = self.judge(logits, entry.class_threshold)
+        left_out = measure.jackknife(metric, y[known], outputs, weights)
         entry.jackknife = tuple(left_out.tolist())
 
     def constant(self) -> FloatArray:
         """Return the logits, or values, of a student that answers every row of select alike."""
         fit = self.problem.fit
-        if self.has_label and fit.y is not None and any_label(fit, self.task):
+        by_label = self.has_label and self.problem.metric != "agreement"
+        if by_label and fit.y is not None and any_label(fit, self.task):
             if self.task == "regression":
                 answer = np.array([np.nanmean(fit.y)])
             else:
@@ -625,6 +638,8 @@ class Search:
             for size in [entry.size, *(self.near_variants(entry) if is_first else ())]:
                 # The control first: it takes less time, and without it nobody knows what the teacher is for.
                 recipes = [*self.recipes.controls(entry.family)[:1], *self.recipes.enlarged(entry.recipe)]
+                if self.recipes.by_agreement:
+                    recipes.reverse()
                 plan.extend((entry.family, size, recipe) for recipe in recipes)
         plan.extend(
             (e.family, e.size, recipe) for e in best for recipe in self.recipes.controls(e.family)[1:]
@@ -665,7 +680,10 @@ class Search:
         """
         had = {e.is_control for e in self.best(self.entries, len(self.entries))}
         plan: list[tuple[str, Mapping[str, Any], Recipe]] = []
-        alphas = [a for a in ((0.0, 0.5) if self.has_label else (1.0,)) if (a == 0.0) not in had]
+        wanted = (0.0, 0.5) if self.has_label else (1.0,)
+        if self.has_label and self.recipes.by_agreement:
+            wanted = (1.0, 0.0)
+        alphas = [a for a in wanted if (a == 0.0) not in had]
         for family in [f for f in FAMILIES if f in self.sizes][:RESCUE_FAMILIES]:
             sharp = self.recipes.temperatures(family)[0]
             plan.extend((family, self.sizes[family][0], Recipe(sharp, alpha)) for alpha in alphas)
@@ -786,7 +804,7 @@ class Search:
         if outcome.student is None or outcome.logits is None:
             entry.configuration["refit"] = f"failed: {outcome.reason}"
             return
-        metric, tie_break, _ = self.judge(outcome.logits)
+        metric, tie_break, _ = self.judge(outcome.logits, entry.class_threshold)
         if metric < entry.metric and tie_break < entry.tie_break:
             entry.configuration["refit"] = "failed: worse on rows that it has learned from"
             return
@@ -883,6 +901,7 @@ class Search:
                     seconds=e.seconds,
                     tie_break_select=e.tie_break,
                     jackknife_select=e.jackknife,
+                    class_threshold=e.class_threshold,
                     select_logits=e.logits,
                 )
             )
