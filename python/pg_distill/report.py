@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pg_distill.comparison import describe
 from pg_distill.errors import InvalidParameter, PgDistillError, UndefinedObject
 from pg_distill.frame import FloatArray, Strings
 from pg_distill.measure import Interval, share_interval
@@ -146,7 +147,7 @@ def render(
     lineage = _rows(
         connection,
         "SELECT m.id, m.teacher_id, m.name, m.version, m.active, m.kind, m.sha256, m.size_bytes, m.owner, m.created_at,"
-        " m.metric, m.accuracy, m.avg_latency_ms, m.latency_declared, m.measured_at,"
+        " m.metric, m.accuracy, m.avg_latency_ms, m.latency_declared, m.measured_at, m.origin,"
         " m.id IN (SELECT f.model_id FROM distill.frontier f) AS on_frontier"
         " FROM distill.models m JOIN distill.families a ON a.model_id = m.id"
         " WHERE a.family IN (SELECT b.family FROM distill.families b WHERE b.model_id IN (%s, %s))"
@@ -157,7 +158,9 @@ def render(
     answers, missing = _answers(connection, run)
     task = _task(run)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(ms=_milliseconds, figure=_figure, compact=_compact, bytes=_bytes)
+    environment.filters.update(
+        describe=describe, ms=_milliseconds, figure=_figure, compact=_compact, bytes=_bytes
+    )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         run=run,

@@ -33,6 +33,7 @@ __all__ = [
     "check_columns",
     "draw_rows",
     "draw_sample",
+    "draw_with_rows",
     "resolve_source",
 ]
 
@@ -298,6 +299,15 @@ def draw_rows(
     _, columns, _ = _fetch(db, source, features, kinds, where=where, seed=seed, limit=limit)
     frame = Frame(tuple(features), {f.name: columns[f.name] for f in features})
     return frame, columns[label] if label else None, {c: columns[c] for c in extra}
+
+
+def draw_with_rows(
+    db: Database, source: Source, features: Sequence[Feature], extra: str, *, limit: int
+) -> tuple[Frame, Column, Sequence[str]]:
+    """Draw rows, one more column of them, and each of them as the text of to_jsonb."""
+    kinds = {extra: source.kind(extra)}
+    _, columns, rows = _fetch(db, source, features, kinds, where="", seed=0, limit=limit, with_rows=True)
+    return Frame(tuple(features), {f.name: columns[f.name] for f in features}), columns[extra], rows
 
 
 def draw_sample(
