@@ -35,6 +35,7 @@ CREATE TABLE distill.models (
     attested         boolean NOT NULL DEFAULT false,
     learned_from     jsonb,
     class_threshold  float8,
+    origin           jsonb,
     UNIQUE (name, version),
     CHECK ((kind = 'onnx') = (artifact IS NOT NULL)),
     CHECK (kind <> 'sql' OR expression IS NOT NULL),
@@ -81,6 +82,7 @@ COMMENT ON COLUMN distill.models.owner IS 'the role that registered it, for whic
 COMMENT ON COLUMN distill.models.form IS 'how it answers, which is what its latency is of: predict, its SQL expression in a query, or predict with its teacher behind it';
 COMMENT ON COLUMN distill.models.threshold IS 'form cascade: the confidence of the student, its largest probability, from which its teacher is not asked';
 COMMENT ON COLUMN distill.models.learned_from IS 'of a student: digests of the rows that it was fitted to, selected on or taught by its teacher, which never judge it; NULL: not known, as of older releases';
+COMMENT ON COLUMN distill.models.origin IS 'who said what it is to predict (the library that it was converted from, or a column), on how many rows, and the largest difference; NULL where nobody did';
 
 COMMENT ON COLUMN distill.models.attested IS 'whether this server has measured its figures; where not (a worker measured, a superuser wrote the row) they count for its owner, and for all where that is a superuser';
 COMMENT ON COLUMN distill.models.class_threshold IS 'of two classes: the probability of the last one from which predict_class names it, found by the run for its metric; NULL: where it is the more probable';
@@ -109,26 +111,6 @@ $$;
 COMMENT ON FUNCTION distill._protect_model() IS 'internal: trigger that keeps what a model is as it was registered';
 CREATE TRIGGER protect_model BEFORE UPDATE ON distill.models FOR EACH ROW EXECUTE FUNCTION distill._protect_model();
 COMMENT ON TRIGGER protect_model ON distill.models IS 'artifact, signature and lineage are never edited';
-
-CREATE FUNCTION distill.register_model(
-    name text, artifact bytea, features text[] DEFAULT NULL, sample text DEFAULT NULL, label text DEFAULT NULL,
-    version text DEFAULT NULL, task text DEFAULT NULL, classes text[] DEFAULT NULL
-) RETURNS uuid LANGUAGE plpython3u AS $$
-from pg_distill import sqlapi
-return sqlapi.register_model(plpy, name, artifact, features, sample, label, version, task, classes)
-$$;
-COMMENT ON FUNCTION distill.register_model(text, bytea, text[], text, text, text, text, text[]) IS
-    'check an ONNX model, run it on rows of the sample, measure it and make it the active version of its name';
-
-CREATE FUNCTION distill.register_model_file(
-    name text, path text, features text[] DEFAULT NULL, sample text DEFAULT NULL, label text DEFAULT NULL,
-    version text DEFAULT NULL, task text DEFAULT NULL, classes text[] DEFAULT NULL
-) RETURNS uuid LANGUAGE plpython3u AS $$
-from pg_distill import sqlapi
-return sqlapi.register_model_file(plpy, name, path, features, sample, label, version, task, classes)
-$$;
-COMMENT ON FUNCTION distill.register_model_file(text, text, text[], text, text, text, text, text[]) IS
-    'register_model for a file of the server, read by pg_read_binary_file under the caller''s rights';
 
 CREATE FUNCTION distill.register_sql_model(
     name text, expression text, features text[], sample text, label text DEFAULT NULL,

@@ -6,7 +6,7 @@
 GRANT USAGE ON SCHEMA distill TO distill_reader, distill_predictor, distill_engineer, distill_admin;
 GRANT SELECT (id, name, version, active, task, kind, sha256, size_bytes, input_schema, output_schema, label, metric, accuracy, accuracy_low,
     accuracy_high, avg_latency_ms, latency_low_ms, latency_high_ms, p50_latency_ms, p95_latency_ms, p99_latency_ms, latency_declared,
-    measured_on, measured_at, teacher_id, created_at, updated_at, owner, form, threshold, class_threshold, attested) ON distill.models TO distill_reader;
+    measured_on, measured_at, teacher_id, created_at, updated_at, owner, form, threshold, class_threshold, attested, origin) ON distill.models TO distill_reader;
 -- of a run all but the options it was asked for and carried out with, which hold the query of its sample; so no run_report either
 GRANT SELECT (run_id, teacher_id, student_id, teacher_name, teacher_version, student_name, student_version, accepted, summary, seed, metric,
     teacher_accuracy, teacher_accuracy_low, teacher_accuracy_high, student_accuracy, student_accuracy_low, student_accuracy_high,
@@ -41,7 +41,7 @@ GRANT EXECUTE ON FUNCTION
 -- called by itself. Releases before 0.2.0 needed such rights: they are taken back where they were granted
 REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON distill.models, distill.runs, distill.candidates FROM distill_engineer, distill_admin;
 GRANT SELECT ON distill.candidates TO distill_engineer, distill_admin;
-GRANT EXECUTE ON FUNCTION distill.register_model, distill.register_model_file, distill.register_sql_model,
+GRANT EXECUTE ON FUNCTION distill.register_model, distill.register_model_file, distill._register_claimed, distill.register_sql_model,
     distill.register_logged_model, distill.activate_model, distill.drop_model, distill.promote_candidate, distill.run_rows,
     distill.create_function, distill.check, distill.remeasure, distill.prune TO distill_engineer, distill_admin;
 GRANT SELECT ON distill.sizes TO distill_engineer, distill_admin;

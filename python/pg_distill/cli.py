@@ -407,9 +407,9 @@ plpy.execute(plan, [json.dumps(found)])
 
 def _register_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="the model's name in the registry")
-    parser.add_argument(
-        "model", help="an .onnx file; a .joblib, .pkl or .pickle file; or package.module:attribute"
-    )
+    from pg_distill.conversion import KINDS
+
+    parser.add_argument("model", help=KINDS)
     parser.add_argument("--sample", help="relation or query whose rows the model is for")
     parser.add_argument("--label", help="column of the sample that holds the truth")
     parser.add_argument(
@@ -420,25 +420,38 @@ def _register_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes", type=lambda text: text.split(","), help="classes in order, with commas between"
     )
+    parser.add_argument(
+        "--expected", help="of an .onnx file: the column of the sample that holds what it is to predict"
+    )
+    parser.add_argument(
+        "--allow-difference",
+        action="store_true",
+        help="register a model that predicts otherwise than its own library, which the registry then says",
+    )
 
 
 _REGISTER = (
     "SELECT distill.register_model(name => %s, artifact => %s, features => %s, sample => %s, label => %s, version => %s,"
-    " task => %s, classes => %s)::text AS id"
+    " task => %s, classes => %s, expected => %s, allow_difference => %s)::text AS id"
 )
 
 
 def register(arguments: argparse.Namespace) -> int:
-    """Register a model: ONNX, or converted to it here."""
+    """Register a model: ONNX, or converted to it here and held against what its own library says."""
     with _connect(arguments) as connection:
+        connection.add_notice_handler(
+            lambda notice: _warn(f"{(notice.severity or '').lower()}: {notice.message_primary}")
+        )
         if arguments.model.endswith(".onnx"):
-            artifact, features = _read(Path(arguments.model)), arguments.features
+            [row] = _rows(
+                connection, _REGISTER, arguments.name, _read(Path(arguments.model)), arguments.features, arguments.sample,
+                arguments.label, arguments.version, arguments.task, arguments.classes, arguments.expected,
+                arguments.allow_difference,
+            )  # fmt: skip
         else:
-            artifact, features = _converted(connection, arguments)
-        [row] = _rows(
-            connection, _REGISTER, arguments.name, artifact, features, arguments.sample, arguments.label,
-            arguments.version, arguments.task, arguments.classes,
-        )  # fmt: skip
+            if arguments.expected is not None:
+                raise InvalidParameter("--expected is for .onnx files: of others the library itself is asked")
+            [row] = _converted(connection, arguments)
         _show(arguments, _rows(connection, _MODELS + " WHERE m.id = %s", row["id"]))
     return DONE
 
@@ -458,23 +471,42 @@ def _read(path: Path, most: int = MAX_FILE_BYTES, *, beside: bool = False) -> by
     return content
 
 
-def _converted(
-    connection: psycopg.Connection[Any], arguments: argparse.Namespace
-) -> tuple[bytes, Sequence[str] | None]:
+def _converted(connection: psycopg.Connection[Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Convert a model, ask its library about rows of the sample, and register it with what the library says."""
+    import psycopg
+
     from pg_distill import conversion
+    from pg_distill.conversion.asking import ask
+    from pg_distill.database import PsycopgDatabase
+    from pg_distill.sample import resolve_source
 
     model = conversion.load_model(arguments.model)
-    kinds = None
-    if arguments.sample is not None:
-        import psycopg
-
-        from pg_distill.database import PsycopgDatabase
-        from pg_distill.sample import resolve_source
-
+    if arguments.sample is None:
+        made = conversion.convert(model, None, arguments.features, arguments.label)
+        _warn("the model was not held against its own library, because no sample is named")
+        claim: tuple[Any, ...] | None = None
+    else:
         with psycopg.connect(arguments.dsn or "") as other:
-            kinds = resolve_source(PsycopgDatabase(other), arguments.sample).kinds
-    converted = conversion.convert(model, kinds, arguments.features)
-    return converted.artifact, converted.features
+            db = PsycopgDatabase(other)
+            source = resolve_source(db, arguments.sample)
+            kinds = {name: source.kinds.get(name) for name in source.types}
+            made = conversion.convert(model, kinds, arguments.features, arguments.label)
+            for name in made.features:
+                if source.kind(name) == "timestamp":
+                    _warn(f'column "{name}" is given to the model as seconds since 1970')
+            claim = ask(db, source, made)
+    task = arguments.task or made.original.task
+    classes = arguments.classes or (
+        list(made.original.classes) if made.original.classes is not None else None
+    )
+    named = (
+        arguments.name, made.artifact, list(made.features), arguments.sample, arguments.label, arguments.version, task, classes,
+    )  # fmt: skip
+    if claim is None:
+        return _rows(connection, _REGISTER, *named, None, False)
+    call = ", ".join(["%s"] * (len(named) + len(claim) + 1))
+    query = f"SELECT distill._register_claimed({call})::text AS id"
+    return _rows(connection, query, *named, *claim, arguments.allow_difference)
 
 
 _MODELS = (
@@ -887,6 +919,8 @@ def _code(text: object) -> str:
 
 def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], has_sql: bool) -> str:
     """Return a model card (Mitchell et al. 2019) in Markdown: what the registry knows, and nothing else."""
+    from pg_distill.comparison import describe
+
     measured = model["measured_on"] or {}
 
     def interval(value: Any, low: Any, high: Any, unit: str = "") -> str:
@@ -907,6 +941,7 @@ def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], has_sql: 
         + (f"; classes {', '.join(map(_markdown, manifest['classes']))}" if manifest["classes"] else ""),
         f"- Kind: {model['kind']}, {model['size_bytes']} bytes, sha256 {_code(model['sha256'])}",
         f"- Distilled from: {_markdown(manifest['teacher'] or 'none: it was registered as it is')}",
+        *([f"- Predictions held against {_markdown(describe(model['origin']))}"] if model["origin"] else []),
         f"- Registered: {model['created_at']:%Y-%m-%d} by {_markdown(model['owner'])}",
         f"- As plain SQL: {'yes' if has_sql else 'no'}",
         *(
@@ -979,7 +1014,7 @@ def import_(arguments: argparse.Namespace) -> int:
     with _connect(arguments) as connection:
         [row] = _rows(
             connection, _REGISTER, arguments.name or manifest["name"], artifact, manifest["features"], arguments.sample,
-            arguments.label, arguments.version or manifest["version"], manifest["task"], manifest["classes"],
+            arguments.label, arguments.version or manifest["version"], manifest["task"], manifest["classes"], None, False,
         )  # fmt: skip
         _show(arguments, _rows(connection, _MODELS + " WHERE m.id = %s", row["id"]))
     return DONE

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,7 @@ from .errors import (
 from .frame import Feature, FloatArray, Frame, Kind, Strings, Task
 from .onnx_model import (
     BATCH_ROWS,
+    CONVERTED_KEY,
     RUN_BYTES,
     Cost,
     Element,
@@ -93,7 +94,10 @@ _LOGITS_TOLERANCE = 1e-5  # logits found in a graph reproduce its probabilities 
 _SYNTHETIC_ROWS = 64  # rows made up where none are given: enough that logits leave [0, 1]
 _LEAST_ROWS = 4  # rows that a slow model is tried on
 _TRY_NS = 10e9  # that a model is tried for, by its cost, which is mostly a tenth of that in fact
+_TIE = 1e-6  # between two probabilities, of which either is the most probable class
+_DETAIL_CHARACTERS = 1000  # of a row in an error
 _ROWS_ALONE = 8  # rows that are predicted alone and in a batch
+_TOGETHER_TOLERANCE = 1e-5  # between a row with some rows and with as many others
 _ALONE_TOLERANCE = 1e-3  # relative and absolute, between a row alone and in a batch
 _PROBE_CELLS = 1 << 20  # cells a run while it is found out which features may be NULL: 4 MB of float32
 _TREE_ID_BOUND = 1 << 31  # no exporter's ids of trees and nodes are beyond; a joint key must not overflow
@@ -445,19 +449,7 @@ def _check_trees(node: onnx.NodeProto, limits: Limits) -> None:
     starts = np.flatnonzero(np.r_[True, tree[1:] != tree[:-1]])
     if len(starts) != len(np.unique(tree)):
         raise InvalidArtifact(f"{what} has a tree in pieces")
-    # From the roots every node is reached once: a tree, no cycle and nothing beside it.
-    level, depth = starts, 0
-    reached = np.zeros(count, np.int64)
-    while len(level):
-        np.add.at(reached, level, 1)
-        if reached[level].max() > 1:
-            raise InvalidArtifact(f"{what} has a node with two parents, or a cycle")
-        depth += 1
-        if depth > limits.tree_depth:
-            raise LimitExceeded(f"{what} has a tree deeper than {limits.tree_depth}")
-        level = children[:, level[~leaf[level]]].reshape(-1)
-    if not reached.all():
-        raise InvalidArtifact(f"{what} has a node that no root reaches")
+    _check_forest(what, starts, children, leaf, limits)
     weights = given.get(f"{kind}_weights", np.zeros(0))
     if not len(weights) == len(at_tree) == len(at_node) == len(target) or not len(target):
         raise InvalidArtifact(f"{what} has {kind} attributes of different lengths")
@@ -470,6 +462,36 @@ def _check_trees(node: onnx.NodeProto, limits: Limits) -> None:
         raise InvalidArtifact(f"{what} has a weight for an output that does not exist")
     if len(given.get("base_values", ())) not in (0, 1, outputs):
         raise InvalidArtifact(f"{what} has {len(given['base_values'])} base values for {outputs} outputs")
+
+
+def _check_forest(
+    what: str,
+    roots: npt.NDArray[np.int64],
+    children: npt.NDArray[np.int64],
+    leaf: npt.NDArray[np.bool_],
+    limits: Limits,
+) -> None:
+    """Refuse cycles, and nodes that no root reaches.
+
+    A node may have several parents: exporters write a set of categories as a chain of equalities, whose true branches meet.
+    """
+    parents = np.bincount(children[:, ~leaf].reshape(-1), minlength=len(leaf))
+    if parents[roots].any():
+        raise InvalidArtifact(f"{what} has a cycle")
+    waiting, taken = parents.copy(), np.zeros(len(leaf), bool)
+    level, depth = roots, 0
+    while len(level):
+        taken[level] = True
+        depth += 1
+        if depth > limits.tree_depth:
+            raise LimitExceeded(f"{what} has a tree deeper than {limits.tree_depth}")
+        below = children[:, level[~leaf[level]]].reshape(-1)
+        np.subtract.at(waiting, below, 1)
+        # A node's turn comes after the last of its parents': a node within a cycle never has it.
+        level = np.unique(below[waiting[below] == 0])
+    if not taken.all():
+        beside = bool((parents[~taken] == 0).any())
+        raise InvalidArtifact(f"{what} has {'a node that no root reaches' if beside else 'a cycle'}")
 
 
 _TREE_MODES = np.array(
@@ -661,6 +683,8 @@ def derive_signature(
         _check_task(task, len(found))
         task = "binary" if len(found) == 2 else "multiclass"
     signature = Signature(specs, inputs, output, task, found, _cost(found_costs, [output.name], limits))
+    if scores is not None and labels is not None:
+        _check_labels(signature, scores, labels, frame)
     return replace(signature, features=_with_nulls(model, signature, frame))
 
 
@@ -730,7 +754,7 @@ def _inputs(
         raise InvalidData(f"model takes {total} features, not {len(features)}")
     if len({f.name for f in features}) != total:
         raise InvalidParameter("two features have one name")
-    student = any(p.key == STUDENT_KEY for p in model.metadata_props)
+    knows_null = any(p.key in (STUDENT_KEY, CONVERTED_KEY) for p in model.metadata_props)
     slots = [
         i for i, width in enumerate(widths) for _ in range(width)
     ]  # input of each of the graph's columns
@@ -748,7 +772,7 @@ def _inputs(
                     f' input "{name}" of type {element}'
                 )
             null[i] = (
-                ("string" if student else "empty")
+                ("string" if knows_null else "empty")
                 if element == "string"
                 else ("nan" if element in ("float32", "float64") else "error")
             )
@@ -788,7 +812,10 @@ def _input_shape(value: onnx.ValueInfoProto) -> tuple[Element, int, int | None, 
         raise FeatureNotSupported(f'input "{value.name}" is not a tensor')
     tensor = value.type.tensor_type
     if tensor.elem_type not in _ELEMENTS:
-        raise FeatureNotSupported(f'input "{value.name}" is of type {_type_name(tensor.elem_type)}')
+        raise FeatureNotSupported(
+            f'input "{value.name}" is of type {_type_name(tensor.elem_type)}',
+            hint="Export it with inputs of float32, float64, int64, int32, bool or string, and cast them inside the graph.",
+        )
     element = _ELEMENTS[tensor.elem_type]
     dims = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
     if not tensor.HasField("shape"):
@@ -956,6 +983,8 @@ def _form(
     def spec(form: Form) -> OutputSpec:
         return OutputSpec(score, form, width, number)
 
+    if any(p.key == CONVERTED_KEY for p in model.metadata_props) and score in get_args(Form):
+        return spec(cast(Form, score)), "regression" if score == "value" else task or "multiclass"
     classifier = label is not None or zipmap or bool(classes) or task in ("binary", "multiclass")
     if task == "regression":
         if label is not None or zipmap:
@@ -1038,6 +1067,30 @@ def _classes(
     if output.form == "label" and found is not None and set(found) != set(given):
         raise InvalidParameter(f"classes of the model are {', '.join(found)}")
     return tuple(given)
+
+
+def _check_labels(
+    signature: Signature, scores: npt.NDArray[Any], labels: npt.NDArray[Any], frame: Frame
+) -> None:
+    """Refuse a graph whose own labels are not its most probable classes: it decides by a threshold, its scores are distances."""
+    given = decode(signature, scores.reshape(-1), len(scores))
+    index = {name: place for place, name in enumerate(signature.classes)}
+    own = np.array([index.get(str(label), -1) for label in labels.tolist()])
+    if (own < 0).all():
+        return  # the caller has named the classes otherwise
+    best = given.argmax(axis=1)
+    rows = np.arange(len(given))
+    level = np.where(own >= 0, given[rows, own], -np.inf)
+    other = (own != best) & (given[rows, best] - level > _TIE) & np.isfinite(given).all(axis=1)
+    if other.any():
+        row = int(np.argmax(np.where(other, given[rows, best] - level, -np.inf)))
+        raise InvalidData(
+            f"model's label is not its most probable class in {int(other.sum())} of {len(rows)} rows",
+            detail=f"Row {frame.show_row(row)}: label {labels[row]!s}, scores {scores[row].tolist()}."[
+                :_DETAIL_CHARACTERS
+            ],
+            hint="Export it with one of its two outputs: the labels alone, or scores of which the largest is the class.",
+        )
 
 
 def _label_lists(producers: _Producers, start: str) -> list[tuple[str, ...]]:
@@ -1514,16 +1567,60 @@ def _peak_bytes(*, reset: bool = False) -> int:
 
 
 def _check_independence(model: Model, rows: Frame, predictions: FloatArray) -> None:
-    """Refuse a graph that mixes rows: a network exported in training mode, with batch normalisation."""
-    chosen = np.arange(min(len(rows), _ROWS_ALONE))
-    alone = np.concatenate([model.run_frame(rows.take(chosen[i : i + 1])) for i in chosen])
+    """Refuse a graph that mixes rows: batch normalisation in training mode, one scale for the batch, softmax over rows."""
+    if any(spec.batch == 1 for spec in model.signature.inputs):
+        return  # its rows are run one by one
+    chosen = np.unique(np.linspace(0, len(rows) - 1, _ROWS_ALONE).astype(np.int64))
+    own = rows.take(chosen)
+    depends = InvalidData(
+        "model's prediction for a row depends on the other rows of its batch",
+        hint="Export the model in evaluation mode, for one row at a time (batch size 1), or quantise it statically.",
+    )
+    # Batches of one shape are computed in one order, so that what other rows do not change is the same to the last digits.
+    answers = []
+    for companions in _companions(model.signature, rows, chosen):
+        batch = Frame.concat([companions, own, companions])
+        try:
+            found = model.run_frame(batch)[len(companions) : len(companions) + len(own)]
+        except PgDistillError:
+            continue  # it has no answer for a companion
+        answers.append(found)
+        if not np.allclose(
+            found, answers[0], rtol=_TOGETHER_TOLERANCE, atol=_TOGETHER_TOLERANCE, equal_nan=True
+        ):
+            raise depends
+    alone = np.concatenate([model.run_frame(rows.take(chosen[i : i + 1])) for i in range(len(chosen))])
     same = np.isclose(alone, predictions[chosen], rtol=_ALONE_TOLERANCE, atol=_ALONE_TOLERANCE).all(axis=1)
     # Rounding differs with the batch, and may carry one row over the threshold of a tree.
     if same.mean() < 0.5:
-        raise InvalidData(
-            "model's prediction for a row depends on the other rows of its batch",
-            hint="Export the model in evaluation mode.",
-        )
+        raise depends
+
+
+def _companions(signature: Signature, rows: Frame, chosen: npt.NDArray[np.int64]) -> Iterator[Frame]:
+    """Yield as many rows each time: the chosen ones, others, those with the greatest and least values, and greater ones."""
+    count = len(chosen)
+    yield rows.take(chosen)
+    yield rows.take(np.roll(np.arange(len(rows)), 1)[np.resize(np.arange(len(rows)), count)])
+    narrow = {
+        signature.names[i] for spec in signature.inputs if spec.element not in _FLOATS for i in spec.features
+    }
+    for scale in (1.0, 8.0, -1000.0):
+        columns: dict[str, FloatArray | Strings] = {}
+        for place, feature in enumerate(rows.features):
+            column = rows.columns[feature.name]
+            if isinstance(column, Strings):
+                columns[feature.name] = column.take(np.resize(np.roll(np.arange(len(rows)), place), count))
+                continue
+            known = column[np.isfinite(column)]
+            if not len(known):
+                columns[feature.name] = np.resize(column, count)
+                continue
+            ends = np.resize(np.array([known.max(), known.min()]), count)
+            columns[feature.name] = ends if feature.name in narrow else ends * scale
+        yield Frame(rows.features, columns)
+
+
+_FLOATS = ("float32", "float64")
 
 
 def _check_predictions(predictions: FloatArray, signature: Signature) -> None:

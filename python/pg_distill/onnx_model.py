@@ -43,6 +43,7 @@ from .onnx_wire import Lookup, cut_lookups, prune
 
 __all__ = [
     "BATCH_ROWS",
+    "CONVERTED_KEY",
     "NULL_STRING",
     "RUN_BYTES",
     "Cost",
@@ -63,6 +64,9 @@ __all__ = [
 
 NULL_STRING = "\x1f<NULL>"
 """What a student's graph reads for a NULL string; no column holds its control character by accident."""
+
+CONVERTED_KEY = "pg_distill.converted"
+"""The metadata property of a graph that `conversion` made (JSON); it reads a NULL string as `NULL_STRING`, as a student does."""
 
 T = TypeVar("T")
 
@@ -380,7 +384,11 @@ def open_session(artifact: bytes, *, threads: int = 1, guard: Guard = NO_GUARD) 
         )
     except runtime_errors as error:
         kind = FeatureNotSupported if "NOT_IMPLEMENTED" in str(error) else InvalidArtifact
-        raise kind("model cannot be opened by onnxruntime", detail=first_line(error)) from error
+        newer = re.search(r"IR version: \d+, max supported IR version: (\d+)", str(error))
+        hint = None
+        if newer is not None:
+            hint = f"Save it with an IR version of {newer[1]} or less: model.ir_version = {newer[1]}, onnx.save(model, path)."
+        raise kind("model cannot be opened by onnxruntime", detail=first_line(error), hint=hint) from error
     if hasattr(session, "_model_bytes"):
         session._model_bytes = None  # kept only to open the session again on another provider
     return session

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import measure, registry
+from pg_distill import claims, measure, registry
 from pg_distill.approval import model_limits, trainer_limits
 from pg_distill.database import Database
 from pg_distill.errors import (
@@ -22,6 +22,7 @@ from pg_distill.errors import (
 )
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
 from pg_distill.latency import Timing, contender_for, describe_machine, measure_latency
+from pg_distill.onnx_model import Signature
 from pg_distill.sample import Source, check_columns, draw_rows, resolve_source
 from pg_distill.teachers import check_outputs, label_by_sql, logged_outputs, signature_without_graph
 from pg_distill.trainer import Trainer, label_within
@@ -222,15 +223,27 @@ def register_onnx(
     version: str | None,
     task: Task | None,
     classes: Sequence[str] | None,
+    expected: str | None = None,
+    claim: claims.Claim | None = None,
+    allow_difference: bool = False,
 ) -> str:
     """Register an ONNX file; return the model's id.
+
+    Parameters
+    ----------
+    expected
+        A column of the sample that holds what predict is to say.
+    claim
+        Rows, and what predict is to say of them.
+    allow_difference
+        Whether it may say otherwise, which the registry then says.
 
     Raises
     ------
     InvalidArtifact, LimitExceeded, FeatureNotSupported
         The file is not ONNX, or refused.
     InvalidData, DatatypeMismatch, UndefinedColumn
-        It does not fit the rows.
+        It does not fit the rows, or predicts otherwise than expected.
     """
     _checked_arguments(db, name, version, task, classes, features)
     assert name is not None
@@ -238,6 +251,8 @@ def register_onnx(
         raise NullNotAllowed("artifact must not be NULL")
     if label is not None and sample is None:
         raise InvalidParameter("a label column needs a sample that has it")
+    if expected is not None and sample is None:
+        raise InvalidParameter("a column of expected predictions needs a sample that has it")
     limit, run_bytes = model_limits(db)
     if len(artifact) > limit:
         raise LimitExceeded(f"artifact has {len(artifact)} bytes, more than the limit of {limit}")
@@ -271,9 +286,10 @@ def register_onnx(
                     max_bytes=limit,
                     run_bytes=run_bytes,
                 ).signature.names
-                features = (
-                    graph if set(graph) <= set(source.types) else [c for c in source.kinds if c != label]
-                )
+                features = graph
+                if not set(graph) <= set(source.types):
+                    features = [c for c in source.kinds if c not in (label, expected)]
+                    db.notice(f"features are the sample's columns in their order: {', '.join(features)}")
             columns, frame, labels, _ = _rows(db, source, features, label)
             types = {f.name: source.types[f.name] for f in columns}
             found = trainer.inspect(
@@ -288,6 +304,8 @@ def register_onnx(
             )
     signature = found.signature
     figures: dict[str, Any] = {}
+    if task is None and classes is None:
+        _require_classes(signature, labels)
     if frame is not None and source is not None:
         figures.update(_accuracy_figures(signature.task, signature.classes, labels, found.outputs))
         _warn_of_classes(db, name, signature.task, signature.classes, labels, found.outputs)
@@ -305,6 +323,10 @@ def register_onnx(
         figures={},
         types=types,
     )
+    if expected is not None and source is not None:
+        claim = claims.claim_of_column(db, source, model, expected)
+    if claim is not None:
+        figures["origin"] = claims.require_claim(db, model, claim, allow_difference=allow_difference)
     if frame is not None:
         contender = contender_for(db, model)
         timing = measure_latency(db, [contender], frame, seed=SEED, seconds=LATENCY_SECONDS)[contender.name]
@@ -313,6 +335,19 @@ def register_onnx(
     registry.update_figures(db, model.id, figures)
     _say_what_is_missing(db, sample, label, figures)
     return model.id
+
+
+def _require_classes(signature: Signature, label: Column | None) -> None:
+    """Refuse to take for logits what nobody said were any, and what the label has far fewer classes than."""
+    if label is None or signature.task != "multiclass" or signature.output.form != "logits":
+        return
+    seen = np.unique(label.codes[label.codes >= 0] if isinstance(label, Strings) else label[~np.isnan(label)])
+    if 2 * len(seen) < len(signature.classes):
+        raise InvalidParameter(
+            f"model gives {len(signature.classes)} numbers a row, which are no probabilities, and the label has"
+            f" {len(seen)} classes: it may be an embedding",
+            hint="Where they are logits say so: task => 'multiclass', classes => ARRAY[...].",
+        )
 
 
 def _task_of(

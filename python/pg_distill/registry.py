@@ -682,6 +682,7 @@ _FIGURES: Mapping[str, str] = {
     "measured_on": "jsonb",
     "measured_at": "timestamptz",
     "attested": "boolean",
+    "origin": "jsonb",
 }
 
 

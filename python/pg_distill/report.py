@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pg_distill.comparison import describe
 from pg_distill.errors import InvalidParameter, InvalidState, PgDistillError, UndefinedObject
 from pg_distill.frame import FloatArray, Strings
 from pg_distill.measure import Interval, decided, share_interval
@@ -149,7 +150,7 @@ def render(
     lineage = _rows(
         connection,
         "SELECT m.id, m.teacher_id, m.name, m.version, m.active, m.kind, m.sha256, m.size_bytes, m.owner, m.created_at,"
-        " m.metric, m.accuracy, m.avg_latency_ms, m.latency_declared, m.measured_at,"
+        " m.metric, m.accuracy, m.avg_latency_ms, m.latency_declared, m.measured_at, m.origin,"
         " m.id IN (SELECT f.model_id FROM distill.frontier f) AS on_frontier"
         " FROM distill.models m JOIN distill.families a ON a.model_id = m.id"
         " WHERE a.family IN (SELECT b.family FROM distill.families b WHERE b.model_id IN (%s, %s))"
@@ -160,7 +161,9 @@ def render(
     answers, missing = _answers(connection, run)
     task = _task(run)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
-    environment.filters.update(ms=_milliseconds, figure=_figure, compact=_compact, bytes=_bytes)
+    environment.filters.update(
+        describe=describe, ms=_milliseconds, figure=_figure, compact=_compact, bytes=_bytes
+    )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     try:
         return template.render(

@@ -35,6 +35,7 @@ __all__ = [
     "draw_identified",
     "draw_rows",
     "draw_sample",
+    "draw_with_rows",
     "group_numbers",
     "identities_of",
     "identity_columns",
@@ -412,6 +413,16 @@ def draw_identified(
     columns = found.columns
     frame = Frame(tuple(features), {f.name: columns[f.name] for f in features})
     return frame, columns[label] if label else None, {c: columns[c] for c in extra}, found.identities
+
+
+def draw_with_rows(
+    db: Database, source: Source, features: Sequence[Feature], extra: str, *, limit: int
+) -> tuple[Frame, Column, Sequence[str]]:
+    """Draw rows, one more column of them, and each of them as the text of to_jsonb."""
+    kinds = {extra: source.kind(extra)}
+    found = _fetch(db, source, features, kinds, where="", seed=0, limit=limit, with_rows=True)
+    columns = {f.name: found.columns[f.name] for f in features}
+    return Frame(tuple(features), columns), found.columns[extra], found.rows
 
 
 def draw_sample(

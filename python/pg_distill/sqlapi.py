@@ -56,6 +56,7 @@ __all__ = [
     "promote_candidate",
     "prune",
     "record_job",
+    "register_claimed",
     "register_logged_model",
     "register_model",
     "register_model_file",
@@ -233,6 +234,8 @@ def register_model(
     version: str | None,
     task: Any,
     classes: Sequence[str] | None,
+    expected: str | None,
+    allow_difference: bool | None,
 ) -> str:
     from pg_distill import registration
 
@@ -246,6 +249,45 @@ def register_model(
         version=version,
         task=task,
         classes=_texts(classes, "classes"),
+        expected=expected,
+        allow_difference=bool(allow_difference),
+    )
+
+
+@_boundary
+def register_claimed(
+    plpy: Any,
+    name: str | None,
+    artifact: bytes | None,
+    features: Sequence[str] | None,
+    sample: str | None,
+    label: str | None,
+    version: str | None,
+    task: Any,
+    classes: Sequence[str] | None,
+    rows: Sequence[str] | None,
+    arrays: Sequence[str] | None,
+    expected: str | None,
+    origin: str | None,
+    allow_difference: bool | None,
+) -> str:
+    from pg_distill import claims, registration
+
+    if rows is None or expected is None or origin is None:
+        raise NullNotAllowed("rows, expected and origin must not be NULL")
+    claim = claims.read_claim(_texts(rows, "rows") or [], _texts(arrays, "arrays"), expected, origin)
+    return registration.register_onnx(
+        _database(plpy),
+        name=name,
+        artifact=artifact,
+        features=_texts(features, "features"),
+        sample=sample,
+        label=label,
+        version=version,
+        task=task,
+        classes=_texts(classes, "classes"),
+        claim=claim,
+        allow_difference=bool(allow_difference),
     )
 
 
@@ -260,12 +302,26 @@ def register_model_file(
     version: str | None,
     task: Any,
     classes: Sequence[str] | None,
+    expected: str | None,
+    allow_difference: bool | None,
 ) -> str:
     if path is None:
         raise NullNotAllowed("path must not be NULL")
     # pg_read_binary_file decides who may read which file of the server.
     rows = _database(plpy).query("select pg_catalog.pg_read_binary_file($1) as artifact", ("text", path))
-    return register_model(plpy, name, rows[0]["artifact"], features, sample, label, version, task, classes)
+    return register_model(
+        plpy,
+        name,
+        rows[0]["artifact"],
+        features,
+        sample,
+        label,
+        version,
+        task,
+        classes,
+        expected,
+        allow_difference,
+    )
 
 
 @_boundary

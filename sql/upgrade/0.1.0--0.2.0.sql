@@ -60,6 +60,8 @@ COMMENT ON TRIGGER drop_candidates ON distill.runs IS 'candidates go with their 
 ALTER TABLE distill.models ADD COLUMN form text NOT NULL DEFAULT 'predict' CHECK (form IN ('predict', 'sql', 'cascade'));
 ALTER TABLE distill.models ADD COLUMN threshold float8;
 ALTER TABLE distill.models ADD CHECK ((form = 'cascade') = (threshold IS NOT NULL));
+ALTER TABLE distill.models ADD COLUMN origin jsonb;
+COMMENT ON COLUMN distill.models.origin IS 'who said what it is to predict (the library that it was converted from, or a column), on how many rows, and the largest difference; NULL where nobody did';
 COMMENT ON COLUMN distill.models.form IS 'how it answers, which is what its latency is of: predict, its SQL expression in a query, or predict with its teacher behind it';
 COMMENT ON COLUMN distill.models.threshold IS 'form cascade: the confidence of the student, its largest probability, from which its teacher is not asked';
 CREATE OR REPLACE FUNCTION distill._protect_model() RETURNS trigger
@@ -188,6 +190,10 @@ END;
 DROP FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text);
 -- include 41_distill_model.sql
 REVOKE ALL ON FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text, text) FROM PUBLIC;
+-- They have more arguments.
+DROP FUNCTION distill.register_model(text, bytea, text[], text, text, text, text, text[]);
+DROP FUNCTION distill.register_model_file(text, text, text[], text, text, text, text, text[]);
+-- include 11_registering.sql
 -- include 51_predict_class_mixed.sql
 -- include 63_batch_class.sql
 -- include 64_prune.sql

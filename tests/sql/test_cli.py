@@ -228,9 +228,9 @@ def test_xgboost_and_lightgbm_over_named_columns(db: psycopg.Connection, tmp_pat
     table = pd.DataFrame(rng.normal(size=(300, 2)), columns=["amount", "age"])
     y = (table["amount"] > table["age"]).astype(int)
     lightgbm = pytest.importorskip("lightgbm").LGBMClassifier(n_estimators=5, verbose=-1).fit(table, y)
-    assert convert(lightgbm, None, None).features == ["amount", "age"]
+    assert convert(lightgbm, None, None).features == ("amount", "age")
     xgboost = pytest.importorskip("xgboost").XGBClassifier(n_estimators=5).fit(table, y)
-    assert convert(xgboost, None, None).features == ["amount", "age"]
+    assert convert(xgboost, None, None).features == ("amount", "age")
 
 
 def test_exit_codes(db: psycopg.Connection, run: Run, tmp_path: Path, server: servers.Server) -> None:

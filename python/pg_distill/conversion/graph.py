@@ -1,0 +1,491 @@
+"""An ONNX graph under construction, in float64, over the columns of a table.
+
+All numbers are one input, ``numbers`` (n, d) float64, all texts another, ``strings`` (n, m), as in a student's graph: that is the
+form that a backend predicts fastest. Only columns that something reads become inputs. float64 because that is what the libraries
+compute in: what casts to float32 there is cast in the graph, at the same place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from pg_distill.errors import DatatypeMismatch, FeatureNotSupported, UndefinedColumn
+from pg_distill.frame import Kind
+from pg_distill.onnx_model import NULL_STRING
+
+__all__ = ["Graph", "Matrix", "Numbers", "Text"]
+
+OPSET, ML_OPSET, IR_VERSION = 17, 3, 8
+"""What onnx_graph's checks and ONNX Runtime's trees know."""
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Columns of numbers: the float64 tensor (n, width), or where ``columns`` is given those of the table."""
+
+    tensor: str
+    width: int
+    columns: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """A column of texts of the table, some of which, and None for NULL, may be read as others."""
+
+    column: int
+    read_as: Mapping[str | None, str | None] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """One column."""
+        return 1
+
+    def reading(self, value: str | None) -> str | None:
+        """Return what ``value`` is read as."""
+        return self.read_as.get(value, value)
+
+
+Block = Numbers | Text
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What a step of a pipeline reads or gives: columns side by side.
+
+    ``sparse`` says that the library holds it as a sparse matrix, to which some models read zeros as missing.
+    """
+
+    blocks: tuple[Block, ...]
+    sparse: bool = False
+
+    @property
+    def width(self) -> int:
+        """How many columns."""
+        return sum(block.width for block in self.blocks)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether one is of texts."""
+        return any(isinstance(block, Text) for block in self.blocks)
+
+    @staticmethod
+    def join(parts: Iterable[Matrix], *, sparse: bool = False) -> Matrix:
+        """Put matrices side by side."""
+        return Matrix(tuple(block for part in parts for block in part.blocks), sparse)
+
+    def dense(self) -> Matrix:
+        """Return the matrix as one that the library holds densely."""
+        return replace(self, sparse=False)
+
+
+class Graph:
+    """Nodes and initializers, and the table's columns that they read.
+
+    Parameters
+    ----------
+    names
+        The columns that the model knows, in its order.
+    kinds
+        What the sample has: a kind for each name, None for a column of a type that no model takes; names that it lacks are not in
+        it. None: no sample is known, and every column is a number.
+    """
+
+    def __init__(self, names: Sequence[str], kinds: Mapping[str, Kind | None] | None) -> None:
+        self.names = tuple(names)
+        self.kinds = kinds
+        self.nodes: list[onnx.NodeProto] = []
+        self.precise = False
+        """Whether sums of trees are to have float64's digits: something steep reads them."""
+        self.nulls: dict[int, float | None] = {}
+        """Columns whose NULL an encoder learned as this object, None or NaN."""
+        self._initializers: dict[str, Array | Callable[[], Array]] = {}
+        self._known: dict[tuple[Any, ...], str] = {}
+        self._count = 0
+        self._number_reads: list[int] = []
+        self._text_reads: list[int] = []
+        self._words: dict[str, int] = {}
+        self._guards: list[str] = []
+
+    # -- columns
+
+    def kind(self, column: int) -> Kind:
+        """Return the kind of a column; an error that says what to do where the sample has none that a model takes."""
+        name = self.names[column]
+        if self.kinds is None:
+            return "number"
+        if name not in self.kinds:
+            raise UndefinedColumn(
+                f'column "{name}" of the model is not among the sample\'s',
+                hint="Name the sample's columns as those that the model was fitted on.",
+            )
+        kind = self.kinds[name]
+        if kind is None:
+            raise DatatypeMismatch(
+                f'column "{name}" is of a type that no model takes', hint="Cast it in the sample's query."
+            )
+        return kind
+
+    def table(self) -> Matrix:
+        """Return all columns."""
+        return Matrix(tuple(Numbers("", 1, (i,)) for i in range(len(self.names))))
+
+    def resolved(self, matrix: Matrix) -> Matrix:
+        """Return the matrix with the table's columns as what they are, numbers or texts."""
+        blocks: list[Block] = []
+        for block in matrix.blocks:
+            if isinstance(block, Text) or block.columns is None:
+                blocks.append(block)
+                continue
+            for column in block.columns:
+                if self.kind(column) == "string":
+                    blocks.append(Text(column))
+                else:
+                    blocks.append(Numbers("", 1, (column,)))
+        return Matrix(tuple(blocks), matrix.sparse)
+
+    def text_places(self, matrix: Matrix) -> tuple[int, ...]:
+        """Return which of a matrix' columns are of texts."""
+        return tuple(
+            i
+            for i in range(matrix.width)
+            if any(isinstance(b, Text) for b in self.resolved(self.select(matrix, [i])).blocks)
+        )
+
+    def select(self, matrix: Matrix, columns: Sequence[int] | Array) -> Matrix:
+        """Return some columns of a matrix, in the order given."""
+        wanted = [int(c) for c in columns]
+        if wanted == list(range(matrix.width)):
+            return matrix
+        owners: list[tuple[int, int]] = [
+            (number, place) for number, block in enumerate(matrix.blocks) for place in range(block.width)
+        ]
+        blocks: list[Block] = []
+        start = 0
+        while start < len(wanted):
+            owner = owners[wanted[start]][0]
+            stop = start
+            while stop < len(wanted) and owners[wanted[stop]][0] == owner:
+                stop += 1
+            places = [owners[c][1] for c in wanted[start:stop]]
+            block = matrix.blocks[owner]
+            if isinstance(block, Text):
+                blocks.extend([block] * len(places))
+            elif block.columns is not None:
+                blocks.append(Numbers("", len(places), tuple(block.columns[p] for p in places)))
+            elif places == list(range(block.width)):
+                blocks.append(block)
+            else:
+                blocks.append(Numbers(self.gather(block.tensor, places), len(places)))
+            start = stop
+        return Matrix(tuple(blocks), matrix.sparse)
+
+    def numbers(self, matrix: Matrix, what: str) -> str:
+        """Return the float64 tensor (n, width) of a matrix; ``what`` reads it, which takes no texts."""
+        matrix = self.resolved(matrix)
+        parts: list[str] = []
+        run: list[int] = []
+
+        def close() -> None:
+            if run:
+                parts.append(self._read(self._number_reads, "numbers", tuple(run)))
+                run.clear()
+
+        for block in matrix.blocks:
+            if isinstance(block, Text):
+                raise DatatypeMismatch(
+                    f'column "{self.names[block.column]}" is of texts in the sample, but {what} takes numbers',
+                    hint="Cast it to float8 in the sample's query, or encode it in the pipeline.",
+                )
+            if block.columns is not None:
+                run.extend(block.columns)
+            else:
+                close()
+                parts.append(block.tensor)
+        close()
+        return self.concat(parts)
+
+    def _read(self, reads: list[int], source: str, columns: tuple[int, ...]) -> str:
+        key = ("read", source, columns)
+        if key not in self._known:
+            for column in columns:
+                if column not in reads:
+                    reads.append(column)
+
+            def places() -> Array:
+                order = sorted(reads)
+                return np.array([order.index(c) for c in columns], np.int64)
+
+            self._known[key] = self.op("Gather", source, self.later(places), axis=1)
+        return self._known[key]
+
+    def words(self, columns: Sequence[int]) -> str:
+        """Return the int64 tensor (n, len(columns)) of the columns' texts as numbers: see `word`."""
+        return self._read(self._text_reads, "pg_distill_words", tuple(columns))
+
+    def word(self, text: str | None) -> int:
+        """Return the number of a text, None for NULL; one that no step asked for has the number of `vocabulary`."""
+        return self._words.setdefault(NULL_STRING if text is None else text, len(self._words))
+
+    def texts(self) -> list[str | None]:
+        """Return the texts by their numbers."""
+        return [None if word == NULL_STRING else word for word in self._words]
+
+    def vocabulary(self) -> int:
+        """Return how many texts have a number, when the graph is finished."""
+        return len(self._words)
+
+    # -- nodes
+
+    def constant(self, values: Any, dtype: Any = np.float64) -> str:
+        """Return the name of an initializer; equal ones are stored once."""
+        array = np.ascontiguousarray(np.asarray(values, dtype))
+        if array.ndim == 0 and np.ndim(values) == 0:
+            array = array.reshape(())
+        key = ("constant", array.dtype.str, array.shape, array.tobytes())
+        if key not in self._known:
+            self._known[key] = self.later(lambda: array)
+        return self._known[key]
+
+    def later(self, make: Callable[[], Array]) -> str:
+        """Return the name of an initializer that is made when the graph is finished."""
+        name = f"c{len(self._initializers)}"
+        self._initializers[name] = make
+        return name
+
+    def op(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Append a node of one output and return that output's name; one that is there already is not made again."""
+        key = ("node", operator, inputs, repr(sorted(attributes.items()))) if not domain else None
+        if key is not None and key in self._known:
+            return self._known[key]
+        output = self.fresh()
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], domain=domain, **attributes))
+        if key is not None:
+            self._known[key] = output
+        return output
+
+    def fresh(self) -> str:
+        """Return a name that no tensor has."""
+        self._count += 1
+        return f"t{self._count}"
+
+    def gather(self, x: str, columns: Sequence[int] | Array) -> str:
+        """Return columns of a tensor."""
+        return self.op("Gather", x, self.constant(columns, np.int64), axis=1)
+
+    def select_tensor(self, x: str, columns: Sequence[int] | Array, width: int) -> str:
+        """Return columns of a tensor of ``width`` ones; the tensor itself where they are all."""
+        wanted = [int(c) for c in columns]
+        return x if wanted == list(range(width)) else self.gather(x, wanted)
+
+    def top(self, x: str, count: int, *, largest: bool = False) -> tuple[str, str]:
+        """Return the smallest or largest values of each row, sorted, and their places (int64)."""
+        values, at = self.fresh(), self.fresh()
+        self.nodes.append(
+            helper.make_node(
+                "TopK",
+                [x, self.constant([count], np.int64)],
+                [values, at],
+                axis=1,
+                largest=int(largest),
+                sorted=1,
+            )
+        )
+        return values, at
+
+    def concat(self, parts: Sequence[str]) -> str:
+        """Return tensors side by side."""
+        return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=1)
+
+    def cast(self, x: str, dtype: Any = np.float64) -> str:
+        """Return a tensor as another type."""
+        return self.op("Cast", x, to=int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype))))
+
+    def add(self, x: str, y: Any) -> str:
+        """Return x + y; y may be a constant."""
+        return self.op("Add", x, y if isinstance(y, str) else self.constant(y))
+
+    def sub(self, x: Any, y: Any) -> str:
+        """Return x - y."""
+        return self.op("Sub", self._tensor(x), self._tensor(y))
+
+    def mul(self, x: str, y: Any) -> str:
+        """Return x * y."""
+        return self.op("Mul", x, self._tensor(y))
+
+    def div(self, x: Any, y: Any) -> str:
+        """Return x / y."""
+        return self.op("Div", self._tensor(x), self._tensor(y))
+
+    def _tensor(self, x: Any) -> str:
+        return x if isinstance(x, str) else self.constant(x)
+
+    def affine(self, x: str, weights: Any, bias: Any) -> str:
+        """Return x @ weights + bias."""
+        product = self.op("MatMul", x, self.constant(weights))
+        return self.add(product, bias) if np.any(bias) else product
+
+    def sum(self, x: str, axis: int = 1) -> str:
+        """Return the sum over an axis, which stays with one element."""
+        return self.op("ReduceSum", x, self.constant([axis], np.int64), keepdims=1)
+
+    def where(self, condition: str, x: Any, y: Any) -> str:
+        """Return x where a condition holds, else y."""
+        return self.op("Where", condition, self._tensor(x), self._tensor(y))
+
+    def equal(self, x: str, y: Any) -> str:
+        """Return x == y."""
+        return self.op("Equal", x, self._tensor(y))
+
+    def is_nan(self, x: str) -> str:
+        """Return where x is NaN."""
+        return self.op("IsNaN", x)
+
+    def any_of(self, conditions: Sequence[str]) -> str:
+        """Return where one of several conditions holds."""
+        found = conditions[0]
+        for condition in conditions[1:]:
+            found = self.op("Or", found, condition)
+        return found
+
+    def sigmoid(self, x: str) -> str:
+        """Return the logistic function."""
+        return self.op("Sigmoid", x)
+
+    def softmax(self, x: str) -> str:
+        """Return the softmax of each row."""
+        return self.op("Softmax", x, axis=1)
+
+    def pair(self, positive: str) -> str:
+        """Return (n, 2) probabilities of that of the second class."""
+        return self.concat([self.sub(1.0, positive), positive])
+
+    def float32(self, x: str) -> str:
+        """Return numbers as float32 holds them."""
+        return self.cast(self.cast(x, np.float32))
+
+    def tile(self, row: Any, like: str) -> str:
+        """Return (n, width) of one constant row; ``like`` is a float64 tensor of n rows."""
+        zero = self.mul(self.cast(self.is_nan(self.gather(like, [0]))), 0.0)
+        return self.add(zero, np.asarray(row, np.float64).reshape(1, -1))
+
+    # -- what a model refuses
+
+    def refuse_nan(self, x: str) -> None:
+        """Give no answer, NaN, for a row in which ``x``, a float64 tensor, holds NaN or an infinity."""
+        self._guards.append(self.mul(x, 0.0))
+
+    def refuse_where(self, condition: str) -> None:
+        """Give no answer, NaN, for a row in which a condition holds anywhere."""
+        self._guards.append(self.where(condition, np.nan, 0.0))
+
+    # -- foreign graphs
+
+    def inline(self, model: onnx.ModelProto, feeds: Mapping[str, str], output: str) -> str:
+        """Put the nodes of another graph into this one; return what its tensor ``output`` is called here."""
+        prefix = f"{self.fresh()}_"
+        names = dict(feeds)
+
+        def named(name: str) -> str:
+            return name if not name else names.setdefault(name, prefix + name)
+
+        for tensor in model.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            names[tensor.name] = self.later(lambda array=array: array)  # type: ignore[misc]
+        for node in model.graph.node:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.name = ""
+            copy.input[:] = [named(name) for name in node.input]
+            copy.output[:] = [named(name) for name in node.output]
+            self.nodes.append(copy)
+        return names[output]
+
+    # -- the file
+
+    @property
+    def read_columns(self) -> tuple[int, ...]:
+        """The table's columns that something reads, in the model's order."""
+        return tuple(sorted({*self._number_reads, *self._text_reads}))
+
+    def finish(self, output: str, name: str, width: int, properties: Mapping[str, str]) -> bytes:
+        """Return the file whose one output is ``output``, a float64 tensor, under ``name``."""
+        for guard in dict.fromkeys(self._guards):
+            output = self.add(output, self.sum(guard))
+        self.nodes.append(helper.make_node("Identity", [output], [name]))
+        front: list[onnx.NodeProto] = []
+        inputs = []
+        if self._number_reads:
+            shape = [None, len(self._number_reads)]
+            inputs.append(helper.make_tensor_value_info("numbers", TensorProto.DOUBLE, shape))
+        if self._text_reads:
+            shape = [None, len(self._text_reads)]
+            inputs.append(helper.make_tensor_value_info("strings", TensorProto.STRING, shape))
+            words = list(self._words) or [NULL_STRING]
+            front.append(
+                helper.make_node(
+                    "LabelEncoder",
+                    ["strings"],
+                    ["pg_distill_words"],
+                    domain="ai.onnx.ml",
+                    keys_strings=words,
+                    values_int64s=list(range(len(words))),
+                    default_int64=len(words),
+                )
+            )
+        if not inputs:
+            raise FeatureNotSupported("the model reads no column")
+        arrays = {key: make() if callable(make) else make for key, make in self._initializers.items()}
+        nodes = _without_copies([*front, *self.nodes], arrays, len(self._number_reads), len(self._text_reads))
+        used = {name for node in nodes for name in node.input}
+        graph = helper.make_graph(
+            nodes,
+            "converted",
+            inputs,
+            [helper.make_tensor_value_info(name, TensorProto.DOUBLE, [None, width])],
+            [numpy_helper.from_array(array, key) for key, array in arrays.items() if key in used],
+        )
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="pg_distill",
+        )
+        helper.set_model_props(model, dict(properties))
+        return bytes(model.SerializeToString(deterministic=True))
+
+
+def _without_copies(
+    nodes: Sequence[onnx.NodeProto], arrays: Mapping[str, Array], numbers: int, strings: int
+) -> list[onnx.NodeProto]:
+    """Leave out the Gathers that take all of an input in order, and what nothing reads."""
+    same: dict[str, str] = {}
+    kept: list[onnx.NodeProto] = []
+    for node in nodes:
+        node.input[:] = [same.get(name, name) for name in node.input]
+        width = {"numbers": numbers, "pg_distill_words": strings}.get(node.input[0] if node.input else "")
+        if (
+            node.op_type == "Gather"
+            and width is not None
+            and node.input[1] in arrays
+            and arrays[node.input[1]].tolist() == list(range(width))
+        ):
+            same[node.output[0]] = node.input[0]
+            continue
+        kept.append(node)
+    # The last node gives the output.
+    needed = set(kept[-1].output)
+    out = []
+    for node in reversed(kept):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            out.append(node)
+    return out[::-1]

@@ -1,0 +1,33 @@
+-- Files, and what is known of them: that they predict what their own library says.
+
+CREATE FUNCTION distill.register_model(
+    name text, artifact bytea, features text[] DEFAULT NULL, sample text DEFAULT NULL, label text DEFAULT NULL,
+    version text DEFAULT NULL, task text DEFAULT NULL, classes text[] DEFAULT NULL, expected text DEFAULT NULL,
+    allow_difference boolean DEFAULT false
+) RETURNS uuid LANGUAGE plpython3u AS $$
+from pg_distill import sqlapi
+return sqlapi.register_model(plpy, name, artifact, features, sample, label, version, task, classes, expected, allow_difference)
+$$;
+COMMENT ON FUNCTION distill.register_model(text, bytea, text[], text, text, text, text, text[], text, boolean) IS
+    'check an ONNX model, run it on rows of the sample, measure it and make it the active version of its name; expected: a column of what it is to predict, against which it is held';
+
+CREATE FUNCTION distill.register_model_file(
+    name text, path text, features text[] DEFAULT NULL, sample text DEFAULT NULL, label text DEFAULT NULL,
+    version text DEFAULT NULL, task text DEFAULT NULL, classes text[] DEFAULT NULL, expected text DEFAULT NULL,
+    allow_difference boolean DEFAULT false
+) RETURNS uuid LANGUAGE plpython3u AS $$
+from pg_distill import sqlapi
+return sqlapi.register_model_file(plpy, name, path, features, sample, label, version, task, classes, expected, allow_difference)
+$$;
+COMMENT ON FUNCTION distill.register_model_file(text, text, text[], text, text, text, text, text[], text, boolean) IS
+    'register_model for a file of the server, read by pg_read_binary_file under the caller''s rights';
+
+CREATE FUNCTION distill._register_claimed(
+    name text, artifact bytea, features text[], sample text, label text, version text, task text, classes text[], "rows" text[],
+    arrays text[], expected text, origin text, allow_difference boolean
+) RETURNS uuid LANGUAGE plpython3u AS $$
+from pg_distill import sqlapi
+return sqlapi.register_claimed(plpy, name, artifact, features, sample, label, version, task, classes, rows, arrays, expected, origin, allow_difference)
+$$;
+COMMENT ON FUNCTION distill._register_claimed(text, bytea, text[], text, text, text, text, text[], text[], text[], text, text, boolean) IS
+    'internal: register_model for pg-distill register, with rows and what the model''s own library says of them';

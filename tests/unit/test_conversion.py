@@ -1,0 +1,43 @@
+"""Pipelines of the field's libraries convert and predict as these do, or are refused in one sentence that says what to do."""
+
+from __future__ import annotations
+
+import pipelines
+import pytest
+
+LIBRARIES = {"LightGBM": "lightgbm", "XGBoost": "xgboost", "CatBoost": "catboost"}
+
+
+def _require(name: str) -> None:
+    for module in ("sklearn", "skl2onnx", "pandas"):
+        pytest.importorskip(module)
+    for word, module in LIBRARIES.items():
+        if word in name:
+            pytest.importorskip(module)
+
+
+@pytest.mark.parametrize("name", pipelines.PIPELINES)
+def test_predicts_as_its_library(name: str) -> None:
+    _require(name)
+    tried = pipelines.try_pipeline(pipelines.fitted(name))
+    assert tried.error is None, (tried.error, tried.error.detail)
+    assert tried.difference is not None
+    assert tried.difference.holds, tried.difference
+    assert tried.difference.rows == pipelines.ROWS
+    # Far better than is asked for: everything is computed where the library computes it, in its type.
+    assert tried.difference.largest is None or tried.difference.largest < 1e-5
+
+
+@pytest.mark.parametrize("name", pipelines.REFUSED)
+def test_is_refused_with_what_to_do(name: str) -> None:
+    _require(name)
+    tried = pipelines.try_pipeline(pipelines.fitted(name))
+    if tried.error is None:
+        assert tried.difference is not None
+        assert not tried.difference.holds  # by the check, with the row
+        return
+    assert tried.error.sqlstate == "0A000"
+    assert len(tried.error.message) < 200
+    assert "\n" not in tried.error.message
+    assert tried.error.hint
+    assert len(tried.error.detail or "") < 400
