@@ -657,7 +657,10 @@ def _of_the_user(x: Any) -> Any:
 @cache
 def fitted(name: str) -> Fitted:
     """Return the pipeline of a name, fitted once a process."""
-    with warnings.catch_warnings():
+    from threadpoolctl import threadpool_limits
+
+    # One thread: OpenMP's wait for each other by spinning.
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore")
         return (PIPELINES.get(name) or REFUSED[name])()
 

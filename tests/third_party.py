@@ -1,7 +1,8 @@
 """Which models of other people's software are taken, and why the others are refused: ``make third-party``.
 
-Every export of `models.EXPORTERS` and every model of the onnx package's own backend tests is checked, read and tried
-as registration does it, in a child. The table goes to extension/doc/third_party_models.md.
+Every pipeline of `pipelines.PIPELINES` is converted as pg-distill register does it and held against its library; every export of
+`models.EXPORTERS` and every model of the onnx package's own backend tests is checked, read and tried as registration does it, the
+last in a child. The tables go to extension/doc/third_party_models.md.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import models
 import numpy as np
+import pipelines
 import onnx
 import onnx.backend.test
 from fuzz.run import Child, operator_cases, operator_seeds
@@ -77,6 +79,27 @@ def try_export(name: str) -> str:
     return "predicts as its framework" if difference <= TOLERANCE else "predicts otherwise"
 
 
+def try_pipeline(name: str) -> tuple[str, str]:
+    """Return the libraries of a pipeline with their versions, and what becomes of it."""
+    tried = pipelines.try_pipeline(pipelines.fitted(name))
+    found = tried.difference
+    if tried.error is not None or found is None:
+        return tried.version or "–", f"refused ({tried.error.sqlstate}): {tried.error.message}" if tried.error else "–"
+    if not found.holds:
+        return tried.version, f"refused by the check: another class in {found.classes} of {found.rows} rows"
+    far = "classes alone" if found.largest is None else f"{found.largest:.0e}".replace("0e+00", "0")
+    return tried.version, f"{far}"
+
+
+def pipelines_table() -> str:
+    """Return the table of `pipelines.PIPELINES` and of those that are refused."""
+    rows = ["| pipeline | libraries | largest difference, or why refused |", "|---|---|---|"]
+    for name in (*pipelines.PIPELINES, *pipelines.REFUSED):
+        version, result = try_pipeline(name)
+        rows.append(f"| {name} | {version} | {result} |")
+    return "\n".join(rows)
+
+
 def exports_table() -> str:
     """Return the table of `models.EXPORTERS`."""
     rows = [f"| {name} | {try_export(name)} |" for name in models.EXPORTERS]
@@ -106,11 +129,20 @@ def backend_table() -> str:
     return "\n".join(["| result | models | reason |", "|---|---|---|", *rows])
 
 
+def _real_rows() -> str:
+    """Return what `tests/real_rows.py` wrote, as it stands: it takes too long to be made again each time."""
+    found = re.search(r"## Real rows\n.*?(?=^## )", TABLE.read_text(), re.MULTILINE | re.DOTALL)
+    return found[0] if found else ""
+
+
 def main() -> int:
     """Write the table."""
     backend = backend_table()
     TABLE.write_text(
-        "# Models of other software\n\nMade by `make third-party`; a test holds the first table against what it finds.\n\n"
+        "# Models of other software\n\nMade by `make third-party`; a test holds the exports' table against what it finds.\n\n"
+        f"## Pipelines that pg-distill register converts\n\nOn {pipelines.ROWS} rows with NULL, texts, truth values and seconds since 1970, every one of them: the largest difference\n"
+        "of a probability, and of a value relative to its standard deviation; no class differs. The last ones are refused.\n\n"
+        f"{pipelines_table()}\n\n{_real_rows()}"
         f"## Exports\n\nProbabilities within {TOLERANCE:g} of the framework's own on {models.ROWS} rows, values within as much of their spread.\n\n"
         f"{exports_table()}\n\n"
         f"## The backend test models of onnx {onnx.__version__}\n\nHardly any is a tabular model; what counts is that each ends in an answer or\n"

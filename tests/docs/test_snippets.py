@@ -31,6 +31,8 @@ from docs.conftest import (
 from docs.reference import FILE, reference
 from docs.snippets import LANGUAGES, Reader, indented, snippets
 from pg_distill import onnx_graph, registry
+from pg_distill.conversion import convert
+from pg_distill.frame import Kind
 
 pytestmark = pytest.mark.one_server("pg17")
 
@@ -178,14 +180,28 @@ def test_command_line(reader: Reader, db: psycopg.Connection) -> None:
     db.execute(
         "CREATE VIEW customers AS SELECT amount, hour, ratio, is_fraud AS churned FROM transactions LIMIT 500"
     )
-    dump_fraud_pipeline(reader.folder / "churn.joblib")
+    model = dump_fraud_pipeline(reader.folder / "churn.joblib")
+    kinds: dict[str, Kind | None] = dict.fromkeys(FEATURES, "number")
+    (reader.folder / "churn.onnx").write_bytes(convert(model, kinds, None).artifact)
+    rows = pd.DataFrame(
+        db.execute("SELECT amount, hour, ratio, churned::int FROM customers").fetchall(),
+        columns=[*FEATURES, "churned"],
+    )
+    told = model.predict_proba(rows[FEATURES])[:, 1]
+    db.execute(
+        "CREATE TABLE scored_customers (amount float8, hour float8, ratio float8, churned int, probability float8)"
+    )
+    with db.cursor().copy("COPY scored_customers FROM STDIN") as copy:
+        for row, probability in zip(rows.itertuples(index=False), told, strict=True):
+            copy.write_row((*row, float(probability)))
     package = reader.folder / "mypackage"
     package.mkdir()
     (package / "models.py").write_text(
         "import joblib\n\n\ndef pipeline():\n    return joblib.load('churn.joblib')\n"
     )
-    assert reader.follow(DOC / "pg_distill-command-line.md") == 1
-    assert db.execute("SELECT count(*) FROM distill.models WHERE name = 'churn'").fetchone() == (2,)
+    assert reader.follow(DOC / "pg_distill-command-line.md") == 2
+    found = db.execute("SELECT origin->>'holds' FROM distill.models WHERE name = 'churn'").fetchall()
+    assert found == [("true",)] * 3
 
 
 def test_dbt_package(reader: Reader, db: psycopg.Connection, dbt_command: str) -> None:
