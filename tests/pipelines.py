@@ -6,6 +6,7 @@ Imports of the libraries stand inside the functions: a test that needs one does 
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from pg_distill.comparison import Difference, compare
 from pg_distill.errors import PgDistillError
 from pg_distill.frame import Column, Feature, Frame, Kind, Strings
+from pg_distill.onnx_model import Signature
 
 ROWS = 700
 NUMBERS = ["a", "b", "c", "d", "e"]
@@ -704,7 +706,7 @@ class Tried:
 def try_pipeline(fitted: Fitted) -> Tried:
     """Convert a pipeline, run it as a server does, and hold it against its library on every row."""
     from pg_distill.conversion import convert
-    from pg_distill.onnx_graph import check, derive_signature, trial_run
+    from pg_distill.onnx_graph import approve
 
     table = fitted.rows
     kinds: dict[str, Kind | None] = {**kinds_of(table)}
@@ -715,11 +717,13 @@ def try_pipeline(fitted: Fitted) -> Tried:
             made = convert(fitted.model, kinds, None)
             version = made.original.version
             frame = frame_of(table, made.features)
-            signature = derive_signature(
-                check(made.artifact), features=frame.features, rows=frame, task=made.original.task,
-                classes=made.original.classes,
+            approval = approve(
+                made.artifact, features=frame.features, rows=frame, task=made.original.task, classes=made.original.classes
             )  # fmt: skip
-            found = trial_run(made.artifact, signature, frame)
+            signature, found = approval.signature, approval.outputs
+            # Restored on another server, the file is held against the signature that was stored with it.
+            stored = Signature.from_json(*json.loads(json.dumps(signature.to_json())))
+            approve(made.artifact, stored)
             known = set(made.read)
             given = [values_of(table, n) if i in known else [] for i, n in enumerate(made.columns)]
             unread = [i for i in range(len(given)) if i not in known]

@@ -94,7 +94,9 @@ def _hot(data: Set, numbers: Any, texts: Any = None, **options: Any) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder
 
-    texts = texts or make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder(handle_unknown="ignore"))
+    texts = texts or make_pipeline(
+        SimpleImputer(strategy="most_frequent"), OneHotEncoder(handle_unknown="ignore")
+    )
     parts = [("numbers", numbers, list(data.numbers)), ("texts", texts, list(data.texts))]
     return ColumnTransformer([p for p in parts if p[2]], **options)
 
@@ -120,10 +122,22 @@ def _scikit(name: str, data: Set) -> Any:
         forest = getattr(ensemble, f"RandomForest{kind}")(40, min_samples_leaf=2, random_state=0, n_jobs=1)
         return chain(_hot(data, imputer), forest)
     if name == "ordinal, gradient boosting":
-        return chain(_ordinal(data, imputer), getattr(ensemble, f"GradientBoosting{kind}")(n_estimators=40, random_state=0))
+        return chain(
+            _ordinal(data, imputer),
+            getattr(ensemble, f"GradientBoosting{kind}")(n_estimators=40, random_state=0),
+        )
     if name == "TargetEncoder, HistGradientBoosting":
         boosting = getattr(ensemble, f"HistGradientBoosting{kind}")(max_iter=30)
-        return chain(_hot(data, "passthrough", preprocessing.TargetEncoder(random_state=0)), boosting)
+        return chain(
+            _hot(
+                data,
+                "passthrough",
+                preprocessing.TargetEncoder(
+                    target_type="continuous" if data.regression else "auto", random_state=0
+                ),
+            ),
+            boosting,
+        )
     if name == "scaled, one-hot, calibrated or voting forest":
         if data.regression:
             members = [("a", linear_model.Ridge()), ("b", ensemble.ExtraTreesRegressor(20, random_state=0))]
@@ -139,7 +153,9 @@ def _booster(library: str, data: Set, **options: Any) -> Any:
         import lightgbm
 
         defaults: dict[str, Any] = {"n_estimators": 60, "verbose": -1, "n_jobs": 1, "random_state": 0}
-        return (lightgbm.LGBMRegressor if data.regression else lightgbm.LGBMClassifier)(**{**defaults, **options})
+        return (lightgbm.LGBMRegressor if data.regression else lightgbm.LGBMClassifier)(
+            **{**defaults, **options}
+        )
     if library == "XGBoost":
         import xgboost
 
@@ -147,8 +163,16 @@ def _booster(library: str, data: Set, **options: Any) -> Any:
         return (xgboost.XGBRegressor if data.regression else xgboost.XGBClassifier)(**{**defaults, **options})
     import catboost
 
-    defaults = {"iterations": 60, "verbose": False, "allow_writing_files": False, "random_seed": 0, "thread_count": 1}
-    return (catboost.CatBoostRegressor if data.regression else catboost.CatBoostClassifier)(**{**defaults, **options})
+    defaults = {
+        "iterations": 60,
+        "verbose": False,
+        "allow_writing_files": False,
+        "random_seed": 0,
+        "thread_count": 1,
+    }
+    return (catboost.CatBoostRegressor if data.regression else catboost.CatBoostClassifier)(
+        **{**defaults, **options}
+    )
 
 
 USUAL: dict[str, tuple[str, ...]] = {
@@ -223,7 +247,10 @@ def _fit(library: str, name: str, data: Set) -> Told:
     else:
         options = {}
         if name == "categories":
-            options = {"XGBoost": {"enable_categorical": True}, "CatBoost": {"cat_features": list(data.texts)}}.get(library, {})
+            options = {
+                "XGBoost": {"enable_categorical": True},
+                "CatBoost": {"cat_features": list(data.texts)},
+            }.get(library, {})
         model = _booster(library, data, **options).fit(train, target[:count])
     outputs = np.asarray(model.predict(table) if data.regression else model.predict_proba(table), np.float64)
     labels = None if data.regression else np.ravel(model.predict(table)).astype(str)
@@ -265,7 +292,9 @@ class Result:
     @property
     def holds(self) -> bool:
         """Whether every row agrees, or nothing was registered."""
-        return self.refused is not None or (self.largest is not None and self.largest <= TOLERANCE and not self.classes)
+        return self.refused is not None or (
+            self.largest is not None and self.largest <= TOLERANCE and not self.classes
+        )
 
 
 def try_usual(connection: psycopg.Connection, conninfo: str, table: str, library: str, name: str) -> Result:
@@ -283,10 +312,14 @@ def try_usual(connection: psycopg.Connection, conninfo: str, table: str, library
         label = "code" if library == "XGBoost" and not data.regression else "label"
         said = io.StringIO()
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            code = cli.main(["register", "usual", str(path), "--sample", table, "--label", label, "--dsn", conninfo])
+            code = cli.main(
+                ["register", "usual", str(path), "--sample", table, "--label", label, "--dsn", conninfo]
+            )
     if code:
         lines = [line for line in said.getvalue().splitlines() if line.startswith("pg-distill: ")]
-        return Result(len(data.rows), refused=lines[0].removeprefix("pg-distill: ") if lines else said.getvalue())
+        return Result(
+            len(data.rows), refused=lines[0].removeprefix("pg-distill: ") if lines else said.getvalue()
+        )
     if data.regression:
         query = f"SELECT ARRAY[distill.predict('usual', to_jsonb(t))], NULL FROM {table} t ORDER BY id"
     else:

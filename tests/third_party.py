@@ -16,9 +16,9 @@ from pathlib import Path
 
 import models
 import numpy as np
-import pipelines
 import onnx
 import onnx.backend.test
+import pipelines
 from fuzz.run import Child, operator_cases, operator_seeds
 from pg_distill.errors import PgDistillError
 from pg_distill.frame import Column, Feature, Frame, Strings
@@ -84,7 +84,10 @@ def try_pipeline(name: str) -> tuple[str, str]:
     tried = pipelines.try_pipeline(pipelines.fitted(name))
     found = tried.difference
     if tried.error is not None or found is None:
-        return tried.version or "–", f"refused ({tried.error.sqlstate}): {tried.error.message}" if tried.error else "–"
+        return (
+            tried.version or "–",
+            f"refused ({tried.error.sqlstate}): {tried.error.message}" if tried.error else "–",
+        )
     if not found.holds:
         return tried.version, f"refused by the check: another class in {found.classes} of {found.rows} rows"
     far = "classes alone" if found.largest is None else f"{found.largest:.0e}".replace("0e+00", "0")

@@ -228,7 +228,9 @@ def measure_latency(
         began = time.monotonic()
         cold[contender.name] = float(_time_block(db, contender, _some(rows, 0, 1))[0])
         start, done, step = time.monotonic(), 0, 1
-        fixed = a_row = start - began  # what a block takes at all, and what it takes for each of its rows: to be read, too
+        fixed = a_row = (
+            start - began
+        )  # what a block takes at all, and what it takes for each of its rows: to be read, too
         while done < WARM_UP_CALLS and time.monotonic() - start < min(WARM_UP_SECONDS, share / 4):
             began = time.monotonic()
             done += len(_time_block(db, contender, _some(rows, done, step)))

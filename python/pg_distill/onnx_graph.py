@@ -1283,7 +1283,7 @@ def _first_difference(model: onnx.ModelProto, stored: Signature) -> str | None:
     inputs = _graph_inputs(model.graph)
     if [value.name for value in inputs] != [spec.name for spec in stored.inputs]:
         return "it has other inputs"
-    student = any(p.key == STUDENT_KEY for p in model.metadata_props)
+    knows_null = any(p.key in (STUDENT_KEY, CONVERTED_KEY) for p in model.metadata_props)
     for value, spec in zip(inputs, stored.inputs, strict=True):
         element, rank, width, batch = _input_shape(value)
         if (element, rank, batch) != (spec.element, spec.rank, spec.batch):
@@ -1294,7 +1294,7 @@ def _first_difference(model: onnx.ModelProto, stored: Signature) -> str | None:
             return f'input "{spec.name[:80]}" has {len(spec.features)} columns'
         allowed: set[Null] = {"error"}
         if element == "string":
-            allowed.add("string" if student else "empty")
+            allowed.add("string" if knows_null else "empty")
         elif element in ("float32", "float64"):
             allowed.add("nan")
         for feature in (stored.features[i] for i in spec.features):

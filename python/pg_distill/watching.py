@@ -220,7 +220,9 @@ def remeasure(db: Database, name: str) -> list[dict[str, Any]]:
             scores = None
         stored = json.loads(old["measured_on"]) if old["measured_on"] else {}
         figures |= accuracy_columns(rows.metric, scores)
-        if scores is not None and timing is not None:  # all that a worker may have said of it is this server's word now
+        if (
+            scores is not None and timing is not None
+        ):  # all that a worker may have said of it is this server's word now
             figures["attested"] = True
         figures["measured_on"] = {
             "run_id": run["run_id"] if run is not None else None,
