@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pg_distill.canonical import match_labels
 from pg_distill.comparison import Difference, compare, important_first
 from pg_distill.database import Database
 from pg_distill.errors import InvalidData, InvalidParameter
@@ -42,6 +43,8 @@ class Claim:
         As in `comparison.compare`.
     origin
         Who says so: what stands in the registry beside the figures.
+    own_classes
+        Whether the names of the classes are the library's, and not the user's.
     """
 
     rows: Sequence[str]
@@ -49,6 +52,13 @@ class Claim:
     outputs: FloatArray | None
     labels: npt.NDArray[np.object_] | None
     origin: Mapping[str, Any]
+    own_classes: bool = False
+
+    def renamed(self, names: Mapping[str, str]) -> Claim:
+        """Return the claim with other names of the classes."""
+        if self.labels is None:
+            return self
+        return replace(self, labels=np.array([names.get(text, text) for text in self.labels], object))
 
 
 def read_claim(rows: Sequence[str], arrays: Sequence[str] | None, expected: str, origin: str) -> Claim:
@@ -63,6 +73,7 @@ def read_claim(rows: Sequence[str], arrays: Sequence[str] | None, expected: str,
             None if outputs is None else np.array(outputs, np.float64).reshape(len(rows), -1),
             None if labels is None else np.array(labels, object),
             dict(said),
+            bool(given.get("own_classes")),
         )
         whole = (labels is None or len(labels) == len(rows)) and (arrays is None or len(arrays) == len(rows))
     except (ValueError, TypeError, KeyError) as error:
@@ -124,8 +135,8 @@ def _written(value: float) -> list[str]:
 
 def _class(classes: Sequence[str], column: str, texts: Sequence[str]) -> str:
     for text in texts:
-        if text in classes:
-            return text
+        for position in match_labels([text], classes).values():
+            return classes[position]
     raise InvalidData(
         f'column "{column}" holds "{texts[0]}", which is not among the classes of the model',
         detail=f"The model's classes are {', '.join(classes)}.",
@@ -180,7 +191,7 @@ def _ask(
     while start < len(claim.rows) and (start == 0 or time.monotonic() - started < SECONDS):
         part = slice(start, start + size)
         found, named = _predict(db, model, claim.rows[part], "jsonb")
-        if claim.arrays is not None:
+        if claim.arrays is not None and model.signature.is_numeric:
             again, _ = _predict(db, model, claim.arrays[part], "float8[]")
             off, other = np.abs(found - again), np.isnan(found) != np.isnan(again)
             # Of the two forms the one that is farther from what is expected counts.

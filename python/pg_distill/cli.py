@@ -103,7 +103,11 @@ def _connect(arguments: argparse.Namespace) -> psycopg.Connection[Any]:
 
     try:
         return psycopg.connect(
-            arguments.dsn or "", autocommit=True, row_factory=dict_row, fallback_application_name="pg-distill"
+            arguments.dsn or "",
+            autocommit=True,
+            row_factory=dict_row,
+            fallback_application_name="pg-distill",
+            client_encoding="UTF8",  # also of a database in SQL_ASCII, whose texts would be bytes here
         )
     except psycopg.OperationalError as error:
         raise _Unreachable(str(error)) from error
@@ -486,7 +490,7 @@ def _converted(connection: psycopg.Connection[Any], arguments: argparse.Namespac
         _warn("the model was not held against its own library, because no sample is named")
         claim: tuple[Any, ...] | None = None
     else:
-        with psycopg.connect(arguments.dsn or "") as other:
+        with psycopg.connect(arguments.dsn or "", client_encoding="UTF8") as other:
             db = PsycopgDatabase(other)
             source = resolve_source(db, arguments.sample)
             kinds = {name: source.kinds.get(name) for name in source.types}
@@ -494,7 +498,7 @@ def _converted(connection: psycopg.Connection[Any], arguments: argparse.Namespac
             for name in made.features:
                 if source.kind(name) == "timestamp":
                     _warn(f'column "{name}" is given to the model as seconds since 1970')
-            claim = ask(db, source, made)
+            claim = ask(db, source, made, own_classes=not arguments.classes)
     task = arguments.task or made.original.task
     classes = arguments.classes or (
         list(made.original.classes) if made.original.classes is not None else None

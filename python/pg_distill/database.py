@@ -75,8 +75,8 @@ class Database(Protocol):
     def open_cursor(self, sql: str) -> Cursor:
         """Open a read-only query with text of the caller's: refused unless it is one statement."""
 
-    def describe(self, sql: str) -> list[tuple[str, int]]:
-        """Return (name, type oid) of each column of a statement with text of the caller's, and fetch no row."""
+    def describe(self, sql: str) -> list[tuple[str, int, int]]:
+        """Return (name, type's oid, its modifier) of each column of a statement with text of the caller's, and fetch no row."""
 
     def read_only(self, work: Callable[[], T]) -> T:
         """Run ``work`` where every statement is read-only: a write anywhere below is SQLSTATE 25006."""
@@ -210,10 +210,10 @@ class PlpyDatabase(Database):
         ]
         return _PlpyCursor(self._plpy, quote_identifier(name))
 
-    def describe(self, sql: str) -> list[tuple[str, int]]:
+    def describe(self, sql: str) -> list[tuple[str, int, int]]:
         self._plpy.cursor(sql).close()  # one statement, or an error
         result = self._plpy.execute(sql)
-        return list(zip(result.colnames(), result.coltypes(), strict=True))
+        return list(zip(result.colnames(), result.coltypes(), result.coltypmods(), strict=True))
 
     def read_only(self, work: Callable[[], T]) -> T:
         # A parallel operation may set no parameter, and needs none: PostgreSQL itself refuses every write there.
@@ -411,7 +411,7 @@ class PsycopgDatabase(Database):
         self._run(f"DECLARE {name} NO SCROLL CURSOR FOR {sql}")
         return _PsycopgCursor(self, name)
 
-    def describe(self, sql: str) -> list[tuple[str, int]]:
+    def describe(self, sql: str) -> list[tuple[str, int, int]]:
         return self._run(sql)[0]
 
     def read_only(self, work: Callable[[], T]) -> T:
@@ -456,7 +456,7 @@ class PsycopgDatabase(Database):
     def show_activity(self, text: str | None) -> None:
         """Show nothing: the connection has its job's name, and distill.jobs says how far it is."""
 
-    def _run(self, sql: str, values: Sequence[Any] = ()) -> tuple[list[tuple[str, int]], list[Row]]:
+    def _run(self, sql: str, values: Sequence[Any] = ()) -> tuple[list[tuple[str, int, int]], list[Row]]:
         from psycopg import RawCursor
         from psycopg.rows import dict_row
 
@@ -464,9 +464,13 @@ class PsycopgDatabase(Database):
         with RawCursor(self._connection, row_factory=dict_row) as cursor:
             # Prepared: the protocol then takes one statement only, so `select 1) s; delete ...` ends here.
             cursor.execute(sql, values or None, prepare=True)
-            if cursor.description is None:
+            if cursor.description is None or cursor.pgresult is None:
                 return [], []
-            return [(column.name, column.type_code) for column in cursor.description], cursor.fetchall()
+            columns = [
+                (column.name, column.type_code, cursor.pgresult.fmod(i))
+                for i, column in enumerate(cursor.description)
+            ]
+            return columns, cursor.fetchall()
 
     def _oid(self, kind: str) -> int:
         if kind not in self._oids:

@@ -6,6 +6,7 @@
      +-- InvalidParameter         22023  option value out of range or unknown
      +-- NullNotAllowed           22004  NULL where a value is required
      +-- InvalidData              22000  features, labels or rows do not fit
+     +-- ValueOutOfRange          22003  a number that double precision does not hold
      +-- UndefinedColumn          42703
      +-- DatatypeMismatch         42804
      +-- UndefinedObject          42704  a run, a job
@@ -51,6 +52,7 @@ __all__ = [
     "UndefinedColumn",
     "UndefinedModel",
     "UndefinedObject",
+    "ValueOutOfRange",
     "by_sqlstate",
 ]
 
@@ -85,6 +87,10 @@ class NullNotAllowed(PgDistillError):
 
 class InvalidData(PgDistillError):
     sqlstate = "22000"
+
+
+class ValueOutOfRange(PgDistillError):
+    sqlstate = "22003"
 
 
 class UndefinedColumn(PgDistillError):

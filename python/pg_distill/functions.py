@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pg_distill import native
+from pg_distill.canonical import base_of
 from pg_distill.database import Database, Row, quote_identifier, quote_literal
 from pg_distill.dependents import OWN, StoredResults, find_blocking, find_stored_results
 from pg_distill.errors import (
@@ -28,7 +29,13 @@ ROW_TYPE = "_features"  # after the function's name: that of its argument, where
 MAX_NAMED = 20  # functions that a warning names: anybody may plant thousands
 SLOW_PLANNING_MS = 5.0  # from here on planning shows beside the network's round trip
 
-_TIMESTAMPS = ("date", "timestamp without time zone", "timestamp with time zone")
+_TIMESTAMPS = {
+    "date": "date",
+    "timestamp": "timestamp without time zone",
+    "timestamptz": "timestamp with time zone",
+}
+_DIGITS = {"int2": "smallint", "int4": "integer", "int8": "bigint", "numeric": "numeric"}
+_CITEXT = re.compile(r'.*\."?citext"?')
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,6 @@ def create_function(
     arguments = [_argument(f, model.types.get(f.name)) for f in model.signature.features]
     row_type = ""
     returns = "double precision[]" if model.task == "multiclass" else "double precision"
-    columns = [[a.feature.name, a.type_name] for a in arguments]
     if as_sql:
         labels, body = "IMMUTABLE PARALLEL SAFE", _native_body(db, model, arguments, wide)
         cost = native.planning_ms(body)
@@ -105,12 +111,12 @@ def create_function(
             db.notice(f"each statement that calls {qualified} takes about {cost:.0f} ms more to plan")
     else:
         labels, body = f"STABLE PARALLEL {_parallel_label(db)}", _predict_body(model, target, arguments, wide)
-    kept = _keep_or_drop(db, schema, bare, columns, returns) if replace else None
+    kept = _keep_or_drop(db, schema, bare, _shown(db, arguments), returns) if replace else None
     stale: Sequence[StoredResults] = ()
     if kept is not None and (kept["prosrc"], kept["immutable"]) != (body, as_sql):
         stale = find_stored_results(db, kept["oid"])
         _require_told(qualified, stale, as_sql, keep_dependents)
-    declared = ", ".join(f"{quote_identifier(column)} {type_name}" for column, type_name in columns)
+    declared = ", ".join(f"{quote_identifier(a.feature.name)} {a.type_name}" for a in arguments)
     if wide:
         row_type = f"{quote_identifier(schema)}.{quote_identifier(bare + ROW_TYPE)}"
         if kept is None:
@@ -321,9 +327,15 @@ def _parallel_label(db: Database) -> str:
 
 
 def _argument(feature: FeatureSpec, sql_type: str | None) -> _Argument:
-    name = quote_identifier(feature.name)
+    name, base = quote_identifier(feature.name), base_of(sql_type)
     if feature.kind == "string":
-        return _Argument(feature, "text", name)
+        # What PostgreSQL passes for a text by itself is one; else the column's own type, or it could not be passed at all.
+        if sql_type is None or "." not in sql_type or base in ("text", "varchar", "name", "char"):
+            return _Argument(feature, "text", name)
+        if _CITEXT.fullmatch(sql_type):
+            return _Argument(feature, "text", name)
+        known = "character" if base == "bpchar" else _DIGITS.get(base, sql_type)
+        return _Argument(feature, known, f"{name}::pg_catalog.text")
     if feature.kind == "boolean":
         return _Argument(feature, "boolean", f"{name}::pg_catalog.int4::pg_catalog.float8")
     if feature.kind == "integer":
@@ -331,9 +343,19 @@ def _argument(feature: FeatureSpec, sql_type: str | None) -> _Argument:
     if feature.kind == "timestamp":
         # Of unknown type: PostgreSQL refuses to pass a timestamptz for a timestamp; the other way round it would convert it
         # by the session's time zone.
-        known = sql_type if sql_type in _TIMESTAMPS else "timestamp without time zone"
+        known = _TIMESTAMPS.get(base, "timestamp without time zone")
         return _Argument(feature, known, f"pg_catalog.date_part('epoch', {name})")
     return _Argument(feature, "double precision", name)
+
+
+def _shown(db: Database, arguments: list[_Argument]) -> list[list[str]]:
+    """Return the arguments' names and types, these as the server shows them."""
+    rows = db.query(
+        "select pg_catalog.format_type(t.name::pg_catalog.regtype, null) as shown"
+        " from pg_catalog.unnest($1) with ordinality t(name, place) order by t.place",
+        ("text[]", [a.type_name for a in arguments]),
+    )
+    return [[a.feature.name, row["shown"]] for a, row in zip(arguments, rows, strict=True)]
 
 
 def _predict_body(model: Model, target: str, arguments: list[_Argument], wide: bool) -> str:

@@ -271,7 +271,9 @@ class Worker:
     def _connect(self, application_name: str) -> psycopg.Connection[Any]:
         import psycopg
 
-        connection = psycopg.connect(self._dsn, autocommit=True, application_name=application_name)
+        connection = psycopg.connect(
+            self._dsn, autocommit=True, application_name=application_name, client_encoding="UTF8"
+        )
         try:
             db = PsycopgDatabase(connection)
             job_queue.require_own_login(db)

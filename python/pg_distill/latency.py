@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from pg_distill.canonical import constant_sql, from_canonical, rows_sql
 from pg_distill.database import Argument, Database, quote_identifier, quote_literal
-from pg_distill.frame import FloatArray, Frame, Strings
+from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure import Latency, latency_statistics
 from pg_distill.onnx_model import Signature
 from pg_distill.quoting import array_text, number_array_text
 from pg_distill.registry import Model, server_figures
-from pg_distill.teachers import array_literal, typed_columns
 
 __all__ = [
     "SQL_PATH",
@@ -51,6 +51,7 @@ MIN_BLOCK_CALLS, MAX_BLOCK_CALLS, MAX_LEAD_CALLS = 3, 500, 200
 WARM_UP_CALLS = 100
 STATEMENTS = 7  # of one row each; the median of so few is steady to some 10 %
 SQL_PATH = "the expression in a query"
+_ROWS = quote_identifier("pg_distill rows")  # no table that an expression reads is called so
 WARM_UP_SECONDS = 1.0  # a slow contender is warm after fewer calls
 
 
@@ -113,7 +114,7 @@ def sql_contender(name: str, expression: str, signature: Signature, types: Mappi
         name,
         SQL_PATH,
         f"({expression}\n)",
-        lambda rows: (_typed(signature, types, rows), ()),
+        lambda rows: (rows_sql(signature.features, types, rows), ()),
         foreign_text=True,
     )
 
@@ -138,19 +139,13 @@ def statement_latency_ms(
     frame = rows.select(signature.names)
     took = []
     for position in range(min(STATEMENTS, len(frame))):
-        cells = []
-        for feature in frame.features:
-            column = frame.columns[feature.name]
-            if isinstance(column, Strings):
-                text = column.to_objects()[position]
-                cell = "NULL::pg_catalog.text" if text is None else f"{quote_literal(text)}::pg_catalog.text"
-            else:
-                known = not np.isnan(column[position])
-                number = repr(float(column[position])).replace("inf", "Infinity")
-                cell = f"'{number}'::pg_catalog.float8" if known else "NULL::pg_catalog.float8"
-            cells.append(f"{cell} AS {quote_identifier(feature.name)}")
+        cells, columns = [], []
+        for feature in signature.features:
+            name, type_name = quote_identifier(feature.name), types.get(feature.name)
+            cells.append(f"{constant_sql(feature, types, frame.columns[feature.name], position)} AS {name}")
+            columns.append(f"{from_canonical(f'u.{name}', feature.kind, type_name)} AS {name}")
         statement = (
-            f"SELECT ({expression}\n) AS p FROM (SELECT {typed_columns(signature, types)}"
+            f"SELECT ({expression}\n) AS p FROM (SELECT {', '.join(columns)}"
             f" FROM (SELECT {', '.join(cells)} OFFSET 0) u OFFSET 0) s"
         )
         took.append(statement_seconds(db, statement))
@@ -172,13 +167,6 @@ def _seconds(db: Database, statement: str) -> float:
     return time.perf_counter() - start
 
 
-def _typed(signature: Signature, types: Mapping[str, str], rows: Frame) -> str:
-    rows = rows.select(signature.names)
-    names = ", ".join(quote_identifier(f.name) for f in rows.features)
-    arrays = ", ".join(f"pg_catalog.unnest({array_literal(rows.columns[f.name])})" for f in rows.features)
-    return f"(SELECT {typed_columns(signature, types)} FROM ROWS FROM ({arrays}) AS u({names}))"
-
-
 def _arrays(rows: Frame) -> tuple[str, tuple[Argument, ...]]:
     """Give each row's numbers and strings as two arrays."""
     source = (
@@ -198,10 +186,10 @@ def _time_block(db: Database, contender: Contender, rows: Frame, lead: int = 0) 
     source, arguments = contender.source(rows)
     # OFFSET 0 keeps the calls between the clock readings; count(p) keeps them from being planned away.
     statement = (
-        f"WITH rows AS MATERIALIZED (SELECT * FROM {source} s)"
+        f"WITH {_ROWS} AS MATERIALIZED (SELECT * FROM {source} s)"
         " SELECT pg_catalog.array_agg(pg_catalog.date_part('epoch', t.t1 - t.t0)) AS seconds, pg_catalog.count(t.p) AS n"
         f" FROM (SELECT pg_catalog.clock_timestamp() AS t0, {contender.call} AS p, pg_catalog.clock_timestamp() AS t1"
-        " FROM rows s OFFSET 0) t"
+        f" FROM {_ROWS} s OFFSET 0) t"
     )
     if contender.foreign_text:
         row = db.read_only(lambda: db.query_once(statement))[0]

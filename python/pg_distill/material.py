@@ -171,6 +171,7 @@ def prepare(
         Rows and options do not fit the teacher.
     """
     source = resolve_source(db, registry.sample_of(db, teacher, options.sample), stored=True)
+    source = source.read_as(teacher.signature.features)
     if options.trained_on is not None:
         trained_on = resolve_source(db, options.trained_on)
     label = options.label if options.label is not None else teacher.label
@@ -191,6 +192,7 @@ def prepare(
         trained_on=trained_on,
         seed=options.seed,
         max_rows=options.max_rows,
+        label_texts=teacher.task != "regression",
         with_rows=with_rows,
         teacher=registry.read_learned(db, [teacher.id])[teacher.id],
         identities=sorted(identities),

@@ -131,12 +131,7 @@ def canonical(sql: str, kind: Kind, type_name: str | None = None) -> str:
         return f"{sql}::int::float"
     if kind == "timestamp":
         if type_name == "timestamptz":
-            return (
-                f"CASE WHEN pg_catalog.isfinite({sql}) THEN pg_catalog.date_part('epoch', {sql} -"
-                f" '1970-01-01 00:00:00+00'::timestamp with time zone) ELSE"
-                f" CASE WHEN {sql} > '1970-01-01 00:00:00+00'::timestamp with time zone THEN 'Infinity'::float"
-                f" WHEN {sql} IS NOT NULL THEN '-Infinity'::float END END"
-            )
+            return f"pg_catalog.date_part('epoch', pg_catalog.timezone('UTC', {sql}))"
         return f"pg_catalog.date_part('epoch', {sql})"
     return f"{sql}::float"
 

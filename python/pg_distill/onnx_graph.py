@@ -16,6 +16,7 @@ each of which may refuse:
 from __future__ import annotations
 
 import math
+import re
 import resource
 import threading
 import time
@@ -653,7 +654,7 @@ def derive_signature(
     """
     if features is None and rows is not None:
         features = rows.features
-    specs, inputs = _inputs(model, features)
+    specs, inputs = _inputs(model, features, _whole_strings(rows))
     try:
         found_costs = _survey(model, inputs, limits)
     except InvalidArtifact as error:
@@ -722,8 +723,22 @@ def _cost(found: Survey, outputs: Sequence[str], limits: Limits) -> Cost:
     return cost
 
 
+def _whole_strings(rows: Frame | None) -> frozenset[str]:
+    """Return the columns of strings that are digits throughout, as integers beyond 2**53 are: an int64 input takes them."""
+    if rows is None:
+        return frozenset()
+    return frozenset(
+        name
+        for name in rows.string_names
+        if (known := rows.strings(name).categories) and all(map(_DIGITS.fullmatch, known))
+    )
+
+
+_DIGITS = re.compile(r"-?[0-9]{1,19}")
+
+
 def _inputs(
-    model: onnx.ModelProto, features: Sequence[Feature] | None
+    model: onnx.ModelProto, features: Sequence[Feature] | None, whole: frozenset[str]
 ) -> tuple[tuple[FeatureSpec, ...], tuple[InputSpec, ...]]:
     graph = model.graph
     shapes = [_input_shape(value) for value in _graph_inputs(graph)]
@@ -766,7 +781,8 @@ def _inputs(
         mine = tuple(at[start : start + width])
         start += width
         for i in mine:
-            if (element == "string") != (features[i].kind == "string"):
+            is_string = features[i].kind == "string"
+            if (element == "string") != is_string and not (element == "int64" and features[i].name in whole):
                 raise DatatypeMismatch(
                     f'feature "{features[i].name}" is of kind {features[i].kind},'
                     f' input "{name}" of type {element}'

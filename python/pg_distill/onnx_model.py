@@ -18,7 +18,6 @@ import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from operator import itemgetter
 from time import perf_counter
@@ -28,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from . import canonical
 from .errors import (
     ArtifactCorrupted,
     DatatypeMismatch,
@@ -105,9 +105,6 @@ _INTEGER_RANGE: Mapping[Element, tuple[float, float]] = {
     "int32": (-(2.0**31), 2.0**31 - 1),
     "bool": (0.0, 1.0),
 }
-_SPECIAL_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-"""What to_jsonb makes of the floats that JSON lacks."""
-
 runtime_errors: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
@@ -167,6 +164,8 @@ class OutputSpec:
     form: Form
     width: int
     element: Literal["float32", "float64", "int64", "string"] = "float32"
+    labels: tuple[str, ...] = ()
+    """Of the form ``label``: the texts of what the graph gives for the classes, where these are named otherwise."""
 
 
 @dataclass(frozen=True)
@@ -283,6 +282,7 @@ class Signature:
             task, classes = output.pop("task"), tuple(output.pop("classes"))
             inputs = [InputSpec(**{**i, "features": tuple(i["features"])}) for i in input_schema["inputs"]]
             features = tuple(FeatureSpec(**f) for f in input_schema["features"])
+            output["labels"] = tuple(output.get("labels", ()))
             signature = cls(features, tuple(inputs), OutputSpec(**output), task, classes)
             valid = signature._is_valid()
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -308,6 +308,8 @@ class Signature:
             and type(output.width) is int
             and output.width in widths[output.form]
             and output.element in ("float32", "float64", "int64", "string")
+            and len(output.labels) in (0, width)
+            and all(isinstance(c, str) for c in output.labels)
             and len(features) > 0
             and all(
                 isinstance(f.name, str) and f.kind in get_args(Kind) and f.null in get_args(Null)
@@ -420,7 +422,10 @@ def encode(signature: Signature, frame: Frame) -> dict[str, npt.NDArray[Any]]:
                 strings = frame.strings(feature.name)
                 if feature.null == "error" and (strings.codes < 0).any():
                     raise _null(feature)
-                array[:, position] = strings.to_objects("" if feature.null == "empty" else NULL_STRING)
+                if spec.element == "string":
+                    array[:, position] = strings.to_objects("" if feature.null == "empty" else NULL_STRING)
+                else:
+                    array[:, position] = [_whole(feature, text) for text in strings.to_objects()]
             else:
                 array[:, position] = _checked(feature, spec.element, frame.number(feature.name))
         feeds[spec.name] = array if spec.rank == 2 else array.reshape(-1)
@@ -441,7 +446,7 @@ def decode(signature: Signature, raw: npt.NDArray[Any], rows: int, *, logits: bo
     if raw.size != rows * output.width:
         raise InvalidData(f"model gave {raw.size} values for {rows} rows, expected {rows * output.width}")
     if output.form == "label":
-        index = {name: position for position, name in enumerate(signature.classes)}
+        index = {name: position for position, name in enumerate(output.labels or signature.classes)}
         try:
             codes = [index[str(label)] for label in raw.reshape(-1).tolist()]
         except KeyError as error:
@@ -468,6 +473,8 @@ class Model:
         The ONNX file's bytes.
     signature
         What `onnx_graph.derive_signature` found.
+    types
+        The stored types of the features' columns, by which JSON is read.
 
     Attributes
     ----------
@@ -485,6 +492,7 @@ class Model:
         artifact: bytes,
         signature: Signature,
         *,
+        types: Mapping[str, str] | None = None,
         threads: int = 1,
         run_bytes: int = RUN_BYTES,
         guard: Guard = NO_GUARD,
@@ -497,6 +505,12 @@ class Model:
                 f"model may take {signature.cost.bytes(1)} bytes for one row, limit is {run_bytes}",
                 hint="An administrator may raise the setting predict_memory_mb.",
             )
+        doubles = {i for spec in signature.inputs if spec.element != "float32" for i in spec.features}
+        self._readers = canonical.json_readers(
+            # What is rounded to float32 anyhow needs no reader that does.
+            (f for i, f in enumerate(signature.features) if f.kind == "string" or i in doubles),
+            types or {},
+        )
         output = signature.output
         graph = prune(artifact, [output.name])
         guard.check()
@@ -595,6 +609,8 @@ class Model:
             As `run_numbers`.
         """
         try:
+            if self._readers:
+                row = {**row, **{name: read(row[name]) for name, read in self._readers.items()}}
             for slot in self._plan:
                 slot.fill(slot.pick(row))
         except KeyError as error:
@@ -625,13 +641,13 @@ class Model:
         if self._is_straight:
             self._plan[0].fill(values)
             return
-        for slot in self._plan:
-            if slot.spec.element == "string":
-                name = slot.features[0].name
+        for feature in self.signature.features:
+            if feature.kind == "string":
                 raise FeatureNotSupported(
-                    f'feature "{name}" is a string, which an array of numbers cannot hold',
+                    f'feature "{feature.name}" is a string, which an array of numbers cannot hold',
                     hint="Pass numbers and strings as two arrays, or the row as jsonb.",
                 )
+        for slot in self._plan:
             slot.fill([values[i] for i in slot.spec.features])
 
     def _finish(self) -> FloatArray:
@@ -959,6 +975,9 @@ class _Slot:
             return
         with np.errstate(over="ignore"):
             for position, (feature, value) in enumerate(zip(self.features, values, strict=True)):
+                if feature.kind == "string":
+                    cells[position] = _whole(feature, value)
+                    continue
                 number = read_number(feature, value)
                 if self.pack is None:
                     number = _integer(feature, element, number)
@@ -975,6 +994,20 @@ def _string(feature: FeatureSpec, value: object) -> str:
     return "" if feature.null == "empty" else NULL_STRING
 
 
+def _whole(feature: FeatureSpec, value: object) -> int:
+    """Return an integer given by its digits, as what float64 does not hold is."""
+    if value is None:
+        raise _null(feature)
+    text = str(value)
+    number = int(text) if _DIGITS.fullmatch(text) else None
+    if number is None or not -(2**63) <= number < 2**63:
+        raise InvalidData(f'feature "{feature.name}" must be an integer of 64 bits, not "{text[:20]}"')
+    return number
+
+
+_DIGITS = re.compile(r"-?[0-9]{1,19}")
+
+
 def read_number(feature: FeatureSpec, value: Any) -> float:
     """Return a feature's value, as a JSON object or an array has it, as a number; NaN for NULL.
 
@@ -983,56 +1016,18 @@ def read_number(feature: FeatureSpec, value: Any) -> float:
     NullNotAllowed, DatatypeMismatch
         Where NULL or NaN, which count as the same, has no encoding, or the value is no number.
     """
-    number = _any_number(feature, value)
+    number = canonical.read_number(feature.name, feature.kind, value)
     if feature.null == "error" and number != number:
         raise _null(feature)
     return number
-
-
-def _any_number(feature: FeatureSpec, value: Any) -> float:
-    if value is None:
-        return math.nan
-    if isinstance(value, str):
-        if value in _SPECIAL_NUMBERS:
-            return _SPECIAL_NUMBERS[value]
-        if feature.kind == "timestamp":
-            return _timestamp(feature, value)
-        raise _wrong_type(feature, "string")
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-    except (TypeError, ValueError):
-        raise _wrong_type(feature, type(value).__name__) from None
-
-
-def _timestamp(feature: FeatureSpec, text: str) -> float:
-    if text.lower() in ("infinity", "-infinity"):
-        return math.copysign(math.inf, -1 if text[0] == "-" else 1)
-    shifted, cycles = text, 0
-    if far := _FAR_YEAR.fullmatch(
-        text
-    ):  # a year that Python lacks: the same day of another cycle of the calendar
-        year = 1 - int(far[1]) if far[3] else int(far[1])
-        cycles = year // 400 - 5
-        shifted = f"{year - 400 * cycles:04d}{far[2]}"
-    try:
-        moment = datetime.fromisoformat(shifted)
-    except ValueError:
-        raise DatatypeMismatch(f'feature "{feature.name}" is a timestamp, "{text}" is not one') from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() + cycles * _CYCLE_SECONDS
-
-
-_FAR_YEAR = re.compile(r"(\d{5,6}|\d{4,6}(?=.* BC$))(-.*?)( BC)?")
-"""As to_jsonb writes the years after 9999 and before 1."""
-
-_CYCLE_SECONDS = 146_097 * 86_400  # 400 years of the Gregorian calendar
 
 
 def _integer(feature: FeatureSpec, element: Element, number: float) -> int:
     low, high = _INTEGER_RANGE[element]
     if not low <= number <= high or number != math.floor(number):
         raise InvalidData(f'feature "{feature.name}" must be of type {element}, not {number!r}')
+    if feature.kind == "integer" and abs(number) >= canonical.EXACT:
+        raise canonical.beyond_exact(feature.name, f"{number:.0f}")
     return int(number)
 
 
@@ -1048,6 +1043,8 @@ def _checked(feature: FeatureSpec, element: Element, column: npt.NDArray[Any]) -
     if not good.all():
         value = float(column[int(np.argmin(good))])
         raise InvalidData(f'feature "{feature.name}" must be of type {element}, not {value!r}')
+    if feature.kind == "integer":
+        canonical.check_exact(feature.name, column, "pg_catalog.int8")
     return column.astype(element)
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,8 @@ import numpy.typing as npt
 
 from pg_distill import claims, measure, registry
 from pg_distill.approval import model_limits, trainer_limits
-from pg_distill.database import Database
+from pg_distill.canonical import match_labels
+from pg_distill.database import Database, quote_identifier
 from pg_distill.errors import (
     InvalidData,
     InvalidParameter,
@@ -23,7 +27,15 @@ from pg_distill.errors import (
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
 from pg_distill.latency import Timing, contender_for, describe_machine, measure_latency
 from pg_distill.onnx_model import Signature
-from pg_distill.sample import Source, check_columns, draw_rows, resolve_source
+from pg_distill.sample import (
+    Label,
+    Source,
+    check_columns,
+    draw_rows,
+    integers_beyond,
+    lost_microseconds,
+    resolve_source,
+)
 from pg_distill.teachers import check_outputs, label_by_sql, logged_outputs, signature_without_graph
 from pg_distill.trainer import Trainer, label_within
 
@@ -51,11 +63,10 @@ def default_metric(task: Task, labelled: bool) -> str:
     return "r2" if task == "regression" else "accuracy"
 
 
-def positions(label: Column, task: Task, classes: Sequence[str]) -> npt.NDArray[Any]:
+def positions(label: Label | Strings, task: Task, classes: Sequence[str]) -> npt.NDArray[Any]:
     """Return labels as class positions, -1 for NULL; or as values, NaN for NULL.
 
-    A class and a label are the same if their texts are, or if both are numbers or truth values and equal:
-    ``true`` is ``1``, ``3.0`` is ``3``.
+    A label and a class are the same as `match_labels` says.
 
     Raises
     ------
@@ -63,46 +74,50 @@ def positions(label: Column, task: Task, classes: Sequence[str]) -> npt.NDArray[
         A label that is none of the classes; one class only; text or an infinite value for a regression.
     """
     if task == "regression":
-        if isinstance(label, Strings):
+        values = label.values if isinstance(label, Label) else label
+        if isinstance(values, Strings):
             raise InvalidData("the label column is of strings, but the model is a regression")
-        if np.isinf(label).any():
+        if np.isinf(values).any():
             raise InvalidData(
                 "the label column has an infinite value: no error of a prediction is defined for it"
             )
-        return label
-    index = {_plain(name): position for position, name in enumerate(classes)}
-    if isinstance(label, Strings):
-        table = [index.get(_plain(c), -2) for c in label.categories]
-        y = np.array([*table, -1], np.int64)[label.codes]
-        shown = label.categories[table.index(-2)] if -2 in y else ""
-    else:
-        values, inverse = np.unique(label, return_inverse=True)
-        table = [-1 if np.isnan(v) else index.get(_plain(repr(float(v))), -2) for v in values]
-        y = np.array(table, np.int64)[inverse]
-        shown = repr(float(values[table.index(-2)])) if -2 in table else ""
-    if (y == -2).any():
+        return values
+    texts = label.texts if isinstance(label, Label) else label
+    assert texts is not None
+    seen = _seen(texts)
+    found = match_labels(seen, classes)
+    unknown = next((text for text in seen if text not in found), None)
+    if unknown is not None:
         raise InvalidData(
-            f'label "{shown}" is not among the classes of the model',
+            f'label "{unknown}" is not among the classes of the model',
             detail=f"The model's classes are {', '.join(classes)}.",
             hint="Map labels to classes in the sample query.",
         )
+    y = np.array([*(found.get(text, -1) for text in texts.categories), -1], np.int64)[texts.codes]
     present = np.unique(y[y >= 0])
     if len(present) == 1:
         raise InvalidData(f'every label of the sample is "{classes[int(present[0])]}"')
     return y
 
 
-def _plain(text: str) -> str:
-    lowered = text.strip().lower()
-    if lowered in ("true", "t"):
-        return "1"
-    if lowered in ("false", "f"):
-        return "0"
-    try:
-        number = float(lowered)
-    except ValueError:
-        return text
-    return str(int(number)) if number.is_integer() else repr(number)
+def _seen(texts: Strings) -> list[str]:
+    return [texts.categories[code] for code in np.unique(texts.codes[texts.codes >= 0])]
+
+
+def classes_as_labelled(label: Label, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes of a model as its label column has them, where it writes them otherwise: 0 and 1 as false and true.
+
+    What predict_class answers can then be compared with the column. Where a label is none of the classes they stay.
+    """
+    assert label.texts is not None
+    seen = _seen(label.texts)
+    if label.sql_type.base == "bool":
+        seen = ["false", "true"]
+    found = match_labels(seen, classes)
+    if len(found) < len(seen):
+        return tuple(classes)
+    named = {position: text for text, position in found.items()}
+    return tuple(named.get(position, text) for position, text in enumerate(classes))
 
 
 def latency_figures(timing: Timing) -> dict[str, Any]:
@@ -120,7 +135,7 @@ def latency_figures(timing: Timing) -> dict[str, Any]:
 
 
 def _accuracy_figures(
-    task: Task, classes: Sequence[str], label: Column | None, outputs: FloatArray | None
+    task: Task, classes: Sequence[str], label: Label | None, outputs: FloatArray | None
 ) -> dict[str, Any]:
     if label is None or outputs is None:
         return {}
@@ -136,7 +151,7 @@ def _accuracy_figures(
 
 
 def _warn_of_classes(
-    db: Database, name: str, task: Task, classes: Sequence[str], label: Column | None, outputs: FloatArray
+    db: Database, name: str, task: Task, classes: Sequence[str], label: Label | None, outputs: FloatArray
 ) -> None:
     """Warn where the model's answers and the label are turned round: classes in another order, values with another sign."""
     if label is None:
@@ -204,12 +219,42 @@ def _say_what_is_missing(
 
 def _rows(
     db: Database, source: Source, features: Sequence[str], label: str | None, extra: Sequence[str] = ()
-) -> tuple[Sequence[Feature], Frame, Column | None, Mapping[str, Column]]:
+) -> tuple[Sequence[Feature], Frame, Label | None, Mapping[str, Column]]:
     columns = check_columns(source, features)
     frame, labels, others = draw_rows(db, source, columns, label=label, extra=extra, seed=SEED, limit=ROWS)
     if len(frame) == 0:
         raise InvalidData("the sample has no rows" + (" with a label" if label else ""))
     return columns, frame, labels, others
+
+
+MAX_LISTED = 30  # names in a message
+
+
+def _list(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:MAX_LISTED])
+    return shown if len(names) <= MAX_LISTED else f"{shown} and {len(names) - MAX_LISTED} more"
+
+
+def _read_as_text(db: Database, source: Source, names: Sequence[str]) -> Source:
+    """Return the source with columns of integers that float64 cannot tell apart read as categories, and say so."""
+    for name in names:
+        column = quote_identifier(name)
+        db.notice(
+            f'column "{name}" has integers beyond 2**53, which double precision cannot tell apart: it is read as a category;'
+            f" to have it as a rounded number, write {column}::float8 in the sample's query"
+        )
+    return replace(source, as_text=source.as_text | frozenset(names))
+
+
+def _as_labelled(signature: Signature, label: Label) -> Signature:
+    """Return the signature with the classes as the label column has them."""
+    classes = classes_as_labelled(label, signature.classes)
+    if classes == signature.classes:
+        return signature
+    output = signature.output
+    if output.form == "label":
+        output = replace(output, labels=output.labels or signature.classes)
+    return replace(signature, output=output, classes=classes)
 
 
 def register_onnx(
@@ -257,7 +302,7 @@ def register_onnx(
     if len(artifact) > limit:
         raise LimitExceeded(f"artifact has {len(artifact)} bytes, more than the limit of {limit}")
     frame: Frame | None = None
-    labels: Column | None = None
+    labels: Label | None = None
     types: Mapping[str, str] = {}
     source: Source | None = None
     with Trainer(trainer_limits(db), db.check_interrupts) as trainer:
@@ -276,7 +321,7 @@ def register_onnx(
             source = resolve_source(db, sample, stored=True)
             if features is None:
                 # A graph with an input a column names its columns; one with a tensor takes what the sample has.
-                graph = trainer.inspect(
+                given = trainer.inspect(
                     artifact,
                     names=None,
                     features=None,
@@ -286,23 +331,45 @@ def register_onnx(
                     max_bytes=limit,
                     run_bytes=run_bytes,
                 ).signature.names
-                features = graph
-                if not set(graph) <= set(source.types):
+                if set(given) <= set(source.columns):
+                    features = given
+                else:
                     features = [c for c in source.kinds if c not in (label, expected)]
-                    db.notice(f"features are the sample's columns in their order: {', '.join(features)}")
-            columns, frame, labels, _ = _rows(db, source, features, label)
-            types = {f.name: source.types[f.name] for f in columns}
-            found = trainer.inspect(
+                    db.notice(
+                        f"the model's inputs are taken to be these columns, in this order: {_list(features)}"
+                    )
+            inspect = partial(
+                trainer.inspect,
                 artifact,
                 names=None,
-                features=columns,
-                rows=frame,
                 task=task,
                 classes=classes,
                 max_bytes=limit,
                 run_bytes=run_bytes,
             )
+            columns, frame, labels, _ = _rows(db, source, features, label)
+            beyond = integers_beyond(source, frame)
+            if beyond:
+                whole = set(beyond)
+                with suppress(InvalidData):  # of a model that fails on rows that are made up
+                    graph = inspect(features=columns, rows=None).signature
+                    whole = {graph.names[i] for g in graph.inputs if g.element == "int64" for i in g.features}
+                if rounded := [name for name in beyond if name not in whole]:
+                    db.notice(
+                        f"the model takes floats: integers beyond 2**53 are rounded in {_list(rounded)}"
+                    )
+                if exact := [name for name in beyond if name in whole]:
+                    source = _read_as_text(db, source, exact)
+                    columns, frame, labels, _ = _rows(db, source, features, label)
+            types = {f.name: source.types[f.name] for f in columns}
+            found = inspect(features=columns, rows=frame)
     signature = found.signature
+    own_classes = classes is None or (claim is not None and claim.own_classes)
+    if labels is not None and own_classes and signature.task != "regression":
+        renamed = _as_labelled(signature, labels)
+        if claim is not None:
+            claim = claim.renamed(dict(zip(signature.classes, renamed.classes, strict=True)))
+        signature = renamed
     figures: dict[str, Any] = {}
     if task is None and classes is None:
         _require_classes(signature, labels)
@@ -337,11 +404,11 @@ def register_onnx(
     return model.id
 
 
-def _require_classes(signature: Signature, label: Column | None) -> None:
+def _require_classes(signature: Signature, label: Label | None) -> None:
     """Refuse to take for logits what nobody said were any, and what the label has far fewer classes than."""
     if label is None or signature.task != "multiclass" or signature.output.form != "logits":
         return
-    seen = np.unique(label.codes[label.codes >= 0] if isinstance(label, Strings) else label[~np.isnan(label)])
+    seen = label.names()
     if 2 * len(seen) < len(signature.classes):
         raise InvalidParameter(
             f"model gives {len(signature.classes)} numbers a row, which are no probabilities, and the label has"
@@ -351,7 +418,7 @@ def _require_classes(signature: Signature, label: Column | None) -> None:
 
 
 def _task_of(
-    task: Task | None, classes: Sequence[str] | None, label: Column | None, width: int
+    task: Task | None, classes: Sequence[str] | None, label: Label | None, width: int
 ) -> tuple[Task, list[str]]:
     """Derive task and classes of a model without a graph from what the caller said and the label column."""
     if task is None:
@@ -359,10 +426,9 @@ def _task_of(
             task = "binary" if len(classes) == 2 else "multiclass"
         elif width > 1:
             task = "binary" if width == 2 else "multiclass"
-        elif isinstance(label, Strings):
-            task = "binary"
         elif label is not None:
-            task = "binary" if len(np.unique(label)) <= 2 else "regression"
+            few = isinstance(label.values, Strings) or len(np.unique(label.values)) <= 2
+            task = "binary" if few else "regression"
         else:
             raise InvalidParameter(
                 "the task cannot be told without a label column", hint="Pass task => ... ."
@@ -376,10 +442,7 @@ def _task_of(
             raise InvalidParameter(
                 "the classes cannot be told without a label column", hint="Pass classes => ... ."
             )
-        if isinstance(label, Strings):
-            classes = [label.categories[c] for c in np.unique(label.codes[label.codes >= 0])]
-        else:
-            classes = [_plain(repr(float(v))) for v in np.unique(label[~np.isnan(label)])]
+        classes = label.names()
         if width > 1 and len(classes) != width:
             raise InvalidParameter(
                 f"the label column has {len(classes)} classes, but the teacher gives {width} values",
@@ -411,6 +474,14 @@ def register_sql(
         raise NullNotAllowed("expression, features and sample must not be NULL")
     source = resolve_source(db, sample, stored=True)
     columns, frame, labels, _ = _rows(db, source, features, label)
+    if beyond := integers_beyond(source, frame):
+        source = _read_as_text(db, source, beyond)
+        columns, frame, labels, _ = _rows(db, source, features, label)
+    for column, first in lost_microseconds(db, source, frame).items():
+        db.warning(
+            f'column "{column}" has timestamps whose microseconds double precision does not hold, such as {first}:'
+            " the expression gets them rounded"
+        )
     found_task, found_classes = _task_of(
         task, classes, labels, len(classes or ()) if (task == "multiclass") else 1
     )
@@ -483,6 +554,9 @@ def register_logged(
         raise InvalidParameter(f"latency_ms must be above 0, not {latency_ms}")
     source = resolve_source(db, sample, stored=True)
     columns, frame, labels, extra = _rows(db, source, features, label, outputs)
+    if beyond := integers_beyond(source, frame):
+        source = _read_as_text(db, source, beyond)
+        columns, frame, labels, extra = _rows(db, source, features, label, outputs)
     found_task, found_classes = _task_of(task, classes, labels, len(outputs))
     raw = logged_outputs(extra, outputs)
     checked = check_outputs(raw, found_task, found_classes, frame)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pg_distill import __version__, places
+from pg_distill.canonical import stored_types
 from pg_distill.database import Argument, Database, Row, is_superuser, quote_identifier
 from pg_distill.errors import (
     ArtifactCorrupted,
@@ -45,7 +46,6 @@ __all__ = [
     "check_name",
     "check_setting",
     "choose_member",
-    "column_types",
     "drop",
     "family_members",
     "find_by_id",
@@ -225,24 +225,6 @@ _MODEL_COLUMNS = (
 )
 
 
-# What format_type gives: words of the grammar, or a name, of a schema or not, that is quoted where it has to be.
-_IDENTIFIER = r'(?:[a-z_][a-z0-9_]*|"(?:[^"]|"")+")'
-_TYPE = re.compile(
-    r"(?:double precision|(?:character|bit) varying|(?:timestamp|time) with(?:out)? time zone"
-    rf"|{_IDENTIFIER}(?:\.{_IDENTIFIER})?)(?:\[\])?"
-)
-
-
-def column_types(input_schema: Mapping[str, Any]) -> dict[str, str]:
-    """Return the SQL types of columns, which stand in SQL as they are; ArtifactCorrupted where one is no type's name."""
-    types = input_schema.get("types", {})
-    if not isinstance(types, dict) or not all(
-        isinstance(kind, str) and _TYPE.fullmatch(kind) for kind in types.values()
-    ):
-        raise ArtifactCorrupted("stored types of the model's columns are not names of types")
-    return types
-
-
 def _model(row: Row) -> Model:
     input_schema, output_schema = json.loads(row.pop("input_schema")), json.loads(row.pop("output_schema"))
     signature = Signature.from_json(input_schema, output_schema)
@@ -250,7 +232,7 @@ def _model(row: Row) -> Model:
         if row[what] is not None:
             said = f'the {what} of model "{row["name"]}:{row["version"]}"'
             row[what] = StoredSql(row[what], row["owner"], said)
-    return Model(signature=signature, types=column_types(input_schema), **row)
+    return Model(signature=signature, types=stored_types(input_schema), **row)
 
 
 def find_model(db: Database, model: str) -> Model:

@@ -9,13 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from pg_distill.canonical import (
+    EXACT,
+    EXACT_SECONDS,
+    TYPES_QUERY,
+    SqlType,
+    from_canonical,
+    label_text,
+    number_text,
+    one_text_for_equal_numbers,
+    to_canonical,
+)
 from pg_distill.database import Database, quote_identifier
 from pg_distill.errors import DatatypeMismatch, InvalidData, InvalidState, UndefinedColumn
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Kind, Strings
@@ -28,9 +40,9 @@ __all__ = [
     "SPLIT_NAMES",
     "TEST",
     "UNLABELLED",
+    "Label",
     "Sample",
     "Source",
-    "canonical_column",
     "check_columns",
     "draw_identified",
     "draw_rows",
@@ -39,6 +51,8 @@ __all__ = [
     "group_numbers",
     "identities_of",
     "identity_columns",
+    "integers_beyond",
+    "lost_microseconds",
     "resolve_source",
     "split_times",
 ]
@@ -54,49 +68,96 @@ MIN_SPLIT_ROWS = 10  # fewer rows in a split say nothing about a student
 _HASH = quote_identifier("pg_distill hash")
 _ROW = quote_identifier("pg_distill row")
 
-_KINDS: Mapping[str, Kind] = {
-    "float4": "number",
-    "float8": "number",
-    "numeric": "number",
-    "int2": "integer",
-    "int4": "integer",
-    "int8": "integer",
-    "bool": "boolean",
-    "date": "timestamp",
-    "timestamp": "timestamp",
-    "timestamptz": "timestamp",
-    "text": "string",
-    "varchar": "string",
-    "bpchar": "string",
-    "name": "string",
-    "char": "string",
-    "citext": "string",
-    "uuid": "string",
-}
+
+class _Column(Protocol):
+    """A feature of a frame or of a model."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> Kind: ...
 
 
 @dataclass(frozen=True)
 class Source:
     """A query that gives rows, and what its columns are.
 
-    ``kinds`` leaves out columns of types that no model takes (json, arrays ...); ``types`` has the SQL type
-    of every column.
+    ``as_text`` are columns of integers that are read as strings: some of them float64 would not tell apart.
     """
 
     query: str
-    kinds: Mapping[str, Kind]
-    types: Mapping[str, str]
+    columns: Mapping[str, SqlType]
+    as_text: frozenset[str] = frozenset()
+
+    @cached_property
+    def kinds(self) -> Mapping[str, Kind]:
+        """The kinds of the columns but those of types that no model takes (json, arrays ...)."""
+        return {name: self.kind(name) for name, found in self.columns.items() if found.kind is not None}
+
+    @cached_property
+    def types(self) -> Mapping[str, str]:
+        """The SQL type of every column, as it is stored."""
+        return {name: found.name for name, found in self.columns.items()}
 
     def kind(self, column: str) -> Kind:
         """Return the kind of ``column``; UndefinedColumn or DatatypeMismatch where it has none."""
-        if column not in self.types:
+        if column not in self.columns:
             raise UndefinedColumn(
                 f'column "{column}" does not exist in the sample',
-                detail=f"The sample has the columns {', '.join(self.types) or '(none)'}.",
+                detail=f"The sample has the columns {', '.join(self.columns) or '(none)'}.",
             )
-        if column not in self.kinds:
-            raise DatatypeMismatch(f'column "{column}" is of type {self.types[column]}, which no model takes')
-        return self.kinds[column]
+        found = self.columns[column]
+        if found.kind is None:
+            raise found.refusal(column)
+        return "string" if column in self.as_text else found.kind
+
+    def shown(self, column: str) -> str:
+        """Return the type of ``column`` as PostgreSQL shows it."""
+        return self.columns[column].shown
+
+    def canonical(self, column: str, as_type: str | None = None) -> str:
+        """Return SQL of ``column`` in canonical form, over rows ``s``; as a model reads it that has ``as_type`` stored."""
+        return to_canonical(f"s.{quote_identifier(column)}", self.kind(column), self.columns[column], as_type)
+
+    def read_as(self, features: Iterable[_Column]) -> Source:
+        """Return the source with columns of integers as strings where a model takes them so."""
+        strings = {f.name for f in features if f.kind == "string"}
+        numbers = {
+            name for name, found in self.columns.items() if found.base in ("int2", "int4", "int8", "numeric")
+        }
+        return replace(self, as_text=frozenset(strings & numbers))
+
+    def rows_as_json(self) -> str:
+        """Return SQL of the row ``s`` as jsonb; of char(n) without the padding, as predict and class names have it."""
+        if not any(found.base == "bpchar" for found in self.columns.values()):
+            return "pg_catalog.to_jsonb(s.*)"
+        columns = ", ".join(
+            f"s.{name}::pg_catalog.text AS {name}" if found.base == "bpchar" else f"s.{name}"
+            for column, found in self.columns.items()
+            for name in [quote_identifier(column)]
+        )
+        return f"(SELECT pg_catalog.to_jsonb(r.*) FROM (SELECT {columns}) r)"
+
+
+@dataclass(frozen=True)
+class Label:
+    """The column of the truth: ``values`` in canonical form, ``texts`` as they are compared with names of classes.
+
+    ``texts`` are the server's own, whatever DateStyle, TimeZone and extra_float_digits say, one for equal numbers; None where
+    nobody asked for them.
+    """
+
+    values: Column
+    texts: Strings | None
+    sql_type: SqlType
+
+    def names(self) -> list[str]:
+        """Return the texts that occur, in the order of their values."""
+        assert self.texts is not None
+        known = np.flatnonzero(self.texts.codes >= 0)
+        values = self.values.codes if isinstance(self.values, Strings) else self.values
+        first = {int(self.texts.codes[row]): values[row] for row in reversed(known)}
+        return [self.texts.categories[code] for code in sorted(first, key=lambda code: first[code])]
 
 
 @dataclass(frozen=True)
@@ -108,7 +169,7 @@ class Sample:
     frame
         (n,) rows of the features, ordered by hash.
     label
-        (n,) the label as text, None where a row has none; None where no label was asked for.
+        (n,) the label, NULL where a row has none; None where no label was asked for.
     extra
         Other columns that were asked for, by name: numbers as float64 with NaN for NULL.
     hashes
@@ -131,7 +192,7 @@ class Sample:
     """
 
     frame: Frame
-    label: Column | None
+    label: Label | None
     extra: Mapping[str, Column]
     hashes: IntArray
     split: npt.NDArray[np.uint8]
@@ -146,7 +207,8 @@ class Sample:
     def digest(self) -> str:
         """A digest of the rows that were drawn: their features, splits, labels, weights and logged outputs."""
         digest = hashlib.sha256(self.hashes.astype("<i8").tobytes() + self.split.tobytes())
-        for column in (self.label, *(self.extra[name] for name in sorted(self.extra))):
+        label = self.label.values if self.label is not None else None
+        for column in (label, *(self.extra[name] for name in sorted(self.extra))):
             if isinstance(column, Strings):
                 digest.update(
                     "\0".join((*column.categories, "")).encode() + column.codes.astype("<i4").tobytes()
@@ -212,33 +274,19 @@ def resolve_source(db: Database, sample: str, *, stored: bool = False) -> Source
         query = f"SELECT * FROM {name}"
         if stored and rows[0]["temporary"]:
             db.warning(f"sample {name} is temporary: other sessions will not find the rows")
-    columns = db.read_only(lambda: db.describe(f"SELECT s.* FROM ({query}\n) s LIMIT 0"))
-    types = {
-        row["oid"]: row
-        for row in db.query(
-            "with recursive base(oid, base) as ("
-            "  select t.oid, t.oid from pg_catalog.pg_type t where t.oid = any ($1)"
-            "  union all select b.oid, t.typbasetype from base b join pg_catalog.pg_type t on t.oid = b.base"
-            "  where t.typtype = 'd')"
-            " select b.oid::pg_catalog.int8 as oid, pg_catalog.format_type(b.oid, null) as name,"
-            "  case when t.typtype = 'e' then 'text' when n.nspname = 'pg_catalog' or t.typname = 'citext'"
-            "       then t.typname::pg_catalog.text end as base"
-            " from base b join pg_catalog.pg_type t on t.oid = b.base"
-            " join pg_catalog.pg_namespace n on n.oid = t.typnamespace where t.typtype <> 'd'",
-            ("int8[]", [oid for _, oid in columns]),
-        )
-    }
-    if any(oid not in types for _, oid in columns):
-        raise InvalidState("a column's type is newer than the transaction's snapshot")
-    names = [name for name, _ in columns]
+    described = db.read_only(lambda: db.describe(f"SELECT s.* FROM ({query}\n) s LIMIT 0"))
+    names = [name for name, _, _ in described]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise InvalidData(f'column "{min(repeated)}" appears more than once in the sample')
-    return Source(
-        query,
-        {name: _KINDS[types[oid]["base"]] for name, oid in columns if types[oid]["base"] in _KINDS},
-        {name: types[oid]["name"] for name, oid in columns},
+    rows = db.query(
+        TYPES_QUERY,
+        ("int8[]", [oid for _, oid, _ in described]),
+        ("int4[]", [modifier for _, _, modifier in described]),
     )
+    if len(rows) < len(described):
+        raise InvalidState("a column's type is newer than the transaction's snapshot")
+    return Source(query, dict(zip(names, map(SqlType.from_row, rows), strict=True)))
 
 
 def check_columns(source: Source, features: Sequence[str]) -> tuple[Feature, ...]:
@@ -248,30 +296,47 @@ def check_columns(source: Source, features: Sequence[str]) -> tuple[Feature, ...
     return tuple(Feature(name, source.kind(name)) for name in features)
 
 
-def canonical_column(column: str, kind: Kind) -> str:
-    """Return SQL for a column in canonical form: float8, NULL as NaN; or text, NULL as NULL."""
-    name = f"s.{quote_identifier(column)}"
-    if kind == "string":
-        return f"({name})::pg_catalog.text"
-    if kind == "boolean":
-        name = f"({name})::pg_catalog.int4"
-    elif kind == "timestamp":
-        name = f"pg_catalog.date_part('epoch', {name})"
-    return f"COALESCE(({name})::pg_catalog.float8, 'NaN')"
+def integers_beyond(source: Source, frame: Frame) -> list[str]:
+    """Return the columns of whole numbers only, some of which float64 does not tell from their neighbours."""
+    found = []
+    for name in frame.number_names:
+        sql_type, values = source.columns[name], frame.number(name)
+        known = values[np.isfinite(values)]
+        if sql_type.base != "int8" and not (sql_type.base == "numeric" and (known % 1 == 0).all()):
+            continue
+        if (np.abs(known) >= EXACT).any():
+            found.append(name)
+    return found
 
 
-def _hash(features: Sequence[Feature], seed: int) -> str:
-    row = ", ".join(canonical_column(f.name, f.kind) for f in features)
+def lost_microseconds(db: Database, source: Source, frame: Frame) -> Mapping[str, str]:
+    """Return, for columns of timestamps, the first value whose microseconds float64 does not hold.
+
+    Every row of the source is looked at, but only where ``frame``, some of them, has years that are far enough.
+    """
+    tests: dict[str, str] = {}
+    for feature in frame.features:
+        sql_type = source.columns[feature.name]
+        if sql_type.base not in ("timestamp", "timestamptz"):
+            continue
+        values = frame.number(feature.name)
+        if not ((np.abs(values) >= EXACT_SECONDS) & np.isfinite(values)).any():
+            continue
+        column = f"s.{quote_identifier(feature.name)}"
+        seconds = f"pg_catalog.date_part('epoch', {column})"
+        back = from_canonical(seconds, "timestamp", sql_type.name)
+        changed = f"{back} OPERATOR(pg_catalog.<>) {column}"
+        tests[feature.name] = f"(pg_catalog.min({column}) FILTER (WHERE {changed}))::pg_catalog.text"
+    if not tests:
+        return {}
+    selected = ", ".join(f"{test} AS c{i}" for i, test in enumerate(tests.values()))
+    row = db.read_only(lambda: db.query_once(f"SELECT {selected} FROM ({source.query}\n) s"))[0]
+    return {name: row[f"c{i}"] for i, name in enumerate(tests) if row[f"c{i}"] is not None}
+
+
+def _hash(source: Source, features: Sequence[Feature], seed: int) -> str:
+    row = ", ".join(source.canonical(f.name) for f in features)
     return f"pg_catalog.hash_record_extended(ROW({row}), {seed:d})"
-
-
-class _Column(Protocol):
-    """A feature of a frame or of a model."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> Kind: ...
 
 
 def identity_columns(features: Sequence[_Column]) -> Identity:
@@ -280,7 +345,7 @@ def identity_columns(features: Sequence[_Column]) -> Identity:
 
 
 def _identity_hash(source: Source, identity: Identity) -> str:
-    return _hash([Feature(name, source.kind(name)) for name, _ in identity], IDENTITY_SEED)
+    return _hash(source, [Feature(name, source.kind(name)) for name, _ in identity], IDENTITY_SEED)
 
 
 def _has(source: Source, identity: Identity) -> bool:
@@ -292,6 +357,7 @@ def _has(source: Source, identity: Identity) -> bool:
 
 def identities_of(db: Database, source: Source, identity: Identity) -> IntArray | None:
     """Return the hashes by which all rows of ``source`` are known; None where it has not the columns."""
+    source = source.read_as(Feature(name, "string" if strings else "number") for name, strings in identity)
     if not _has(source, identity):
         return None
     return _all_hashes(db, source, _identity_hash(source, identity))
@@ -326,11 +392,14 @@ def _numbers(value: bytes | None, dtype: str) -> npt.NDArray[Any]:
     return np.frombuffer(value, np.dtype([("length", ">i4"), ("value", dtype)]), offset=20)["value"]
 
 
+_LABEL_TEXT = object()
+
+
 def _fetch(
     db: Database,
     source: Source,
     features: Sequence[Feature],
-    columns: Mapping[str, Kind],
+    wanted: Mapping[Any, tuple[str, Kind]],
     *,
     where: str,
     seed: int,
@@ -338,30 +407,30 @@ def _fetch(
     with_rows: bool = False,
     identities: Sequence[Identity] = (),
 ) -> _Fetched:
-    """Fetch the rows of the smallest hashes as columns, and as jsonb text where asked to."""
-    kinds = {**{f.name: f.kind for f in features}, **columns}
-    inner = ", ".join(f"{canonical_column(c, k)} AS c{i}" for i, (c, k) in enumerate(kinds.items()))
-    outer = ", ".join(f"{_send(f't.c{i}', k)} AS c{i}" for i, k in enumerate(kinds.values()))
+    """Fetch the rows of the smallest hashes: the features by name, what is ``wanted`` (SQL and kind), rows as jsonb text."""
+    cells = {f.name: (source.canonical(f.name), f.kind) for f in features} | dict(wanted)
+    inner = ", ".join(f"{sql} AS c{i}" for i, (sql, _) in enumerate(cells.values()))
+    outer = ", ".join(f"{_send(f't.c{i}', kind)} AS c{i}" for i, (_, kind) in enumerate(cells.values()))
     if with_rows:
-        inner += f", pg_catalog.to_jsonb(s)::pg_catalog.text AS {_ROW}"
+        inner += f", {source.rows_as_json()}::pg_catalog.text AS {_ROW}"
         outer += f", pg_catalog.array_agg(t.{_ROW}) AS rows"
     for i, identity in enumerate(identities):
         inner += f", {_identity_hash(source, identity)} AS i{i}"
         outer += f", pg_catalog.array_send(pg_catalog.array_agg(t.i{i})) AS i{i}"
     # Ties (equal features) are ordered by everything that is fetched, so that the order is the same each time. Hashes too,
     # which are equal then: what is not sorted by may be computed after the sort, which then carries twice the columns.
-    sorted_by = [*(i + 2 for i in range(len(kinds)))]
-    sorted_by += [len(kinds) + with_rows + 2 + i for i in range(len(identities))]
+    sorted_by = [*(i + 2 for i in range(len(cells)))]
+    sorted_by += [len(cells) + with_rows + 2 + i for i in range(len(identities))]
     order = ", ".join(map(str, sorted_by))
     row = db.read_only(
         lambda: db.query_once(
             f"SELECT pg_catalog.array_send(pg_catalog.array_agg(t.{_HASH})) AS hash, {outer} FROM ("
-            f"SELECT {_hash(features, seed)} AS {_HASH}, {inner} FROM ({source.query}\n) s{where}"
+            f"SELECT {_hash(source, features, seed)} AS {_HASH}, {inner} FROM ({source.query}\n) s{where}"
             f" ORDER BY 1, {order} LIMIT {limit:d}) t"
         )
     )[0]
     hashes = _numbers(row["hash"], ">i8").astype(np.int64)
-    received = {c: _receive(row[f"c{i}"], k) for i, (c, k) in enumerate(kinds.items())}
+    received = {key: _receive(row[f"c{i}"], kind) for i, (key, (_, kind)) in enumerate(cells.items())}
     known = {
         identity: _numbers(row[f"i{i}"], ">i8").astype(np.int64) for i, identity in enumerate(identities)
     }
@@ -370,12 +439,39 @@ def _fetch(
 
 @dataclass(frozen=True)
 class _Fetched:
-    """Rows: their hashes, columns by name, jsonb texts, and the hashes by which they are known."""
+    """Rows: their hashes, columns by name (and the label's text), jsonb texts, and the hashes by which they are known."""
 
     hashes: IntArray
-    columns: dict[str, Column]
+    columns: dict[Any, Column]
     rows: list[str]
     identities: dict[Identity, IntArray]
+
+
+def _label_wanted(source: Source, label: str | None, texts: bool) -> dict[Any, tuple[str, Kind]]:
+    if label is None:
+        return {}
+    wanted: dict[Any, tuple[str, Kind]] = {label: (source.canonical(label), source.kind(label))}
+    text = label_text(f"s.{quote_identifier(label)}", source.columns[label])
+    if texts and text is not None and source.kind(label) != "string":
+        wanted[_LABEL_TEXT] = text, "string"
+    return wanted
+
+
+def _label(source: Source, label: str, columns: Mapping[Any, Column], texts: bool) -> Label:
+    values, sql_type = columns[label], source.columns[label]
+    if not texts:
+        return Label(values, None, sql_type)
+    if isinstance(values, Strings):
+        return Label(values, values, sql_type)
+    written = columns.get(_LABEL_TEXT)
+    if written is None:
+        known, inverse = np.unique(values, return_inverse=True)
+        names = [None if np.isnan(v) else number_text(float(v), sql_type.base) for v in known]
+        written = Strings.from_values(np.array(names, object)[inverse].tolist())
+    assert isinstance(written, Strings)
+    if sql_type.base == "numeric":
+        written = one_text_for_equal_numbers(written)
+    return Label(values, written, sql_type)
 
 
 def draw_rows(
@@ -387,7 +483,7 @@ def draw_rows(
     extra: Sequence[str] = (),
     seed: int,
     limit: int,
-) -> tuple[Frame, Column | None, dict[str, Column]]:
+) -> tuple[Frame, Label | None, dict[str, Column]]:
     """Draw rows without a split: to try a model on, or to time it. Labelled ones where there is a label."""
     return draw_identified(db, source, features, label=label, extra=extra, seed=seed, limit=limit)[:3]
 
@@ -402,25 +498,26 @@ def draw_identified(
     seed: int,
     limit: int,
     identities: Sequence[Identity] = (),
-) -> tuple[Frame, Column | None, dict[str, Column], dict[Identity, IntArray]]:
+) -> tuple[Frame, Label | None, dict[str, Column], dict[Identity, IntArray]]:
     """Draw rows as `draw_rows` does, with the hashes by which they are known, of columns that there are."""
-    kinds = {c: source.kind(c) for c in (*([label] if label else []), *extra)}
+    wanted = _label_wanted(source, label, True) | {c: (source.canonical(c), source.kind(c)) for c in extra}
     where = f" WHERE s.{quote_identifier(label)} IS NOT NULL" if label else ""
     found = _fetch(
-        db, source, features, kinds, where=where, seed=seed, limit=limit,
+        db, source, features, wanted, where=where, seed=seed, limit=limit,
         identities=[identity for identity in identities if _has(source, identity)],
     )  # fmt: skip
     columns = found.columns
     frame = Frame(tuple(features), {f.name: columns[f.name] for f in features})
-    return frame, columns[label] if label else None, {c: columns[c] for c in extra}, found.identities
+    labels = _label(source, label, columns, True) if label else None
+    return frame, labels, {c: columns[c] for c in extra}, found.identities
 
 
 def draw_with_rows(
     db: Database, source: Source, features: Sequence[Feature], extra: str, *, limit: int
 ) -> tuple[Frame, Column, Sequence[str]]:
     """Draw rows, one more column of them, and each of them as the text of to_jsonb."""
-    kinds = {extra: source.kind(extra)}
-    found = _fetch(db, source, features, kinds, where="", seed=0, limit=limit, with_rows=True)
+    wanted = {extra: (source.canonical(extra), source.kind(extra))}
+    found = _fetch(db, source, features, wanted, where="", seed=0, limit=limit, with_rows=True)
     columns = {f.name: found.columns[f.name] for f in features}
     return Frame(tuple(features), columns), found.columns[extra], found.rows
 
@@ -437,6 +534,7 @@ def draw_sample(
     trained_on: Source | None = None,
     seed: int,
     max_rows: int,
+    label_texts: bool = True,
     with_rows: bool = False,
     teacher: Learned | None = None,
     identities: Sequence[Identity] = (),
@@ -448,22 +546,18 @@ def draw_sample(
     the newest groups test, and no row that is fitted to is newer than all of a group that tests. Rows that ``trained_on``
     holds too are for fitting only: all rows of their groups with them; by time they are left out where they are too new to be
     fitted to. So are rows to test on that the ``teacher`` has learned from. Without a label all rows are split, and agreement
-    with the teacher is what can be measured.
+    with the teacher is what can be measured. ``label_texts`` for a label that names classes.
 
     Raises
     ------
     InvalidData
         Too few rows for a split.
     """
-    kinds: dict[str, Kind] = {c: source.kind(c) for c in extra}
-    if label is not None:
-        kinds[label] = source.kind(label)
-    if time_column is not None:
-        kinds[time_column] = source.kind(time_column)
-        if kinds[time_column] == "string":
-            raise DatatypeMismatch(f'time column "{time_column}" is of type {source.types[time_column]}')
-    if group_column is not None:
-        kinds[group_column] = source.kind(group_column)
+    others = [*extra, *(c for c in (time_column, group_column) if c is not None)]
+    wanted = {c: (source.canonical(c), source.kind(c)) for c in others}
+    wanted |= _label_wanted(source, label, label_texts)
+    if time_column is not None and source.kind(time_column) == "string":
+        raise DatatypeMismatch(f'time column "{time_column}" is of type {source.shown(time_column)}')
     labelled = f"s.{quote_identifier(label)}" if label is not None else "1"
     counts = db.read_only(
         lambda: db.query_once(
@@ -482,7 +576,7 @@ def draw_sample(
             db,
             source,
             features,
-            kinds,
+            wanted,
             where=where,
             seed=seed,
             limit=max_rows,
@@ -522,7 +616,7 @@ def draw_sample(
         split[n:][np.isin(same[n:], same[:n][judging])] = LEFT_OUT
     sample = Sample(
         Frame(tuple(features), {f.name: columns[f.name] for f in features}),
-        columns[label] if label is not None else None,
+        _label(source, label, columns, label_texts) if label is not None else None,
         {c: columns[c] for c in extra},
         hashes,
         split,
@@ -611,10 +705,11 @@ def _salted(numbers: npt.NDArray[Any], seed: int) -> npt.NDArray[Any]:
 
 
 def _trained_hashes(db: Database, source: Source, features: Sequence[Feature], seed: int) -> IntArray:
+    source = source.read_as(features)
     for feature in features:
         if source.kind(feature.name) != feature.kind:
             raise DatatypeMismatch(
-                f'column "{feature.name}" is of type {source.types[feature.name]} in the rows trained on,'
+                f'column "{feature.name}" is of type {source.shown(feature.name)} in the rows trained on,'
                 f" but a {feature.kind} in the sample"
             )
-    return _all_hashes(db, source, _hash(features, seed))
+    return _all_hashes(db, source, _hash(source, features, seed))

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pg_distill.canonical import base_of
 from pg_distill.database import Database, quote_identifier
 from pg_distill.errors import DatatypeMismatch
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
-from pg_distill.sample import canonical_column, check_columns, resolve_source
+from pg_distill.sample import check_columns, resolve_source
 from pg_distill.serving import Predictor, array_cells
 
 __all__ = ["score", "score_class"]
@@ -89,22 +90,22 @@ def _outputs(db: Database, predictor: Predictor, query: str, key: str) -> Iterat
     UndefinedColumn, DatatypeMismatch
         The query's columns do not fit the model.
     """
-    source = resolve_source(db, query)
-    if key not in source.types:
-        source.kind(key)  # raises
     signature = predictor.signature
+    source = resolve_source(db, query).read_as(signature.features)
+    if key not in source.columns:
+        source.kind(key)  # raises
     features = check_columns(source, signature.names)
     for feature, found in zip(signature.features, features, strict=True):
         if (feature.kind == "string") != (found.kind == "string"):
             raise DatatypeMismatch(
-                f'column "{found.name}" is of type {source.types[found.name]}, feature "{found.name}" of kind {feature.kind}'
+                f'column "{found.name}" is of type {source.shown(found.name)}, feature "{found.name}" of kind {feature.kind}'
             )
     numbers = [f for f in features if f.kind != "string"]
     strings = [f for f in features if f.kind == "string"]
-    cells = [canonical_column(f.name, f.kind) for f in numbers]
+    cells = [source.canonical(f.name) for f in numbers]
     name = f"s.{quote_identifier(key)}"
     columns = []
-    whole = source.types[key] in ("smallint", "integer", "bigint")
+    whole = source.columns[key].base in ("int2", "int4", "int8")
     if whole:
         # Python writes an integer as PostgreSQL does; as the bits of a number it comes with the numbers, at no cost of its own.
         bits = f"distill._float8_of_bits(COALESCE(({name})::pg_catalog.int8, 0))"
@@ -113,7 +114,14 @@ def _outputs(db: Database, predictor: Predictor, query: str, key: str) -> Iterat
         columns.append(f"({name})::pg_catalog.text AS k")
     if cells:
         columns.append(f"distill._array_bytes(ARRAY[{', '.join(cells)}]) AS n")
-    columns += [f"{canonical_column(f.name, 'string')} AS s{i}" for i, f in enumerate(strings)]
+    columns += [
+        f"{source.canonical(f.name, predictor.types.get(f.name))} AS s{i}" for i, f in enumerate(strings)
+    ]
+    single = [
+        i
+        for i, f in enumerate(numbers)
+        if base_of(predictor.types.get(f.name)) == "float4" and source.columns[f.name].base != "float4"
+    ]
     statement = f"SELECT {', '.join(columns)} FROM ({source.query}\n) s"
     cursor = db.open_cursor(statement)
 
@@ -127,6 +135,10 @@ def _outputs(db: Database, predictor: Predictor, query: str, key: str) -> Iterat
     def chunks() -> Iterator[tuple[Keys, FloatArray]]:
         while rows := db.read_only(lambda: cursor.fetch(CHUNK_ROWS)):
             values = array_cells(b"".join(map(_numbers, rows)), len(cells)) if cells else _NOTHING
+            if single:
+                values = values.copy()
+                with np.errstate(over="ignore"):
+                    values[:, single] = values[:, single].astype(np.float32)
             outputs = run(_frame(rows, values, numbers, strings))
             yield _whole_keys(values) if whole else _join(list(map(_key, rows))), outputs
         db.read_only(cursor.close)

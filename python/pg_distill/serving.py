@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill import __version__
+from pg_distill.canonical import base_of, decode_row, json_readers, stored_types
 from pg_distill.database import Database
 from pg_distill.errors import (
     ArtifactCorrupted,
@@ -166,9 +167,19 @@ def find(db: Database, model: str | None, snapshot: bytes | None) -> Predictor:
 class Predictor:
     """How to predict with a model, whatever its kind."""
 
-    def __init__(self, name: str, signature: Signature, class_threshold: float | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        signature: Signature,
+        types: Mapping[str, str],
+        class_threshold: float | None = None,
+    ) -> None:
         self.name = name
         self.signature = signature
+        self.types = types
+        """The stored types of the features' columns."""
+        self.least_digits = 1 if any(base_of(kind) == "float4" for kind in types.values()) else 0
+        """What extra_float_digits has to be at least, for to_jsonb to write what the columns hold."""
         self.class_threshold = class_threshold
         self._slice_rows = FIRST_SLICE_ROWS
 
@@ -250,8 +261,14 @@ class Predictor:
 
 
 class _OnnxPredictor(Predictor):
-    def __init__(self, name: str, session: Session, class_threshold: float | None = None) -> None:
-        super().__init__(name, session.signature, class_threshold)
+    def __init__(
+        self,
+        name: str,
+        session: Session,
+        types: Mapping[str, str],
+        class_threshold: float | None = None,
+    ) -> None:
+        super().__init__(name, session.signature, types, class_threshold)
         self.session = session
         self._number = session.predict_number
         self._position = session.predict_position
@@ -275,7 +292,7 @@ class _OnnxPredictor(Predictor):
             return self.session.run_numbers(features)
         if isinstance(features, tuple):
             return self.session.run_mixed(*features)
-        return self.session.run_row(_row(features))
+        return self.session.run_row(_row(self, features))
 
     def class_name(self, features: Features) -> str:
         self.require_classes()
@@ -301,7 +318,7 @@ class _Cascade(Predictor):
     """
 
     def __init__(self, name: str, student: Predictor, teacher: Predictor, threshold: float) -> None:
-        super().__init__(name, student.signature, student.class_threshold)
+        super().__init__(name, student.signature, student.types, student.class_threshold)
         self._student = student
         self._teacher = teacher
         self._threshold = threshold
@@ -336,10 +353,11 @@ class _SqlPredictor(Predictor):
     """A teacher that is a SQL expression: each prediction is a query."""
 
     def __init__(self, db: Database, name: str, model: Model, expression: str) -> None:
-        super().__init__(name, model.signature)
+        super().__init__(name, model.signature, model.types)
         self._db = db
         self._model = model
         self._expression = expression
+        self._readers = json_readers(model.signature.features, model.types)
 
     def run(self, features: Features) -> FloatArray:
         if isinstance(features, list):
@@ -348,7 +366,9 @@ class _SqlPredictor(Predictor):
             names = (feature.name for feature in self.signature.numbers_first)
             row = dict(zip(names, self.signature.row(*features), strict=True))
         else:
-            row = _row(features)
+            row = _row(self, features)
+            readers = {name: read for name, read in self._readers.items() if name in row}
+            row = {**row, **{name: read(row[name]) for name, read in readers.items()}}
         return self.run_frame(_frame(self.signature, row)).reshape(-1)
 
     def _names(self, count: int) -> Sequence[str]:
@@ -373,17 +393,23 @@ class _SqlPredictor(Predictor):
         return evaluate(self._db, self._expression, self._model, frame.select(self.signature.names))
 
 
-# Without json.loads' search for blanks around the value: jsonb's text has none.
-_decode = json.JSONDecoder().raw_decode
-
-
-def _row(features: Features) -> Mapping[str, Any]:
+def _row(predictor: Predictor, features: Features) -> Mapping[str, Any]:
     if features is None:
         raise NullNotAllowed("features must not be NULL")
-    row: Any = _decode(features)[0] if isinstance(features, str) else features
-    if isinstance(row, dict):
-        return row
+    if isinstance(features, str):
+        if _digits < predictor.least_digits:
+            raise InvalidState(
+                f"extra_float_digits is {_digits}, by which to_jsonb rounds the numbers of a row",
+                hint="SET extra_float_digits = 1, which is PostgreSQL's default.",
+            )
+        features = decode_row(features)
+    if isinstance(features, dict):
+        return features
     raise DatatypeMismatch("a row must be a jsonb object")
+
+
+_digits = 1
+"""extra_float_digits, as it was when a name was last resolved."""
 
 
 def _frame(signature: Signature, row: Mapping[str, Any]) -> Frame:
@@ -475,7 +501,7 @@ def offer_here(
     for name, (artifact, signature) in models.items():
         start = time.perf_counter()
         session = Session(artifact, signature, guard=guard, run_bytes=run_bytes)
-        predictor: Predictor = _OnnxPredictor(name, session)
+        predictor: Predictor = _OnnxPredictor(name, session, {})
         opened[name] = (time.perf_counter() - start) * 1000.0
         if name in cascades:
             teacher, threshold = cascades[name]
@@ -492,7 +518,11 @@ def withdraw(models: Iterable[str]) -> None:
         _offered.pop(name, None)
 
 
-_FIND = "select m.id, m.kind, m.threshold, m.teacher_id from distill.models m where m.name = $1 and "
+_FIND = (
+    "select m.id, m.kind, m.threshold, m.teacher_id,"
+    " pg_catalog.current_setting('extra_float_digits')::pg_catalog.int4 as digits"
+    " from distill.models m where m.name = $1 and "
+)
 
 
 def _resolve(db: Database, model: str | None) -> Predictor:
@@ -509,6 +539,8 @@ def _resolve(db: Database, model: str | None) -> Predictor:
             return _offered[model]
         raise UndefinedModel(f'model "{model}" does not exist')
     row = rows[0]
+    global _digits
+    _digits = row["digits"]
     if row["kind"] != "onnx":
         return _resolve_sql(db, model)
     key: str = row["id"]
@@ -566,7 +598,9 @@ def _open(db: Database, model_id: str) -> Predictor:
     row = rows[0]
     if not row["intact"]:
         raise ArtifactCorrupted(f'artifact of model "{row["name"]}" does not match its digest')
-    signature = Signature.from_json(json.loads(row["input_schema"]), json.loads(row["output_schema"]))
+    input_schema = json.loads(row["input_schema"])
+    signature = Signature.from_json(input_schema, json.loads(row["output_schema"]))
+    types = stored_types(input_schema)
     artifact: bytes = row["artifact"]
     if row["cost"] is None:
         # It was restored, or written by a superuser: a child opens it first.
@@ -581,10 +615,12 @@ def _open(db: Database, model_id: str) -> Predictor:
     # Room is made first, so that the limit holds while the new session is opened too.
     _make_room(size, row["limit"] * 2**20)
     run_bytes = RUN_BYTES if row["run_mb"] is None else row["run_mb"] * 2**20
-    session = Session(artifact, signature, guard=Watchdog(db.check_interrupts), run_bytes=run_bytes)
+    session = Session(
+        artifact, signature, types=types, guard=Watchdog(db.check_interrupts), run_bytes=run_bytes
+    )
     size += SESSION_BYTES_PER_WORD * session.words
     _make_room(size, row["limit"] * 2**20)
-    predictor = _OnnxPredictor(row["name"], session, row["class_threshold"])
+    predictor = _OnnxPredictor(row["name"], session, types, row["class_threshold"])
     _sessions[model_id] = predictor, size
     return predictor
 

@@ -11,22 +11,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pg_distill.database import Database, quote_identifier
+from pg_distill.canonical import check_exact, rows_sql
+from pg_distill.database import Database
 from pg_distill.errors import ArtifactCorrupted, InvalidData, InvalidParameter
-from pg_distill.frame import Column, Feature, FloatArray, Frame, Kind, Strings, Task
+from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model import FeatureSpec, Form, OutputSpec, Signature
-from pg_distill.quoting import array_text, number_array_text, quote_literal
 from pg_distill.registry import Model
 
 __all__ = [
-    "array_literal",
     "check_outputs",
     "evaluate",
     "label_by_sql",
     "logged_columns",
     "logged_outputs",
     "signature_without_graph",
-    "typed_columns",
 ]
 
 LABEL_BATCH = 1024  # rows a statement: interrupts and the time budget are looked at in between
@@ -92,38 +90,6 @@ def _which_row(rows: Frame, position: int, given: object) -> str:
     return f"The row has {rows.show_row(position)}; the teacher gives {given}."
 
 
-_TYPES: Mapping[Kind, str] = {
-    "string": "text",
-    "boolean": "boolean",
-    "integer": "bigint",
-    "timestamp": "timestamp without time zone",
-}
-
-
-def typed_columns(signature: Signature, types: Mapping[str, str]) -> str:
-    """Return a select list that gives the features of canonical columns ``u`` their SQL types back.
-
-    A feature that ``types`` does not have gets the type of its kind.
-    """
-    return ", ".join(
-        f"{_from_canonical(f.kind, f'u.{name}', types.get(f.name, _TYPES.get(f.kind, 'double precision')))} AS {name}"
-        for f in signature.features
-        for name in [quote_identifier(f.name)]
-    )
-
-
-def _from_canonical(kind: str, column: str, sql_type: str) -> str:
-    if kind == "boolean":
-        return f"({column} <> 0)::{sql_type}"
-    if kind == "timestamp":
-        return (
-            f"(pg_catalog.to_timestamp({column}) AT TIME ZONE 'UTC')::{sql_type}"
-            if sql_type != ("timestamp with time zone")
-            else f"pg_catalog.to_timestamp({column})"
-        )
-    return f"{column}::{sql_type}"
-
-
 def label_by_sql(db: Database, model: Model, rows: Frame) -> FloatArray:
     """Evaluate a SQL model over the rows, read-only, in batches that can be interrupted.
 
@@ -137,18 +103,17 @@ def label_by_sql(db: Database, model: Model, rows: Frame) -> FloatArray:
 
 def evaluate(db: Database, expression: str, model: Model, rows: Frame) -> FloatArray:
     """Do what `label_by_sql` does, for who has asked for the expression already."""
+    for feature in model.signature.features:
+        if feature.kind != "string":
+            check_exact(feature.name, rows.number(feature.name), model.types.get(feature.name))
     out = np.empty((len(rows), model.signature.width))
     for start in range(0, len(rows), LABEL_BATCH):
         batch = rows.take(np.arange(start, min(start + LABEL_BATCH, len(rows))))
-        arrays = ", ".join(
-            f"pg_catalog.unnest({array_literal(batch.columns[f.name])})" for f in rows.features
-        )
-        names = ", ".join(quote_identifier(f.name) for f in rows.features)
         array = "e" if model.task == "multiclass" else "ARRAY[e::pg_catalog.float8]"
         # OFFSET 0 keeps the expression to one evaluation a row.
         statement = (
             f"SELECT ({array})::pg_catalog.float8[] AS outputs FROM (SELECT ({expression}\n) AS e FROM"
-            f" (SELECT {typed_columns(model.signature, model.types)} FROM ROWS FROM ({arrays}) AS u({names})) s OFFSET 0) o"
+            f" {rows_sql(model.signature.features, model.types, batch)} s OFFSET 0) o"
         )
         result = db.read_only(lambda statement=statement: db.query_once(statement))  # type: ignore[misc]
         expected = model.signature.width if model.task == "multiclass" else 1
@@ -166,15 +131,6 @@ def evaluate(db: Database, expression: str, model: Model, rows: Frame) -> FloatA
         out[start : start + len(batch)] = checked
         db.check_interrupts()
     return out
-
-
-def array_literal(column: Column) -> str:
-    """Write a column as an array in SQL text: the statement has to be one text to be opened as a cursor."""
-    if isinstance(column, Strings):
-        text, element = array_text(column.to_objects()), "text"
-    else:
-        text, element = number_array_text(column.tolist()), "float8"
-    return f"CAST({quote_literal(text)} AS pg_catalog.{element}[])"
 
 
 def logged_outputs(extra: Mapping[str, Column], columns: Sequence[str]) -> FloatArray:

@@ -338,7 +338,7 @@ def _fresh_rows(
             options.seed,
             lambda known: material.sample.outside(known, options.group_column, options.time_column),
         ).take(np.flatnonzero(material.sample.split == TEST)[:max_rows])
-    source = resolve_source(db, registry.sample_of(db, model, sample))
+    source = resolve_source(db, registry.sample_of(db, model, sample)).read_as(teacher.signature.features)
     if label is None and model.label in source.types:
         label = model.label
     logged = logged_columns(teacher) if teacher.kind == "logged" else []

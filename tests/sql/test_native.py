@@ -206,7 +206,8 @@ def test_timestamptz_is_read_without_errors_and_immutably(bare: psycopg.Connecti
     when = native.canonical("w", "timestamp", "timestamptz")
     bare.execute("CREATE TEMP TABLE w (w timestamptz)")
     bare.execute(f"CREATE INDEX ON w (({when}))")  # an index takes immutable functions only
-    moments = ["infinity", "-infinity", "2024-02-29 12:34:56.789+02", "1960-01-01+00", None]
+    far = "294276-12-31 23:59:59+00"
+    moments = ["infinity", "-infinity", "2024-02-29 12:34:56.789+02", "1960-01-01+00", far, None]
     for moment in moments:
         bare.execute("INSERT INTO w VALUES (%s)", (moment,))
     pairs = bare.execute(f"SELECT {when}, date_part('epoch', w) FROM w").fetchall()

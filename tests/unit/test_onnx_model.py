@@ -26,6 +26,7 @@ from pg_distill.errors import (
     InvalidData,
     NullNotAllowed,
     UndefinedColumn,
+    ValueOutOfRange,
 )
 from pg_distill.frame import Feature, Frame, Strings
 from pg_distill.onnx_model import (
@@ -124,9 +125,11 @@ def test_numbers_beyond_float32_are_infinite_everywhere() -> None:
     model = Model(
         graph("g (float[N,1] x) => (float[N,1] y) { y = Identity(x) }"), numeric(1, form="value", width=1)
     )
-    for value, expected in ((1e300, math.inf), (-1e300, -math.inf), (10**400, math.inf)):
+    for value, expected in ((1e300, math.inf), (-1e300, -math.inf), (10**300, math.inf)):
         assert model.predict_number([value]) == expected
         assert model.run_row({"x0": value})[0] == expected
+    with pytest.raises(ValueOutOfRange):
+        model.run_row({"x0": 10**400})
     assert model.run_array(np.array([[1e300]]))[0, 0] == math.inf
     assert model.run_frame(models.number_frame(np.array([[-1e300]])))[0, 0] == -math.inf
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pg_distill.canonical import SqlType
 from pg_distill.frame import Column, Feature, Frame, Strings
-from pg_distill.sample import FIT, LEFT_OUT, TEST, Sample, _group_hashes, _split_by_hash
+from pg_distill.sample import FIT, LEFT_OUT, TEST, Label, Sample, _group_hashes, _split_by_hash
 
 
 @pytest.mark.parametrize(
@@ -25,19 +26,23 @@ def test_another_seed_splits_groups_otherwise(groups: Column) -> None:
 def test_digest_changes_with_split_label_and_weight() -> None:
     rows = 40
     frame = Frame((Feature("x", "number"),), {"x": np.arange(float(rows))})
-    label = Strings.from_values(["a", "b"] * (rows // 2))
+
+    def label(*names: str) -> Label:
+        texts = Strings.from_values(names * (rows // 2))
+        return Label(texts, texts, SqlType("text", "pg_catalog.text", "text"))
+
     split = np.where(np.arange(rows) < 30, FIT, TEST).astype(np.uint8)
-    sample = Sample(frame, label, {"w": np.ones(rows)}, np.arange(rows), split, rows, None)
+    sample = Sample(frame, label("a", "b"), {"w": np.ones(rows)}, np.arange(rows), split, rows, None)
     changed = [
-        replace(sample, label=Strings.from_values(["b", "a"] * (rows // 2))),
-        replace(sample, label=Strings.from_values(["a", "c"] * (rows // 2))),
+        replace(sample, label=label("b", "a")),
+        replace(sample, label=label("a", "c")),
         replace(sample, label=None),
         replace(sample, extra={"w": np.full(rows, 2.0)}),
         replace(sample, split=split[::-1]),
         replace(sample, hashes=np.arange(rows) + 1),
     ]
     assert len({s.digest for s in (sample, *changed)}) == 7
-    assert replace(sample, label=Strings.from_values(["a", "b"] * (rows // 2))).digest == sample.digest
+    assert replace(sample, label=label("a", "b")).digest == sample.digest
 
 
 def test_the_first_rows_of_each_split_are_kept() -> None:

@@ -13,7 +13,8 @@ from pg_distill.comparison import important_first
 from pg_distill.database import Database, quote_identifier
 from pg_distill.errors import InvalidData
 from pg_distill.frame import Column, Feature, Frame, Kind, Strings
-from pg_distill.sample import Source, canonical_column
+from pg_distill.quoting import quote_literal
+from pg_distill.sample import Source
 
 from . import Converted
 from .original import Answers
@@ -30,8 +31,12 @@ FIRST_ROWS = 128
 GROWTH = 4
 
 
-def ask(db: Database, source: Source, converted: Converted) -> tuple[list[str], list[str] | None, str, str]:
+def ask(
+    db: Database, source: Source, converted: Converted, *, own_classes: bool
+) -> tuple[list[str], list[str] | None, str, str]:
     """Return rows as jsonb texts, as arrays of the features' numbers where none is a text, what the library says and who it is.
+
+    ``own_classes`` says that the classes have the library's names.
 
     Raises
     ------
@@ -67,6 +72,7 @@ def ask(db: Database, source: Source, converted: Converted) -> tuple[list[str], 
     expected = {
         "outputs": None if answers.outputs is None else answers.outputs.tolist(),
         "labels": None if answers.labels is None else answers.labels.tolist(),
+        "own_classes": own_classes,
     }
     if answers.outputs is not None and not np.isfinite(answers.outputs).all():
         raise InvalidData(f"{original.version} gives no finite number for a row of the sample")
@@ -107,9 +113,9 @@ def _draw(db: Database, source: Source, kinds: dict[str, Kind]) -> list[dict[str
         else f"{column(n)}::pg_catalog.text"
         for n, k in kinds.items()
     ]
-    numbers = [canonical_column(n, k) for n, k in kinds.items() if k != "string"]
+    numbers = [source.canonical(n) for n, k in kinds.items() if k != "string"]
     shown = (
-        f'pg_catalog.to_jsonb(s)::pg_catalog.text AS "row", ARRAY[{", ".join(plain)}]::pg_catalog.text[] AS "values",'
+        f'{source.rows_as_json()}::pg_catalog.text AS "row", ARRAY[{", ".join(plain)}]::pg_catalog.text[] AS "values",'
         f" ARRAY[{', '.join(numbers)}]::pg_catalog.float8[]::pg_catalog.text AS numbers"
     )
     key = f"ROW({', '.join(plain)})::pg_catalog.text"
@@ -148,12 +154,8 @@ def _ends(db: Database, from_clause: str, kinds: dict[str, Kind], column: Any) -
         for end in ("l", "h"):
             value = row.get(f"{end}{i}")
             if value is not None:
-                found.append((name, "= " + _literal(value)))
+                found.append((name, "= " + quote_literal(value)))
     return found
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _value(text: str | None, kind: Kind) -> Any:

@@ -31,7 +31,9 @@
         {%- do exceptions.raise_compiler_error(function ~ " wants either features or row") -%}
     {%- endif -%}
     {%- if row is not none -%}
-        distill.{{ function }}({{ pg_distill.sql_value(model) }}, to_jsonb({{ row }}))
+        {#- Of an alias all columns: alone it would be a column of that name, where the relation has one. -#}
+        {%- set columns = row ~ ".*" if modules.re.fullmatch('[A-Za-z_][A-Za-z0-9_$]*|"([^"]|"")+"', row) else row -%}
+        distill.{{ function }}({{ pg_distill.sql_value(model) }}, to_jsonb({{ columns }}))
     {%- else -%}
         distill.{{ function }}({{ pg_distill.sql_value(model) }}, array[{{ features | join(", ") }}]::float8[])
     {%- endif -%}

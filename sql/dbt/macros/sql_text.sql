@@ -2,6 +2,7 @@
 {% macro sql_value(value) %}
     {%- if value is none -%} null
     {%- elif value is boolean or value is number -%} {{ value }}
+    {%- elif value is string and "\\" in value -%} E'{{ value | replace("'", "''") | replace("\\", "\\\\") }}'
     {%- elif value is string -%} '{{ value | replace("'", "''") }}'
     {%- elif value.identifier is defined -%} '{{ (value ~ "") | replace("'", "''") }}'
     {%- elif value | length == 0 -%} array[]::text[]

@@ -23,7 +23,7 @@ with fresh as (
 ),
 -- the same rows draw the same sample
 drawn as (
-    select to_jsonb(fresh) as fields from fresh order by hashtextextended(fresh::text, 0) limit {{ max_rows }}
+    select to_jsonb(fresh.*) as fields from fresh order by hashtextextended(to_jsonb(fresh.*)::text, 0) limit {{ max_rows }}
 ),
 compared as (
     select {{ function }}({{ of }}, fields) as teacher, {{ function }}({{ pg_distill.sql_value(student) }}, fields) as student from drawn
