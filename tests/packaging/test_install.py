@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,25 +116,26 @@ class Machine:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def machine() -> Iterator[Machine]:
     """Give a machine with the servers "first" and "second", where the first has pg_distill, installed under umask 077."""
     try:
         servers.local_bindir()
     except servers.Unavailable as error:
         pytest.skip(str(error))
-    root = tmp_path_factory.mktemp("machine")
-    for folder in (root, *root.parents):  # of root alone; the servers' user is another one
-        if folder.name.startswith("pytest-") or folder == root:
-            folder.chmod(0o755)
+    # Not pytest's own folder: each run of pytest takes the others' right to enter it away, and the servers' user is another one.
+    root = Path(tempfile.mkdtemp(prefix="pg_distill-machine-")).resolve()
+    root.chmod(0o755)
     made = Machine(root)
-    subprocess.run([SERVER_PYTHON, "-m", "venv", "--without-pip", str(root / "python")], check=True)
-    for name in ("first", "second"):
-        made.add_server(name)
-    before = made.files()
-    made.install("first", umask=0o077)
-    assert made.files() > before
-    yield made
-    shutil.rmtree(root)
+    try:
+        subprocess.run([SERVER_PYTHON, "-m", "venv", "--without-pip", str(root / "python")], check=True)
+        for name in ("first", "second"):
+            made.add_server(name)
+        before = made.files()
+        made.install("first", umask=0o077)
+        assert made.files() > before
+        yield made
+    finally:
+        shutil.rmtree(root)
 
 
 @pytest.fixture
@@ -471,6 +473,17 @@ def test_a_prefix_needs_no_root_and_no_site_folder(
         "sh", "-c", f"cd /tmp/source && python3 python/install.py uninstall --prefix={prefix} build/*.sql"
     )
     assert started.run("sh", "-c", f"find {prefix} -type f").stdout == ""
+
+
+def test_readme_names_the_packages_that_the_image_is_made_with() -> None:
+    """Which install and run pg_distill, without a compiler."""
+    (listed,) = re.findall(r"^apt-get install (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    assert not re.search(r"server-dev|clang|gcc|llvm", listed + dockerfile)
+    for package in listed.split():
+        assert re.search(rf'[ "]{re.sub("-[0-9]+$", "-[$]major", package)}[ "\n]', dockerfile), package
+    for needed in ("make", "python3-venv", "libgomp1"):
+        assert needed in listed.split()
 
 
 def fake_server(folder: Path, *, version: str = "15.9", linked: str | None = None) -> Path:
