@@ -34,9 +34,12 @@ def check_server(db: Database) -> list[tuple[str, str | None, str, str | None]]:
     """
     installed = database.extension_version(db)
     findings = [_module(installed), *_dependencies(), *_search_path(db)]
-    # Before settings are read under the rights of a role that may have none.
-    limits = trainer_limits(db) if installed is not None else Limits()
-    findings += _training_process(db, limits)
+    try:
+        limits = trainer_limits(db) if installed is not None else Limits()
+    except InvalidState as error:
+        findings.append(("settings", "setting", error.message))
+    else:
+        findings += _training_process(db, limits)
     return [
         (check, fault, found, FAULTS[fault][1] if fault is not None else None)
         for check, fault, found in findings
@@ -69,20 +72,28 @@ def _training_process(db: Database, limits: Limits) -> list[Finding]:
     except (OutOfMemory, TrainerDied) as error:
         said = f"{error.message}: {_last_line(error.detail)}" if error.detail else error.message
         return [(check, *_death(error, said, limits))]
-    return [(check, None, own), *(f for f in found if f[1] is not None)]
+    broken = [f for f in found if f[1] is not None]
+    if broken and limits.memory_bytes < LEAST_BYTES:
+        # What a library says that was given no memory is its own affair.
+        return [(check, "out_of_memory", _too_little(broken[0][2], limits))]
+    return [(check, None, own), *broken]
 
 
 def _death(error: OutOfMemory | TrainerDied, said: str, limits: Limits) -> tuple[str, str]:
     """Return the fault of a training process that did not come as far as to answer, and what was found."""
     # Libraries that are given no memory may also crash, or try for ever.
     if isinstance(error, OutOfMemory) or limits.memory_bytes < LEAST_BYTES:
-        return "out_of_memory", f"{said}, with trainer_memory_mb at {limits.memory_bytes >> 20}"
+        return "out_of_memory", _too_little(said, limits)
     cause = error.__cause__
     if isinstance(cause, OSError):
         refused = cause.errno in (errno.EAGAIN, errno.ENOMEM)
         return "no_process" if refused else "python_not_runnable", said
     # Where it died while it imported, what Python said last tells.
     return describe_traceback(error.detail)[0] if error.detail else "trainer_died", said
+
+
+def _too_little(said: str, limits: Limits) -> str:
+    return f"{said}, with trainer_memory_mb at {limits.memory_bytes >> 20}"
 
 
 def _last_line(text: str) -> str:

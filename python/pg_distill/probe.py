@@ -91,7 +91,8 @@ FAULTS = {
     "privilege": (28, "Run this as a superuser, or have one grant it (extension/doc/grants.sql)."),
     "not_created": (29, "Have a superuser run pg-distill init."),
     "not_updated": (30, "Have a superuser run pg-distill init."),
-    "not_examined": (31, "See the message, and the server's log."),
+    "setting": (31, "Take it back to its default: SELECT distill.change_setting(NAME, NULL)."),
+    "not_examined": (32, "See the message, and the server's log."),
 }
 
 

@@ -94,8 +94,6 @@ COMMENT ON COLUMN distill.candidates.class_threshold IS 'of two classes: the pro
 COMMENT ON FUNCTION distill.predict_class(text, float8[]) IS 'the most probable class, or by the model''s class_threshold, for a row of numeric features in order';
 COMMENT ON FUNCTION distill.predict_class(text, jsonb) IS 'the most probable class, or by the model''s class_threshold, for a row of named columns';
 COMMENT ON FUNCTION distill.to_sql(text) IS 'the model as one SQL expression over columns that are named as its features: a probability or value; of a class compare it with the model''s class_threshold';
-COMMENT ON FUNCTION distill.create_function(text, text, boolean, boolean) IS
-    'make a function of the model with its features as named, typed arguments (over 100: as one row), of what predict gives: of a class compare it with the model''s class_threshold; as_sql: the student itself in plain SQL, IMMUTABLE';
 COMMENT ON COLUMN distill.models.learned_from IS 'of a student: digests of the rows that it was fitted to, selected on or taught by its teacher, which never judge it; NULL: not known, as of older releases';
 COMMENT ON COLUMN distill.runs.learned_from IS 'digests of the rows that its candidates learned from, as in distill.models';
 COMMENT ON COLUMN distill.models.measured_on IS 'rows, predict path, machine and server of the figures; accuracy_run_id where the accuracy is another run''s, because the model learned from the rows of run_id';
@@ -148,7 +146,7 @@ from pg_distill import sqlapi
 return sqlapi.create_function(plpy, model, function_name, as_sql, replace, keep_dependents)
 $$;
 COMMENT ON FUNCTION distill.create_function(text, text, boolean, boolean, boolean) IS
-    'make a function of the model with its features as named, typed arguments (over 100: as one row); as_sql: the student itself in plain SQL, IMMUTABLE; replace: one of your own, refused while an index or the like holds its results unless keep_dependents, which names what to renew';
+    'make a function of the model with its features as named, typed arguments (over 100: as one row), of what predict gives: of a class compare it with the model''s class_threshold; as_sql: the student itself in plain SQL, IMMUTABLE; replace: one of your own, refused while an index or the like holds its results unless keep_dependents, which names what to renew';
 
 CREATE OR REPLACE VIEW distill.leaderboard AS
 SELECT r.teacher_name, r.student_name, r.student_version, r.metric, r.teacher_accuracy, r.student_accuracy, r.lift,

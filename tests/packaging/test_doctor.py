@@ -254,15 +254,24 @@ def test_without_rights_the_module_is_named_too(
             connection.execute("DROP OWNED BY low; DROP ROLE low")
 
 
-def test_settings_of_the_database(patient: servers.Container, check: Check) -> None:
-    """A memory limit in which nothing can be imported, and a search_path that every function refuses."""
+def test_settings_of_the_database(
+    patient: servers.Container, root: Callable[[str], str], check: Check
+) -> None:
+    """A memory limit that the libraries do not fit in, a value from elsewhere, a search_path that every function refuses."""
     with patient.connect(DATABASE) as connection:
-        # Less than may be set: how much is too little depends on the libraries.
-        connection.execute("INSERT INTO distill.settings VALUES ('trainer_memory_mb', '100')")
+        connection.execute("SELECT distill.change_setting('trainer_memory_mb', '256')")
+        root(
+            "cp $RELEASE/lightgbm/__init__.py /root; echo 'large = bytearray(400 << 20)' > $RELEASE/lightgbm/__init__.py"
+        )
+        code, rows = check()
+        root("cp /root/__init__.py $RELEASE/lightgbm")
+        assert code == probe.FAULTS["out_of_memory"][0]
+        assert "trainer_memory_mb at 256" in faults(rows)[0]["found"]
+        connection.execute("UPDATE distill.settings SET value = 'much'")  # as a superuser restores it
         code, rows = check()
         connection.execute("SELECT distill.change_setting('trainer_memory_mb', NULL)")
-        assert code == probe.FAULTS["out_of_memory"][0]
-        assert "trainer_memory_mb at 100" in faults(rows)[0]["found"]
+        assert code == probe.FAULTS["setting"][0]
+        assert "trainer_memory_mb" in faults(rows)[0]["found"]
         connection.execute("CREATE SCHEMA operators")
         connection.execute(f"ALTER DATABASE {DATABASE} SET search_path = operators, pg_catalog")
         code, rows = check()
