@@ -22,6 +22,7 @@
      +-- ArtifactCorrupted        XX001  artifact does not match its digest
      +-- TrainerDied              58000  the training process ended, or sent nonsense
      +-- TooManyTrainings         53400  as many run as the administrator allows
+     +-- TooManyInspections       53400  as many files are checked
      +-- OutOfMemory              53200  the training process reached its memory limit
      +-- DiskFull                 53100  the training process found no room for a file
 
@@ -47,6 +48,7 @@ __all__ = [
     "NullNotAllowed",
     "OutOfMemory",
     "PgDistillError",
+    "TooManyInspections",
     "TooManyTrainings",
     "TrainerDied",
     "UndefinedColumn",
@@ -150,6 +152,10 @@ class TrainerDied(PgDistillError):
 
 
 class TooManyTrainings(PgDistillError):
+    sqlstate = "53400"
+
+
+class TooManyInspections(PgDistillError):
     sqlstate = "53400"
 
 

@@ -62,7 +62,10 @@ OUT_OF_MEMORY_SIGNS = (
 # A training process may write no file (see guard): a library that tries meets EFBIG, elsewhere it would be a full disk.
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 OUT_OF_MEMORY = "training process ran out of memory"
-OUT_OF_MEMORY_HINT = "Pass a smaller max_rows, or have an administrator raise the setting trainer_memory_mb."
+OUT_OF_MEMORY_HINT = (
+    "Pass a smaller max_rows, or have an administrator raise the setting trainer_memory_mb (where a file is checked, or"
+    " inspection_memory_mb)."
+)
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pg_distill import claims, measure, registry
-from pg_distill.approval import model_limits, trainer_limits
+from pg_distill.approval import inspector, model_limits
 from pg_distill.canonical import match_labels
 from pg_distill.database import Database, quote_identifier
 from pg_distill.errors import (
@@ -37,7 +36,7 @@ from pg_distill.sample import (
     resolve_source,
 )
 from pg_distill.teachers import check_outputs, label_by_sql, logged_outputs, signature_without_graph
-from pg_distill.trainer import Trainer, label_within
+from pg_distill.trainer import Inspection, label_within
 
 __all__ = [
     "default_metric",
@@ -305,64 +304,53 @@ def register_onnx(
     labels: Label | None = None
     types: Mapping[str, str] = {}
     source: Source | None = None
-    with Trainer(trainer_limits(db), db.check_interrupts) as trainer:
-        if sample is None:
-            found = trainer.inspect(
+
+    def inspect(
+        names: Sequence[str] | None = None,
+        columns: Sequence[Feature] | None = None,
+        rows: Frame | None = None,
+    ) -> Inspection:
+        with inspector(db) as child:
+            return child.inspect(
                 artifact,
-                names=features,
-                features=None,
-                rows=None,
+                names=names,
+                features=columns,
+                rows=rows,
                 task=task,
                 classes=classes,
                 max_bytes=limit,
                 run_bytes=run_bytes,
             )
-        else:
-            source = resolve_source(db, sample, stored=True)
-            if features is None:
-                # A graph with an input a column names its columns; one with a tensor takes what the sample has.
-                given = trainer.inspect(
-                    artifact,
-                    names=None,
-                    features=None,
-                    rows=None,
-                    task=task,
-                    classes=classes,
-                    max_bytes=limit,
-                    run_bytes=run_bytes,
-                ).signature.names
-                if set(given) <= set(source.columns):
-                    features = given
-                else:
-                    features = [c for c in source.kinds if c not in (label, expected)]
-                    db.notice(
-                        f"the model's inputs are taken to be these columns, in this order: {_list(features)}"
-                    )
-            inspect = partial(
-                trainer.inspect,
-                artifact,
-                names=None,
-                task=task,
-                classes=classes,
-                max_bytes=limit,
-                run_bytes=run_bytes,
-            )
-            columns, frame, labels, _ = _rows(db, source, features, label)
-            beyond = integers_beyond(source, frame)
-            if beyond:
-                whole = set(beyond)
-                with suppress(InvalidData):  # of a model that fails on rows that are made up
-                    graph = inspect(features=columns, rows=None).signature
-                    whole = {graph.names[i] for g in graph.inputs if g.element == "int64" for i in g.features}
-                if rounded := [name for name in beyond if name not in whole]:
-                    db.notice(
-                        f"the model takes floats: integers beyond 2**53 are rounded in {_list(rounded)}"
-                    )
-                if exact := [name for name in beyond if name in whole]:
-                    source = _read_as_text(db, source, exact)
-                    columns, frame, labels, _ = _rows(db, source, features, label)
-            types = {f.name: source.types[f.name] for f in columns}
-            found = inspect(features=columns, rows=frame)
+
+    # No child lives while the sample runs: it is the caller's SQL, and may take as long as it likes.
+    if sample is None:
+        found = inspect(features)
+    else:
+        source = resolve_source(db, sample, stored=True)
+        if features is None:
+            # A graph with an input a column names its columns; one with a tensor takes what the sample has.
+            given = inspect().signature.names
+            if set(given) <= set(source.columns):
+                features = given
+            else:
+                features = [c for c in source.kinds if c not in (label, expected)]
+                db.notice(
+                    f"the model's inputs are taken to be these columns, in this order: {_list(features)}"
+                )
+        columns, frame, labels, _ = _rows(db, source, features, label)
+        beyond = integers_beyond(source, frame)
+        if beyond:
+            whole = set(beyond)
+            with suppress(InvalidData):  # of a model that fails on rows that are made up
+                graph = inspect(columns=columns).signature
+                whole = {graph.names[i] for g in graph.inputs if g.element == "int64" for i in g.features}
+            if rounded := [name for name in beyond if name not in whole]:
+                db.notice(f"the model takes floats: integers beyond 2**53 are rounded in {_list(rounded)}")
+            if exact := [name for name in beyond if name in whole]:
+                source = _read_as_text(db, source, exact)
+                columns, frame, labels, _ = _rows(db, source, features, label)
+        types = {f.name: source.types[f.name] for f in columns}
+        found = inspect(columns=columns, rows=frame)
     signature = found.signature
     own_classes = classes is None or (claim is not None and claim.own_classes)
     if labels is not None and own_classes and signature.task != "regression":

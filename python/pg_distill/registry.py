@@ -46,6 +46,7 @@ __all__ = [
     "check_name",
     "check_setting",
     "choose_member",
+    "costs_meanwhile",
     "drop",
     "family_members",
     "find_by_id",
@@ -163,6 +164,16 @@ SETTINGS: Mapping[str, Setting] = {
     "trainer_niceness": Setting(10, 0, 19, "nice", "how far training stands back behind queries"),
     "concurrent_trainings": Setting(
         2, 1, 64, "processes", "distillations at once on this server; more are refused"
+    ),
+    "concurrent_inspections": Setting(
+        2,
+        1,
+        64,
+        "processes",
+        "files that are checked at once on this server; more wait, and are refused after 30 s",
+    ),
+    "inspection_memory_mb": Setting(
+        4096, 256, 1 << 20, "MB", "address space of a process that checks a file, at most trainer_memory_mb"
     ),
     "session_cache_mb": Setting(256, 1, 1 << 16, "MB", "artifacts whose sessions a backend keeps"),
     "predict_memory_mb": Setting(
@@ -333,20 +344,26 @@ def _own_name(db: Database, role: Role) -> str:
 
     The role's own, unless another role stood for that before: names are given once.
     """
-    rows = db.query(
-        "select o.name from distill.owners o where o.role = $1::pg_catalog.oid", ("int8", role.oid)
-    )
-    if rows:
-        return str(rows[0]["name"])
     name = role.name
-    while db.query("select from distill.owners o where o.name = $1", ("text", name)):
-        name = f"{name}#{role.oid}"
-    db.query(
-        "insert into distill.owners (name, role) values ($1, $2::pg_catalog.oid)",
-        ("text", name),
-        ("int8", role.oid),
-    )
-    return name
+    while True:
+        rows = db.query(
+            "select o.name from distill.owners o where o.role = $1::pg_catalog.oid", ("int8", role.oid)
+        )
+        if not rows:
+            rows = db.query(
+                "insert into distill.owners (name, role) values ($1, $2::pg_catalog.oid) on conflict do nothing returning name",
+                ("text", name),
+                ("int8", role.oid),
+            )
+        if rows:
+            return str(rows[0]["name"])
+        # Another session of the role has just done it; or the name is another role's.
+        if db.query(
+            "select from distill.owners o where o.name = $1 and o.role <> $2::pg_catalog.oid",
+            ("text", name),
+            ("int8", role.oid),
+        ):
+            name = f"{name}#{role.oid}"
 
 
 # Whether a role may write a model of distill.models m: who owns it, a member of that role, who administers, a superuser.
@@ -639,14 +656,35 @@ def unchecked(db: Database, ids: Sequence[str]) -> list[str]:
 
 def note_checked(db: Database, model_id: str, signature: Signature) -> None:
     """Note that a child has checked a model's file and signature, so that it is not checked again; where that can be written."""
+    cost = signature.cost
+    assert cost is not None
+    if _can_write(db):
+        db.write(lambda: _note_checked(db, model_id, cost))
+
+
+def costs_meanwhile(db: Database, ids: Sequence[str]) -> dict[str, Cost]:
+    """Return what runs of these models cost where another session has had them checked since this statement began."""
+    if not _can_write(db):
+        return {}
+    # What `Database.write` runs has a snapshot of its own; predict has its statement's.
+    rows = db.write(
+        lambda: db.query(
+            "select m.id::pg_catalog.text as id, c.cost from distill.models m cross join lateral (select"
+            " distill._run_cost(m.sha256, distill._schema_digest(m.input_schema, m.output_schema), $2) as cost) c"
+            " where m.id = any ($1) and c.cost is not null",
+            ("uuid[]", list(ids)),
+            ("text", RULES),
+        )
+    )
+    return {row["id"]: Cost.from_json(json.loads(row["cost"])) for row in rows}
+
+
+def _can_write(db: Database) -> bool:
     [row] = db.query(
         "select not pg_catalog.pg_is_in_recovery() and pg_catalog.current_setting('transaction_read_only') = 'off'"
         " and pg_catalog.has_function_privilege('distill._write()', 'execute') as can_write"
     )
-    if row["can_write"] and not db.in_parallel:
-        cost = signature.cost
-        assert cost is not None
-        db.write(lambda: _note_checked(db, model_id, cost))
+    return bool(row["can_write"]) and not db.in_parallel
 
 
 _FIGURES: Mapping[str, str] = {

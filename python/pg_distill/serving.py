@@ -606,8 +606,7 @@ def _open(db: Database, model_id: str) -> Predictor:
         # It was restored, or written by a superuser: a child opens it first.
         from pg_distill import approval
 
-        [signature] = approval.approve(db, [(artifact, signature)])
-        approval.note(db, model_id, signature)
+        [signature] = approval.approve_registered(db, {model_id: (artifact, signature)})
     else:
         signature = replace(signature, cost=Cost.from_json(json.loads(row["cost"])))
     size = SESSION_OVERHEAD_BYTES + SESSION_BYTES_PER_ARTIFACT_BYTE * len(artifact)

@@ -11,8 +11,10 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -734,13 +736,6 @@ def test_names_are_checked_by_every_way_in(granted: psycopg.Connection, connect:
     )
     fails(mallory, "42602", "SELECT distill.submit('fraud', student_name => %s)", bad)
     fails(mallory, "42602", "SELECT distill_model('fraud', student_name => %s)", bad)
-    with pytest.raises(psycopg.Error) as caught:
-        mallory.execute(
-            "INSERT INTO distill.models (name, version, active, task, kind, expression, sha256, size_bytes, input_schema, output_schema)"
-            " SELECT %s, version, active, task, kind, expression, sha256, size_bytes, input_schema, output_schema FROM distill.models",
-            (bad,),
-        )
-    assert caught.value.sqlstate in ("42602", "42501")
 
 
 def test_no_name_is_seen_as_another_roles(granted: psycopg.Connection, connect: Connect) -> None:
@@ -820,3 +815,152 @@ def test_no_setting_takes_what_it_does_not_mean(granted: psycopg.Connection, con
         fails(granted, "55000", "SELECT * FROM distill.show_settings()")
         root.execute("SELECT distill.change_setting('trainer_threads', NULL)")
     granted.execute("SELECT * FROM distill.show_settings()")
+
+
+# -- processes ------------------------------------------------------------------------------------------------------
+
+BY_MODEL = "SELECT distill.register_model(%s, %s, features => %s, sample => %s, task => 'regression')"
+HOLD = """
+import fcntl, os, struct, sys, time
+descriptor = os.open(sys.argv[1] + "/pg_distill.places", os.O_RDWR | os.O_CREAT, 0o600)
+for byte in range(1024, 1024 + 64):
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("@hhqqi4x", fcntl.F_WRLCK, 0, byte, 1, 0))
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_the_children_of_a_server_are_few(
+    granted: psycopg.Connection, connect: Connect, server: servers.Server
+) -> None:
+    """Whatever is asked for at once, by whom: six registrations are not six processes."""
+    granted.execute("SELECT distill.change_setting('inspection_memory_mb', '1024')")
+    sessions = [connect(user=user) for user in ("mallory", "alice", "root") * 2]
+    failed: list[BaseException] = []
+
+    def register_one(session: psycopg.Connection, number: int) -> None:
+        try:
+            session.execute(BY_MODEL, (f"m{number}", ONNX, ["x"], "SELECT 1.0::float8 AS x"))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=register_one, args=(s, n)) for n, s in enumerate(sessions)]
+    for thread in threads:
+        thread.start()
+    most = 0
+    while any(thread.is_alive() for thread in threads):
+        children = [p for p in server.processes("-m pg_distill.trainer") if p.state != "Z"]
+        most = max(most, len(children))
+        assert sum(p.rss_bytes for p in children) < 2 * 1024 << 20
+    assert failed == []
+    assert 1 <= most <= 2
+    assert value(granted, "SELECT count(*) FROM distill.models") == 6
+
+
+@pytest.mark.parametrize("features", [["x"], None])
+def test_no_place_is_held_while_a_sample_runs(
+    granted: psycopg.Connection, connect: Connect, features: list[str] | None
+) -> None:
+    """Or one role would keep all others from registering, and from predicting after a restore."""
+    granted.execute("SELECT distill.change_setting('concurrent_inspections', '1')")
+    granted.execute(
+        "CREATE FUNCTION slow() RETURNS float8 LANGUAGE plpgsql AS"
+        " $$BEGIN PERFORM pg_sleep(60); RETURN 1; END$$"
+    )
+    slow = connect(user="mallory")
+
+    def hang() -> None:
+        with suppress(psycopg.Error):
+            slow.execute(BY_MODEL, ("slow", ONNX, features, "SELECT slow() AS x"))
+
+    thread = threading.Thread(target=hang)
+    thread.start()
+    try:
+        busy = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        deadline = time.monotonic() + 60
+        while not value(granted, busy):
+            assert time.monotonic() < deadline and thread.is_alive()
+            time.sleep(0.1)
+        granted.execute("SET statement_timeout = '25 s'")
+        register(granted, 1, "quick")
+        assert value(granted, busy) == 1
+    finally:
+        slow.cancel_safe()
+        thread.join()
+
+
+def test_who_waits_for_a_place_can_be_interrupted(
+    granted: psycopg.Connection, connect: Connect, server: servers.Server
+) -> None:
+    directory = value(granted, "SELECT current_setting('data_directory')")
+    holder = threading.Thread(target=lambda: server.run("python3", "-c", HOLD, directory, "8"))
+    holder.start()
+    session = connect(user="mallory")
+    session.execute("SELECT distill.show_settings()")  # the module is loaded
+    session.execute("SET statement_timeout = '700 ms'")
+    deadline = time.monotonic() + 7
+    while True:  # until the places are held
+        started = time.monotonic()
+        with suppress(psycopg.errors.QueryCanceled), session.transaction(force_rollback=True):
+            session.execute(BY_MODEL, ("m", ONNX, ["x"], None))
+        took = time.monotonic() - started
+        if took >= 0.7:
+            break
+        assert time.monotonic() < deadline
+    assert took < 1.7
+    session.execute("SET statement_timeout = 0")
+    session.execute(BY_MODEL, ("m", ONNX, ["x"], None))  # as soon as there is one
+    holder.join()
+
+
+def test_who_has_waited_for_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pg_distill import approval, places
+    from pg_distill.errors import TooManyInspections
+    from pg_distill.onnx_model import OutputSpec, Signature
+
+    class Nothing:
+        interrupts = 0
+
+        def query(self, sql: str, *arguments: object) -> list[dict[str, object]]:
+            return []
+
+        def check_interrupts(self) -> None:
+            self.interrupts += 1
+
+    db: Any = Nothing()
+    monkeypatch.setattr(places, "take", lambda first, count: None)
+    monkeypatch.setattr(approval, "WAIT_SECONDS", 0.2)
+    with pytest.raises(TooManyInspections), approval.inspector(db):
+        pass
+    assert db.interrupts >= 2
+    # Another session has had it checked meanwhile: no child is started.
+    found = iter([None, None, places.Place(-1)])
+    cost: Any = object()
+    signature: Any = Signature((), (), OutputSpec("", "value", 1, "float64"), "regression", ())
+    monkeypatch.setattr(places, "take", lambda first, count: next(found))
+    monkeypatch.setattr(approval, "Trainer", lambda *given: pytest.fail("a child was started"))
+    monkeypatch.setattr("pg_distill.registry.costs_meanwhile", lambda db, ids: dict.fromkeys(ids, cost))
+    [approved] = approval.approve_registered(db, {"id": (b"", signature)})
+    assert approved.cost is cost
+
+
+def test_sessions_that_open_one_restored_model_have_it_checked_and_answer(
+    granted: psycopg.Connection, connect: Connect
+) -> None:
+    register(granted, 1, "m")
+    granted.execute(
+        "DELETE FROM distill.checked; SELECT distill.change_setting('concurrent_inspections', '1')"
+    )
+    answers: list[Any] = []
+
+    def ask(session: psycopg.Connection) -> None:
+        answers.append(value(session, "SELECT distill.predict('m', '{1}'::float8[])"))
+
+    threads = [
+        threading.Thread(target=ask, args=(connect(user=user),)) for user in ("mallory", "alice", "root") * 2
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [2.0] * 6

@@ -158,7 +158,9 @@ OPERATIONS = {
     "LOCK TABLE distill.trainings IN ROW EXCLUSIVE MODE": "42501 42501 42501 42501 42501",
     "SELECT distill.change_setting('trainer_threads', '1')": "42501 42501 42501 42501 ok",
     "UPDATE distill.models SET owner = 'postgres'": "42501 42501 42501 42501 42501",
-    "INSERT INTO distill.settings VALUES ('x', '1')": "42501 42501 42501 42501 ok",
+    "INSERT INTO distill.settings VALUES ('trainer_threads', '1')": "42501 42501 42501 42501 ok",
+    "INSERT INTO distill.settings VALUES ('x', '1')": "42501 42501 42501 42501 22023",
+    "SELECT distill.change_setting('executor', 'dask://localhost:1')": "42501 42501 42501 42501 42501",
     "TRUNCATE distill.models": "42501 42501 42501 42501 42501",
     "CREATE TABLE distill.mine ()": "42501 42501 42501 42501 42501",
 }
