@@ -52,8 +52,23 @@ class Strings:
         """Return the rows chosen by an index or boolean array."""
         return Strings(self.codes[rows], self.categories)
 
+    def compact(self) -> Strings:
+        """Return the same values without the categories that none of them has: of a few rows of long texts these are most."""
+        used = np.unique(self.codes[self.codes >= 0])
+        if len(used) == len(self.categories):
+            return self
+        places = np.full(len(self.categories) + 1, -1, np.int32)  # the last is that of -1, NULL
+        places[used] = np.arange(len(used), dtype=np.int32)
+        return Strings(places[self.codes], tuple(self.categories[code] for code in used))
+
     def to_objects(self, null: str | None = None) -> npt.NDArray[np.object_]:
         """Return the values as an object array, ``null`` in the place of NULL."""
+        if len(self.codes) < len(
+            self.categories
+        ):  # a few rows of many: their values are fewer than the table's
+            values = np.empty(len(self.codes), object)
+            values[:] = [null if code < 0 else self.categories[code] for code in self.codes.tolist()]
+            return values
         table = np.array([*self.categories, null], dtype=object)
         return table[self.codes]
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from pg_distill.canonical import (
     to_canonical,
 )
 from pg_distill.database import Database, quote_identifier
-from pg_distill.errors import DatatypeMismatch, InvalidData, InvalidState, UndefinedColumn
+from pg_distill.errors import DatatypeMismatch, InvalidData, InvalidState, LimitExceeded, UndefinedColumn
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Kind, Strings
 from pg_distill.learned import IDENTITY_SEED, Identity, Learned, identity_of, mix
 
@@ -62,6 +62,15 @@ IntArray = npt.NDArray[np.int64]
 FIT, SELECT, TEST, UNLABELLED, LEFT_OUT = 0, 1, 2, 3, 4
 SPLIT_NAMES = ("fit", "select", "test", "unlabelled")  # a row that is left out is in none
 FIT_SHARE, SELECT_SHARE = 0.64, 0.16  # of the labelled rows; the rest is for test
+MAX_TEXT_BYTES = (
+    256 * 2**20
+)  # of strings in one sample: the backend, its message and the training process each hold them
+MAX_ARRAY_BYTES = 2**30  # of an array of a server
+LOOKED_AT, MIN_LOOKED_AT = (
+    0.01,
+    20,
+)  # share of the rows whose strings are measured before they are drawn; if they are so many
+CLEARLY_MORE = 2  # times MAX_TEXT_BYTES: what a few rows say is not exact
 MIN_SPLIT_ROWS = 10  # fewer rows in a split say nothing about a student
 
 # Columns of ours beside the caller's: no query is likely to have one of these names.
@@ -410,7 +419,14 @@ def _fetch(
     """Fetch the rows of the smallest hashes: the features by name, what is ``wanted`` (SQL and kind), rows as jsonb text."""
     cells = {f.name: (source.canonical(f.name), f.kind) for f in features} | dict(wanted)
     inner = ", ".join(f"{sql} AS c{i}" for i, (sql, _) in enumerate(cells.values()))
-    outer = ", ".join(f"{_send(f't.c{i}', kind)} AS c{i}" for i, (_, kind) in enumerate(cells.values()))
+    texts = _bytes([f"t.c{i}" for i, (_, kind) in enumerate(cells.values()) if kind == "string"])
+    outer = ", ".join(
+        f"CASE WHEN {texts} <= {MAX_TEXT_BYTES:d} THEN {_send(f't.c{i}', kind)} END AS c{i}"
+        if kind == "string"
+        else f"{_send(f't.c{i}', kind)} AS c{i}"
+        for i, (_, kind) in enumerate(cells.values())
+    )
+    outer += f", {texts} AS texts"
     if with_rows:
         inner += f", {source.rows_as_json()}::pg_catalog.text AS {_ROW}"
         outer += f", pg_catalog.array_agg(t.{_ROW}) AS rows"
@@ -422,19 +438,45 @@ def _fetch(
     sorted_by = [*(i + 2 for i in range(len(cells)))]
     sorted_by += [len(cells) + with_rows + 2 + i for i in range(len(identities))]
     order = ", ".join(map(str, sorted_by))
-    row = db.read_only(
-        lambda: db.query_once(
-            f"SELECT pg_catalog.array_send(pg_catalog.array_agg(t.{_HASH})) AS hash, {outer} FROM ("
-            f"SELECT {_hash(source, features, seed)} AS {_HASH}, {inner} FROM ({source.query}\n) s{where}"
-            f" ORDER BY 1, {order} LIMIT {limit:d}) t"
+    try:
+        [row] = db.read_only(
+            lambda: db.query_once(
+                f"SELECT pg_catalog.array_send(pg_catalog.array_agg(t.{_HASH})) AS hash, {outer} FROM ("
+                f"SELECT {_hash(source, features, seed)} AS {_HASH}, {inner} FROM ({source.query}\n) s{where}"
+                f" ORDER BY 1, {order} LIMIT {limit:d}) t"
+            )
         )
-    )[0]
+    except Exception as error:
+        # Nothing is gone on with: the same error, in words of the caller's.
+        if getattr(error, "sqlstate", None) != LimitExceeded.sqlstate or (texts == "0" and not with_rows):
+            raise
+        _refuse_texts(MAX_ARRAY_BYTES, limit)
+    if row["texts"] > MAX_TEXT_BYTES:
+        _refuse_texts(int(row["texts"]), len(_numbers(row["hash"], ">i8")))
     hashes = _numbers(row["hash"], ">i8").astype(np.int64)
     received = {key: _receive(row[f"c{i}"], kind) for i, (key, (_, kind)) in enumerate(cells.items())}
     known = {
         identity: _numbers(row[f"i{i}"], ">i8").astype(np.int64) for i, identity in enumerate(identities)
     }
     return _Fetched(hashes, received, row["rows"] or [] if with_rows else [], known)
+
+
+def _bytes(columns: Sequence[str], which: str = "true") -> str:
+    """Return SQL for what the strings of some columns take together, over the rows for which ``which`` is true."""
+    if not columns:
+        return "0"
+    each = " + ".join(
+        f"COALESCE(pg_catalog.octet_length({column}), 0)::pg_catalog.int8" for column in columns
+    )
+    return f"COALESCE(pg_catalog.sum({each}) FILTER (WHERE {which}), 0)::pg_catalog.int8"
+
+
+def _refuse_texts(size: int, rows: int) -> NoReturn:
+    fitting = max(1, int(rows * MAX_TEXT_BYTES / size))
+    raise LimitExceeded(
+        f"the strings of {rows} rows take about {size / 2**20:.0f} MB, more than the {MAX_TEXT_BYTES // 2**20} MB of a sample",
+        hint=f"Lower max_rows to {fitting}, or shorten them in the sample query, such as left(text, 1000).",
+    )
 
 
 @dataclass(frozen=True)
@@ -559,13 +601,20 @@ def draw_sample(
     if time_column is not None and source.kind(time_column) == "string":
         raise DatatypeMismatch(f'time column "{time_column}" is of type {source.shown(time_column)}')
     labelled = f"s.{quote_identifier(label)}" if label is not None else "1"
+    cells = [(source.canonical(f.name), f.kind) for f in features] + list(wanted.values())
+    # Of a few rows, by chance: to read all long texts takes longer than to draw some.
+    texts = _bytes([sql for sql, kind in cells if kind == "string"], f"pg_catalog.random() < {LOOKED_AT}")
     counts = db.read_only(
         lambda: db.query_once(
-            f"SELECT count(*) AS n, count({labelled}) AS labelled FROM ({source.query}\n) s"
+            f"SELECT count(*) AS n, count({labelled}) AS labelled, {texts} AS texts FROM ({source.query}\n) s"
         )
     )[0]
     if counts["n"] == 0:
         raise InvalidData("the sample has no rows")
+    drawn = sum(min(rows, max_rows) for rows in (counts["labelled"], counts["n"] - counts["labelled"]))
+    size = int(counts["texts"] / LOOKED_AT * drawn / counts["n"])
+    if counts["n"] * LOOKED_AT >= MIN_LOOKED_AT and size > CLEARLY_MORE * MAX_TEXT_BYTES:
+        _refuse_texts(size, drawn)
     wheres = [f" WHERE {labelled} IS NOT NULL"]
     if counts["labelled"] < counts["n"]:
         wheres.append(f" WHERE {labelled} IS NULL")

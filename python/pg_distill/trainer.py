@@ -107,8 +107,12 @@ def _pack(frame: Frame, fields: dict[str, Any], arrays: dict[str, npt.NDArray[An
     for position, feature in enumerate(frame.features):
         column = frame.columns[feature.name]
         if isinstance(column, Strings):
+            column = column.compact()
             arrays[f"{prefix}{position}"] = column.codes
-            fields[f"{prefix}{position}"] = list(column.categories)
+            # As bytes: a header of JSON is no place for 100 MB of texts.
+            words = [category.encode("utf-8", "surrogatepass") for category in column.categories]
+            arrays[f"{prefix}{position}/text"] = np.frombuffer(b"".join(words), np.uint8)
+            arrays[f"{prefix}{position}/sizes"] = np.array([len(word) for word in words], np.int64)
         else:
             arrays[f"{prefix}{position}"] = column
 
@@ -118,11 +122,16 @@ def _unpack(message: Message, prefix: str) -> Frame:
     columns: dict[str, Column] = {}
     for position, feature in enumerate(features):
         array = message.arrays[f"{prefix}{position}"]
-        columns[feature.name] = (
-            Strings(array.astype(np.int32, copy=False), tuple(message.fields[f"{prefix}{position}"]))
-            if feature.kind == "string"
-            else array
-        )
+        if feature.kind != "string":
+            columns[feature.name] = array
+            continue
+        text = message.arrays[f"{prefix}{position}/text"].tobytes()
+        ends = np.cumsum(message.arrays[f"{prefix}{position}/sizes"]).tolist()
+        words = [
+            text[start:end].decode("utf-8", "surrogatepass")
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
+        columns[feature.name] = Strings(array.astype(np.int32, copy=False), tuple(words))
     return Frame(features, columns)
 
 

@@ -232,8 +232,8 @@ def test_no_student_is_null_and_a_warning(db: psycopg.Connection) -> None:
         "SELECT r.accepted, (SELECT count(*) FROM distill.candidates c WHERE c.run_id = r.run_id),"
         " (SELECT count(*) FROM distill.models WHERE teacher_id IS NOT NULL) FROM distill.runs r"
     ).fetchone() or [0, 0, 0]
-    assert (accepted, students) == (False, 0)
-    assert candidates > 0
+    # So far out of reach that nothing is trained.
+    assert (accepted, students, candidates) == (False, 0, 0)
 
 
 def test_another_candidate_of_the_frontier_can_be_promoted(db: psycopg.Connection) -> None:
