@@ -381,7 +381,9 @@ MIXING = {
 def test_a_graph_that_mixes_rows_is_refused(name: str) -> None:
     model = parse(f"g (float[N,2] x) => (float[N,2] y) {{ {MIXING[name]} }}", c=np.ones(2, np.float32))
     rows = models.number_frame(models.numbers(columns=2))
-    with pytest.raises((InvalidData, FeatureNotSupported)) as caught:  # by its answers, or an operator by its rule
+    with pytest.raises(
+        (InvalidData, FeatureNotSupported)
+    ) as caught:  # by its answers, or an operator by its rule
         approve(model.SerializeToString(), rows=rows)
     assert "other rows" in str(caught.value) or caught.type is FeatureNotSupported
 
