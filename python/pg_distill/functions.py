@@ -334,7 +334,8 @@ def _argument(feature: FeatureSpec, sql_type: str | None) -> _Argument:
             return _Argument(feature, "text", name)
         if _CITEXT.fullmatch(sql_type):
             return _Argument(feature, "text", name)
-        known = "character" if base == "bpchar" else _DIGITS.get(base, sql_type)
+        # Without its modifier, which in a row's type is one character if nothing is said.
+        known = "pg_catalog.bpchar" if base == "bpchar" else _DIGITS.get(base, sql_type)
         return _Argument(feature, known, f"{name}::pg_catalog.text")
     if feature.kind == "boolean":
         return _Argument(feature, "boolean", f"{name}::pg_catalog.int4::pg_catalog.float8")

@@ -48,7 +48,6 @@ __all__ = [
     "draw_rows",
     "draw_sample",
     "draw_with_rows",
-    "group_numbers",
     "identities_of",
     "identity_columns",
     "integers_beyond",
@@ -127,6 +126,13 @@ class Source:
     def canonical(self, column: str, as_type: str | None = None) -> str:
         """Return SQL of ``column`` in canonical form, over rows ``s``; as a model reads it that has ``as_type`` stored."""
         return to_canonical(f"s.{quote_identifier(column)}", self.kind(column), self.columns[column], as_type)
+
+    def group(self, column: str) -> tuple[str, Kind]:
+        """Return SQL and kind of a column by which rows are grouped: whole numbers as their digits, whatever their size."""
+        sql_type, kind = self.columns[column], self.kind(column)
+        if sql_type.base in ("int8", "numeric"):
+            kind = "string"
+        return to_canonical(f"s.{quote_identifier(column)}", kind, sql_type), kind
 
     def read_as(self, features: Iterable[_Column]) -> Source:
         """Return the source with columns of integers as strings where a model takes them so."""
@@ -401,7 +407,7 @@ def _numbers(value: bytes | None, dtype: str) -> npt.NDArray[Any]:
     return np.frombuffer(value, np.dtype([("length", ">i4"), ("value", dtype)]), offset=20)["value"]
 
 
-_LABEL_TEXT = object()
+_LABEL_TEXT, _GROUP = object(), object()
 
 
 def _fetch(
@@ -539,10 +545,13 @@ def draw_identified(
     extra: Sequence[str] = (),
     seed: int,
     limit: int,
+    group_column: str | None = None,
     identities: Sequence[Identity] = (),
-) -> tuple[Frame, Label | None, dict[str, Column], dict[Identity, IntArray]]:
-    """Draw rows as `draw_rows` does, with the hashes by which they are known, of columns that there are."""
+) -> tuple[Frame, Label | None, dict[str, Column], dict[Identity, IntArray], npt.NDArray[Any] | None]:
+    """Draw rows as `draw_rows` does, with the hashes by which they are known, of columns that there are, and their groups."""
     wanted = _label_wanted(source, label, True) | {c: (source.canonical(c), source.kind(c)) for c in extra}
+    if group_column is not None:
+        wanted[_GROUP] = source.group(group_column)
     where = f" WHERE s.{quote_identifier(label)} IS NOT NULL" if label else ""
     found = _fetch(
         db, source, features, wanted, where=where, seed=seed, limit=limit,
@@ -551,7 +560,8 @@ def draw_identified(
     columns = found.columns
     frame = Frame(tuple(features), {f.name: columns[f.name] for f in features})
     labels = _label(source, label, columns, True) if label else None
-    return frame, labels, {c: columns[c] for c in extra}, found.identities
+    groups = group_numbers(columns[_GROUP]) if group_column is not None else None
+    return frame, labels, {c: columns[c] for c in extra}, found.identities, groups
 
 
 def draw_with_rows(
@@ -595,9 +605,11 @@ def draw_sample(
     InvalidData
         Too few rows for a split.
     """
-    others = [*extra, *(c for c in (time_column, group_column) if c is not None)]
-    wanted = {c: (source.canonical(c), source.kind(c)) for c in others}
+    others = [*extra, *([time_column] if time_column is not None else [])]
+    wanted: dict[Any, tuple[str, Kind]] = {c: (source.canonical(c), source.kind(c)) for c in others}
     wanted |= _label_wanted(source, label, label_texts)
+    if group_column is not None:
+        wanted[_GROUP] = source.group(group_column)
     if time_column is not None and source.kind(time_column) == "string":
         raise DatatypeMismatch(f'time column "{time_column}" is of type {source.shown(time_column)}')
     labelled = f"s.{quote_identifier(label)}" if label is not None else "1"
@@ -640,7 +652,7 @@ def draw_sample(
     known = np.zeros(n, bool)
     if trained_on is not None:
         known = np.isin(hashes[:n], _trained_hashes(db, trained_on, features, seed))
-    groups = group_numbers(columns[group_column]) if group_column is not None else None
+    groups = group_numbers(columns[_GROUP]) if group_column is not None else None
     if groups is not None:
         known = np.isin(groups[:n], groups[:n][known])
     split = np.full(len(hashes), UNLABELLED, np.uint8)

@@ -36,7 +36,6 @@ from pg_distill.sample import (
     TEST,
     check_columns,
     draw_identified,
-    group_numbers,
     identity_columns,
     resolve_source,
     split_times,
@@ -350,17 +349,17 @@ def _fresh_rows(
     )
     if by_time is not None and source.kinds[by_time] == "string":
         by_time = None
-    frame, labels, extra, identities = draw_identified(
+    frame, labels, extra, identities, groups = draw_identified(
         db,
         source,
         features,
         label=label,
-        extra=[*logged, *(column for column in (by_group, by_time) if column is not None)],
+        extra=[*logged, *([by_time] if by_time is not None else [])],
         seed=seed,
         limit=max_rows,
+        group_column=by_group,
         identities=sorted({identity_columns(features), *identities_of_family(db, teacher, MAX_REMEASURED)}),
     )
-    groups = group_numbers(extra[by_group]) if by_group is not None else None
     times = split_times(extra[by_time], groups) if by_time is not None else None
 
     def outside(known: Learned) -> npt.NDArray[np.bool_] | None:
