@@ -9,7 +9,7 @@ $$;
 COMMENT ON FUNCTION distill._predict(text, float8[], bytea) IS 'internal: predict, given the statement''s snapshot';
 CREATE FUNCTION distill.predict(model text, features float8[]) RETURNS float8
 LANGUAGE sql STABLE
-RETURN distill._predict(model, features, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+RETURN distill._predict(model, features::distill._numbers, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
 COMMENT ON FUNCTION distill.predict(text, float8[]) IS 'the probability of the last class (binary) or the value (regression) for a row of numeric features in order';
 
 CREATE FUNCTION distill._predict(model text, "row" jsonb, snapshot bytea) RETURNS float8
@@ -31,7 +31,7 @@ $$;
 COMMENT ON FUNCTION distill._predict_proba(text, float8[], bytea) IS 'internal: predict_proba, given the statement''s snapshot';
 CREATE FUNCTION distill.predict_proba(model text, features float8[]) RETURNS float8[]
 LANGUAGE sql STABLE
-RETURN distill._predict_proba(model, features, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+RETURN distill._predict_proba(model, features::distill._numbers, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
 COMMENT ON FUNCTION distill.predict_proba(text, float8[]) IS 'the probability of each class, in the order of the model''s classes for a row of numeric features in order';
 
 CREATE FUNCTION distill._predict_proba(model text, "row" jsonb, snapshot bytea) RETURNS float8[]
@@ -53,7 +53,7 @@ $$;
 COMMENT ON FUNCTION distill._predict_class(text, float8[], bytea) IS 'internal: predict_class, given the statement''s snapshot';
 CREATE FUNCTION distill.predict_class(model text, features float8[]) RETURNS text
 LANGUAGE sql STABLE
-RETURN distill._predict_class(model, features, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+RETURN distill._predict_class(model, features::distill._numbers, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
 COMMENT ON FUNCTION distill.predict_class(text, float8[]) IS 'the most probable class, or by the model''s class_threshold, for a row of numeric features in order';
 
 CREATE FUNCTION distill._predict_class(model text, "row" jsonb, snapshot bytea) RETURNS text
@@ -75,7 +75,7 @@ $$;
 COMMENT ON FUNCTION distill._predict(text, float8[], text[], bytea) IS 'internal: predict, given the statement''s snapshot';
 CREATE FUNCTION distill.predict(model text, numbers float8[], strings text[]) RETURNS float8
 LANGUAGE sql STABLE
-RETURN distill._predict(model, numbers, strings, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+RETURN distill._predict(model, numbers::distill._numbers, strings::distill._strings, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
 COMMENT ON FUNCTION distill.predict(text, float8[], text[]) IS 'the probability of the last class (binary) or the value (regression) for a row of numeric features in order and string features in order';
 
 CREATE FUNCTION distill._predict_proba(model text, numbers float8[], strings text[], snapshot bytea) RETURNS float8[]
@@ -86,5 +86,5 @@ $$;
 COMMENT ON FUNCTION distill._predict_proba(text, float8[], text[], bytea) IS 'internal: predict_proba, given the statement''s snapshot';
 CREATE FUNCTION distill.predict_proba(model text, numbers float8[], strings text[]) RETURNS float8[]
 LANGUAGE sql STABLE
-RETURN distill._predict_proba(model, numbers, strings, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+RETURN distill._predict_proba(model, numbers::distill._numbers, strings::distill._strings, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
 COMMENT ON FUNCTION distill.predict_proba(text, float8[], text[]) IS 'the probability of each class for a row of numeric features in order and string features in order';

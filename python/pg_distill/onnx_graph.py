@@ -39,6 +39,7 @@ from .errors import (
     FeatureNotSupported,
     InvalidArtifact,
     InvalidData,
+    InvalidName,
     InvalidParameter,
     LimitExceeded,
     NullNotAllowed,
@@ -139,6 +140,9 @@ class Limits:
     artifact_bytes: int = 256 << 20  # a bytea takes 1 GB, but every backend that predicts holds the model
     nodes: int = 10_000  # of the graph: an unrolled network of a thousand layers
     initializers: int = 10_000  # onnxruntime looks for each among all: 100,000 take it 24 s
+    parts: int = 500_000  # messages and names in the file: each is an object that is made and kept
+    table_entries: int = 1_000_000  # keys of all dictionaries, which a backend reads into its own
+    name_characters: int = 1_000  # of a feature, class, input or output
     tree_nodes: int = 10_000_000  # 1,000 trees of 10,000 nodes
     tree_depth: int = 512  # onnxruntime builds trees by recursion; real ones are below 100
     initializer_bytes: int = 256 << 20  # as declared by dims and type, and of what is computed from them
@@ -208,17 +212,23 @@ def _messages(root: Message) -> Iterator[Message]:
 
 
 def _check_messages(model: onnx.ModelProto, limits: Limits) -> None:
-    declared = nodes = 0
+    declared = nodes = parts = entries = 0
     if len(model.graph.initializer) > limits.initializers:
         raise LimitExceeded(
             f"model has {len(model.graph.initializer)} initializers, limit is {limits.initializers}"
         )
     for message in _messages(model):
+        parts += 1
         for descriptor, value in message.ListFields():
+            if descriptor.type != descriptor.TYPE_STRING:
+                continue
             texts = [value] if isinstance(value, str | bytes) else value
+            parts += len(texts)
             # What is not UTF-8 arrives as bytes.
-            if descriptor.type == descriptor.TYPE_STRING and not all(isinstance(v, str) for v in texts):
+            if not all(isinstance(v, str) for v in texts):
                 raise InvalidArtifact(f'field "{descriptor.name}" of the model is not UTF-8')
+        if parts > limits.parts:
+            raise LimitExceeded(f"model has over {limits.parts} parts")
         if len(UnknownFieldSet(message)):
             raise FeatureNotSupported("model has fields that this version of ONNX does not know")
         if isinstance(message, onnx.TensorProto):
@@ -237,12 +247,21 @@ def _check_messages(model: onnx.ModelProto, limits: Limits) -> None:
         elif isinstance(message, onnx.SparseTensorProto):
             raise FeatureNotSupported("sparse tensor inside the model is not supported")
         elif isinstance(message, onnx.AttributeProto):
+            if message.name not in _TREE_TEXTS:
+                entries += len(message.strings)
+                if entries > limits.table_entries:
+                    raise LimitExceeded(f"model has dictionaries of over {limits.table_entries} strings")
             if message.HasField("g") or message.graphs:
                 raise FeatureNotSupported(f'subgraph in attribute "{message.name}" is not supported')
             if message.ref_attr_name:
                 raise FeatureNotSupported(
                     f'attribute "{message.name}" refers to a function, which is not supported'
                 )
+
+
+_TREE_TEXTS = frozenset(
+    {"nodes_modes"}
+)  # as many as there are nodes of trees, which have a limit of their own
 
 
 def _check_operator(node: onnx.NodeProto) -> None:
@@ -1261,6 +1280,7 @@ def approve(
             signature = replace(signature, features=tuple(replace(f, name=name) for f, name in renamed))
     else:
         signature = _held_against(model, signature, limits)
+    _check_names(signature, limits)
     made_up = _synthetic(signature)
     _hold_shapes(model, signature, rows if rows is not None else made_up, limits)
     before = _peak_bytes(reset=True)
@@ -1268,6 +1288,20 @@ def approve(
     outputs = _try(opened, rows, limits, before)
     _run_extremes(opened, limits)
     return Approval(signature, outputs)
+
+
+def _check_names(signature: Signature, limits: Limits) -> None:
+    """Refuse names that PostgreSQL cannot hold, or nobody reads."""
+    names = [*signature.names, *signature.classes, signature.output.name, *(i.name for i in signature.inputs)]
+    for name in names:
+        if len(name) > limits.name_characters:
+            raise InvalidName(
+                f"a name in the model has {len(name)} characters, limit is {limits.name_characters}"
+            )
+        if "\x00" in name or any("\ud800" <= c <= "\udfff" for c in name):
+            raise InvalidName("a name in the model has characters that PostgreSQL cannot hold")
+    if not all(signature.names):
+        raise InvalidName("a feature of the model has no name")
 
 
 def _held_against(model: onnx.ModelProto, stored: Signature, limits: Limits) -> Signature:

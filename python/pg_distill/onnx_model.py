@@ -17,7 +17,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from operator import itemgetter
 from time import perf_counter
@@ -223,7 +223,7 @@ class Signature:
     output: OutputSpec
     task: Task
     classes: tuple[str, ...] = ()
-    cost: Cost | None = None
+    cost: Cost | None = field(default=None, compare=False)
 
     @property
     def width(self) -> int:

@@ -242,12 +242,17 @@ def step_of(
     step = Step(
         node,
         total,
-        sum((t.size * item_bytes(t.element) for t in outputs), Amount(0)),
+        sum((t.size * _held_bytes(t.element) for t in outputs), Amount(0)),
         sum(texts, Amount(0)),
         sum(call.scratch, Amount(0)),
         not any(tensor.depends or _varies(tensor) for tensor in given),
     )
     return step, outputs
+
+
+def _held_bytes(element: int) -> int:
+    """Return the bytes of one element while it is held; float16 is computed as float32, between two casts."""
+    return item_bytes(element) * (5 if element == TensorProto.FLOAT16 else 1)
 
 
 def _varies(tensor: Tensor) -> bool:

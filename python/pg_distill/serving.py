@@ -30,6 +30,7 @@ from pg_distill.errors import (
     FeatureNotSupported,
     InvalidData,
     InvalidState,
+    LimitExceeded,
     NullNotAllowed,
     UndefinedColumn,
     UndefinedModel,
@@ -69,6 +70,12 @@ SESSION_BYTES_PER_ARTIFACT_BYTE = 3
 
 SESSION_BYTES_PER_WORD = 128
 """What a string of some ten characters takes in a dictionary, key, value and slot."""
+
+MAX_ROW_CHARACTERS = 32 * 2**20
+"""Of a row as jsonb: Python decodes so many in some 0.3 s, and looks for no interrupt meanwhile."""
+
+MAX_BATCH_ROWS = 500_000
+"""Rows of one array: PL/Python makes an array of so many predictions in some 0.2 s, and looks for no interrupt meanwhile."""
 
 SLICE_SECONDS = 0.05
 """How long many rows are predicted before interrupts are looked for, which costs some 10 us."""
@@ -397,6 +404,11 @@ def _row(predictor: Predictor, features: Features) -> Mapping[str, Any]:
     if features is None:
         raise NullNotAllowed("features must not be NULL")
     if isinstance(features, str):
+        if len(features) > MAX_ROW_CHARACTERS:
+            raise LimitExceeded(
+                f"a row has {len(features)} characters, limit is {MAX_ROW_CHARACTERS}",
+                hint="Give only the columns that the model takes.",
+            )
         if _digits < predictor.least_digits:
             raise InvalidState(
                 f"extra_float_digits is {_digits}, by which to_jsonb rounds the numbers of a row",
@@ -681,6 +693,11 @@ def _run_batch(db: Database, predictor: Predictor, array: bytes | None) -> Float
     # The internal function may be called by anybody who may predict, with bytes that are no array.
     if rows < 0 or columns < 0 or len(array) != _ARRAY_HEADER_BYTES + 8 * rows * columns:
         raise InvalidData("features must be the bytes of an array")
+    if rows > MAX_BATCH_ROWS:
+        raise LimitExceeded(
+            f"features have {rows} rows, limit is {MAX_BATCH_ROWS}",
+            hint="Use distill.score, which takes any number.",
+        )
     cells = np.frombuffer(array, np.float64, rows * columns, _ARRAY_HEADER_BYTES).reshape(rows, columns)
     return predictor.in_slices(db, rows, lambda part: predictor.run_many(cells[part]))
 

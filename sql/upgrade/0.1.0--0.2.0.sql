@@ -192,6 +192,23 @@ REVOKE ALL ON FUNCTION @extschema@.distill_model(text, float8, float8, float8, i
 DROP FUNCTION distill.register_model(text, bytea, text[], text, text, text, text, text[]);
 DROP FUNCTION distill.register_model_file(text, text, text[], text, text, text, text, text[]);
 -- include 11_registering.sql
+-- Rows of more numbers than any model takes are refused before PL/Python reads them.
+-- include 49_bounds.sql
+CREATE OR REPLACE FUNCTION distill.predict(model text, features float8[]) RETURNS float8
+LANGUAGE sql STABLE
+RETURN distill._predict(model, features::distill._numbers, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+CREATE OR REPLACE FUNCTION distill.predict_proba(model text, features float8[]) RETURNS float8[]
+LANGUAGE sql STABLE
+RETURN distill._predict_proba(model, features::distill._numbers, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+CREATE OR REPLACE FUNCTION distill.predict_class(model text, features float8[]) RETURNS text
+LANGUAGE sql STABLE
+RETURN distill._predict_class(model, features::distill._numbers, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+CREATE OR REPLACE FUNCTION distill.predict(model text, numbers float8[], strings text[]) RETURNS float8
+LANGUAGE sql STABLE
+RETURN distill._predict(model, numbers::distill._numbers, strings::distill._strings, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+CREATE OR REPLACE FUNCTION distill.predict_proba(model text, numbers float8[], strings text[]) RETURNS float8[]
+LANGUAGE sql STABLE
+RETURN distill._predict_proba(model, numbers::distill._numbers, strings::distill._strings, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
 -- include 51_predict_class_mixed.sql
 -- include 63_batch_class.sql
 -- include 64_prune.sql
