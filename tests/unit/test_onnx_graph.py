@@ -381,7 +381,9 @@ MIXING = {
 def test_a_graph_that_mixes_rows_is_refused(name: str) -> None:
     model = parse(f"g (float[N,2] x) => (float[N,2] y) {{ {MIXING[name]} }}", c=np.ones(2, np.float32))
     rows = models.number_frame(models.numbers(columns=2))
-    with pytest.raises((InvalidData, FeatureNotSupported)) as caught:  # by its answers, or an operator by its rule
+    with pytest.raises(
+        (InvalidData, FeatureNotSupported)
+    ) as caught:  # by its answers, or an operator by its rule
         approve(model.SerializeToString(), rows=rows)
     assert "other rows" in str(caught.value) or caught.type is FeatureNotSupported
 
@@ -427,6 +429,16 @@ def test_labels_must_be_the_most_probable_classes(name: str) -> None:
     else:
         with pytest.raises(InvalidData, match="most probable"):
             derive_signature(model, rows=rows)
+
+
+def test_labels_may_be_cut_elsewhere_than_in_the_middle() -> None:
+    body, _ = LABELS["a threshold"]
+    model = check(parse(f"g (float[N,2] x) => (int64[N] l, float[N,2] d) {{ {body} }}").SerializeToString())
+    rows = models.number_frame(models.numbers(columns=2))
+    assert derive_signature(model, rows=rows, class_threshold=0.3).classes == ("0", "1")
+    for other in (0.25, 0.5):
+        with pytest.raises(InvalidData, match="class_threshold"):
+            derive_signature(model, rows=rows, class_threshold=other)
 
 
 @pytest.mark.parametrize("name", DECIDES_OTHERWISE)
