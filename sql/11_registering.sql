@@ -3,31 +3,31 @@
 CREATE FUNCTION distill.register_model(
     name text, artifact bytea, features text[] DEFAULT NULL, sample text DEFAULT NULL, label text DEFAULT NULL,
     version text DEFAULT NULL, task text DEFAULT NULL, classes text[] DEFAULT NULL, expected text DEFAULT NULL,
-    allow_difference boolean DEFAULT false
+    allow_difference boolean DEFAULT false, class_threshold float8 DEFAULT NULL
 ) RETURNS uuid LANGUAGE plpython3u AS $$
 from pg_distill import sqlapi
-return sqlapi.register_model(plpy, name, artifact, features, sample, label, version, task, classes, expected, allow_difference)
+return sqlapi.register_model(plpy, name, artifact, features, sample, label, version, task, classes, expected, allow_difference, class_threshold)
 $$;
-COMMENT ON FUNCTION distill.register_model(text, bytea, text[], text, text, text, text, text[], text, boolean) IS
-    'check an ONNX model, run it on rows of the sample, measure it and make it the active version of its name; expected: a column of what it is to predict, against which it is held';
+COMMENT ON FUNCTION distill.register_model(text, bytea, text[], text, text, text, text, text[], text, boolean, float8) IS
+    'check an ONNX model, run it on rows of the sample, measure it and make it the active version of its name; expected: a column of what it is to predict, against which it is held; class_threshold: of two classes the probability from which it names the last one';
 
 CREATE FUNCTION distill.register_model_file(
     name text, path text, features text[] DEFAULT NULL, sample text DEFAULT NULL, label text DEFAULT NULL,
     version text DEFAULT NULL, task text DEFAULT NULL, classes text[] DEFAULT NULL, expected text DEFAULT NULL,
-    allow_difference boolean DEFAULT false
+    allow_difference boolean DEFAULT false, class_threshold float8 DEFAULT NULL
 ) RETURNS uuid LANGUAGE plpython3u AS $$
 from pg_distill import sqlapi
-return sqlapi.register_model_file(plpy, name, path, features, sample, label, version, task, classes, expected, allow_difference)
+return sqlapi.register_model_file(plpy, name, path, features, sample, label, version, task, classes, expected, allow_difference, class_threshold)
 $$;
-COMMENT ON FUNCTION distill.register_model_file(text, text, text[], text, text, text, text, text[], text, boolean) IS
+COMMENT ON FUNCTION distill.register_model_file(text, text, text[], text, text, text, text, text[], text, boolean, float8) IS
     'register_model for a file of the server, read by pg_read_binary_file under the caller''s rights';
 
 CREATE FUNCTION distill._register_claimed(
     name text, artifact bytea, features text[], sample text, label text, version text, task text, classes text[], "rows" text[],
-    arrays text[], expected text, origin text, allow_difference boolean
+    arrays text[], expected text, origin text, allow_difference boolean, class_threshold float8
 ) RETURNS uuid LANGUAGE plpython3u AS $$
 from pg_distill import sqlapi
-return sqlapi.register_claimed(plpy, name, artifact, features, sample, label, version, task, classes, rows, arrays, expected, origin, allow_difference)
+return sqlapi.register_claimed(plpy, name, artifact, features, sample, label, version, task, classes, rows, arrays, expected, origin, allow_difference, class_threshold)
 $$;
-COMMENT ON FUNCTION distill._register_claimed(text, bytea, text[], text, text, text, text, text[], text[], text[], text, text, boolean) IS
+COMMENT ON FUNCTION distill._register_claimed(text, bytea, text[], text, text, text, text, text[], text[], text[], text, text, boolean, float8) IS
     'internal: register_model for pg-distill register, with rows and what the model''s own library says of them';

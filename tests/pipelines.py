@@ -18,6 +18,7 @@ import numpy as np
 from pg_distill.comparison import Difference, compare
 from pg_distill.errors import PgDistillError
 from pg_distill.frame import Column, Feature, Frame, Kind, Strings
+from pg_distill.measure import decided
 from pg_distill.onnx_model import Signature
 
 ROWS = 700
@@ -268,6 +269,11 @@ def _ensemble(name: str, label: str = "by_city", **options: Any) -> Fitted:
     members = [("a", first), ("b", second)]
     pipeline = _chain(_columns(_impute(), _hot()), _step("ensemble", name, members, **options))
     return _fit(pipeline, "mixed", label)
+
+
+def _cut(name: str, end: Callable[[], Any] = _logistic, **options: Any) -> Fitted:
+    pipeline = _chain(_columns(_impute(), _hot()), end())
+    return _fit(_step("model_selection", name, pipeline, **options), "mixed", "by_city")
 
 
 # -- scikit-learn: models over numbers
@@ -526,6 +532,15 @@ PIPELINES: dict[str, Callable[[], Fitted]] = {
     "TransformedTargetRegressor(PowerTransformer)": lambda: _target(
         transformer=_step("preprocessing", "PowerTransformer")
     ),
+    "FixedThresholdClassifier": lambda: _cut("FixedThresholdClassifier", threshold=0.3),
+    "FixedThresholdClassifier, the first class": lambda: _cut(
+        "FixedThresholdClassifier", threshold=0.3, pos_label=0
+    ),
+    "FixedThresholdClassifier of a decision function": lambda: _cut(
+        "FixedThresholdClassifier", lambda: _step("svm", "LinearSVC"), threshold=-0.5
+    ),
+    "TunedThresholdClassifierCV": lambda: _cut("TunedThresholdClassifierCV", scoring="f1", cv=3),
+    "SVC(probability=True)": lambda: _model("svm", "SVC", "two", probability=True, random_state=0),
     "VotingClassifier, soft": lambda: _ensemble("VotingClassifier", voting="soft"),
     "VotingClassifier, hard": lambda: _ensemble("VotingClassifier", "three"),
     "StackingClassifier": lambda: _ensemble("StackingClassifier", "three"),
@@ -733,7 +748,8 @@ def try_pipeline(fitted: Fitted) -> Tried:
             classes = np.array(signature.classes, object)
             difference = compare(
                 signature.task, outputs=answers.outputs, labels=answers.labels, found=found,
-                found_labels=classes[found.argmax(axis=1)] if len(classes) else None, classes=signature.classes,
+                found_labels=classes[decided(found, made.class_threshold).argmax(axis=1)] if len(classes) else None,
+                classes=signature.classes, class_threshold=made.class_threshold,
             )  # fmt: skip
         except PgDistillError as error:
             return Tried(version, error=error)

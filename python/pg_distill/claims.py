@@ -216,6 +216,7 @@ def _ask(
         found=found,
         found_labels=named,
         classes=model.signature.classes,
+        class_threshold=model.class_threshold,
     )
     return difference, found, named
 

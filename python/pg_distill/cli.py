@@ -428,6 +428,11 @@ def _register_options(parser: argparse.ArgumentParser) -> None:
         "--expected", help="of an .onnx file: the column of the sample that holds what it is to predict"
     )
     parser.add_argument(
+        "--class-threshold",
+        type=float,
+        help="of an .onnx file of two classes: the probability from which it names the last one",
+    )
+    parser.add_argument(
         "--allow-difference",
         action="store_true",
         help="register a model that predicts otherwise than its own library, which the registry then says",
@@ -436,7 +441,8 @@ def _register_options(parser: argparse.ArgumentParser) -> None:
 
 _REGISTER = (
     "SELECT distill.register_model(name => %s, artifact => %s, features => %s, sample => %s, label => %s, version => %s,"
-    " task => %s, classes => %s, expected => %s, allow_difference => %s)::text AS id"
+    " task => %s, classes => %s, expected => %s, allow_difference => %s,"
+    " class_threshold => %s)::text AS id"
 )
 
 
@@ -450,11 +456,13 @@ def register(arguments: argparse.Namespace) -> int:
             [row] = _rows(
                 connection, _REGISTER, arguments.name, _read(Path(arguments.model)), arguments.features, arguments.sample,
                 arguments.label, arguments.version, arguments.task, arguments.classes, arguments.expected,
-                arguments.allow_difference,
+                arguments.allow_difference, arguments.class_threshold,
             )  # fmt: skip
         else:
-            if arguments.expected is not None:
-                raise InvalidParameter("--expected is for .onnx files: of others the library itself is asked")
+            if arguments.expected is not None or arguments.class_threshold is not None:
+                raise InvalidParameter(
+                    "--expected and --class-threshold are for .onnx files: of others the library itself is asked"
+                )
             [row] = _converted(connection, arguments)
         _show(arguments, _rows(connection, _MODELS + " WHERE m.id = %s", row["id"]))
     return DONE
@@ -507,10 +515,10 @@ def _converted(connection: psycopg.Connection[Any], arguments: argparse.Namespac
         arguments.name, made.artifact, list(made.features), arguments.sample, arguments.label, arguments.version, task, classes,
     )  # fmt: skip
     if claim is None:
-        return _rows(connection, _REGISTER, *named, None, False)
-    call = ", ".join(["%s"] * (len(named) + len(claim) + 1))
+        return _rows(connection, _REGISTER, *named, None, False, made.class_threshold)
+    call = ", ".join(["%s"] * (len(named) + len(claim) + 2))
     query = f"SELECT distill._register_claimed({call})::text AS id"
-    return _rows(connection, query, *named, *claim, arguments.allow_difference)
+    return _rows(connection, query, *named, *claim, arguments.allow_difference, made.class_threshold)
 
 
 _MODELS = (
@@ -1010,15 +1018,11 @@ def import_(arguments: argparse.Namespace) -> int:
     artifact = _read(arguments.manifest.parent / manifest["onnx"], beside=True)
     if hashlib.sha256(artifact).hexdigest() != manifest["sha256"]:
         raise InvalidArtifact(f'file "{manifest["onnx"]}" is not the one that was exported')
-    cut = manifest.get("class_threshold")
-    if cut is not None:
-        _warn(
-            f"predict_class here names the more probable class; where it was made, the last one from {cut:.4g} on"
-        )
     with _connect(arguments) as connection:
         [row] = _rows(
             connection, _REGISTER, arguments.name or manifest["name"], artifact, manifest["features"], arguments.sample,
             arguments.label, arguments.version or manifest["version"], manifest["task"], manifest["classes"], None, False,
+            manifest.get("class_threshold"),
         )  # fmt: skip
         _show(arguments, _rows(connection, _MODELS + " WHERE m.id = %s", row["id"]))
     return DONE

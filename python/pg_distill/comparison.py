@@ -62,6 +62,7 @@ def compare(
     found: FloatArray,
     found_labels: npt.NDArray[np.object_] | None,
     classes: Sequence[str] = (),
+    class_threshold: float | None = None,
 ) -> Difference:
     """Compare what was ``found`` with what is expected.
 
@@ -77,6 +78,8 @@ def compare(
         (n,) classes.
     classes
         In the order of the probabilities: of two that are as probable either may be named.
+    class_threshold
+        The probability from which the last of two classes is named, where that is not one half.
     """
     n = len(found)
     off = np.zeros(n)
@@ -95,7 +98,7 @@ def compare(
         largest = float(off.max())
     wrong = np.zeros(n, bool)
     if labels is not None and found_labels is not None:
-        wrong = (labels != found_labels) & ~_tied(labels, found_labels, found, classes)
+        wrong = (labels != found_labels) & ~_tied(labels, found_labels, found, classes, class_threshold)
     bad = np.where(wrong, np.maximum(off, 1.0), off)
     failed = wrong | (off > allowed)
     worst = int(np.argmax(np.where(failed, bad, -1.0))) if failed.any() else None
@@ -118,8 +121,15 @@ def describe(origin: Mapping[str, Any]) -> str:
 
 
 def _tied(
-    labels: npt.NDArray[np.object_], named: npt.NDArray[np.object_], found: FloatArray, classes: Sequence[str]
+    labels: npt.NDArray[np.object_],
+    named: npt.NDArray[np.object_],
+    found: FloatArray,
+    classes: Sequence[str],
+    class_threshold: float | None,
 ) -> npt.NDArray[np.bool_]:
+    if class_threshold is not None:
+        near: npt.NDArray[np.bool_] = np.abs(found[:, -1] - class_threshold) <= TIE
+        return near
     index = {name: i for i, name in enumerate(classes)}
     tied = np.zeros(len(labels), bool)
     for row in np.flatnonzero(labels != named):

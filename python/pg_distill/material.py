@@ -128,6 +128,7 @@ class Material:
             "weights": self.weights,
             "teacher": (artifact, teacher.signature) if artifact is not None else None,
             "outputs": self.outputs,
+            "class_threshold": teacher.class_threshold,
         }
 
     @property

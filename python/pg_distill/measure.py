@@ -34,6 +34,7 @@ __all__ = [
     "falls",
     "is_unit_metric",
     "jackknife",
+    "judged",
     "judges_classes",
     "latency_statistics",
     "paired_interval",
@@ -288,6 +289,11 @@ def decided(outputs: FloatArray, threshold: float | None) -> FloatArray:
         return outputs
     last = (outputs[:, 1] >= threshold).astype(np.float64)
     return np.column_stack([1.0 - last, last])
+
+
+def judged(metric: str, outputs: FloatArray, threshold: float | None) -> FloatArray:
+    """Return the outputs that a metric sees: those of `decided` where it is of the classes that are named."""
+    return decided(outputs, threshold) if METRICS[metric].names else outputs
 
 
 def best_threshold(
@@ -621,8 +627,7 @@ class Judge:
 
     def _judged(self, outputs: FloatArray, threshold: float | None) -> FloatArray:
         """Return the outputs that the run's metric sees."""
-        p = outputs[self._known]
-        return decided(p, threshold) if METRICS[self._inner].names else p
+        return judged(self._inner, outputs[self._known], threshold)
 
     def value(self, outputs: FloatArray, threshold: float | None = None) -> float | None:
         """Return the run's metric of (n, K) outputs; ``threshold`` as in `score`."""

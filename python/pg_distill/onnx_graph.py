@@ -643,6 +643,7 @@ def derive_signature(
     classes: Sequence[str] | None = None,
     rows: Frame | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    class_threshold: float | None = None,
 ) -> Signature:
     """Find out what ``model``, which `check` has passed, takes, gives and costs, by its graph and by running it.
 
@@ -658,6 +659,8 @@ def derive_signature(
     rows
         Real rows with these features; without them a few are made up. They tell probabilities from logits,
         and which features may be NULL.
+    class_threshold
+        The probability from which it names the last of two classes, where that is not one half.
 
     Raises
     ------
@@ -704,7 +707,7 @@ def derive_signature(
         task = "binary" if len(found) == 2 else "multiclass"
     signature = Signature(specs, inputs, output, task, found, _cost(found_costs, [output.name], limits))
     if scores is not None and labels is not None:
-        _check_labels(signature, scores, labels, frame)
+        _check_labels(signature, scores, labels, frame, class_threshold)
     return replace(signature, features=_with_nulls(model, signature, frame))
 
 
@@ -1105,26 +1108,36 @@ def _classes(
 
 
 def _check_labels(
-    signature: Signature, scores: npt.NDArray[Any], labels: npt.NDArray[Any], frame: Frame
+    signature: Signature,
+    scores: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    frame: Frame,
+    class_threshold: float | None,
 ) -> None:
-    """Refuse a graph whose own labels are not its most probable classes: it decides by a threshold, its scores are distances."""
+    """Refuse a graph whose own labels are not the classes that predict_class would name: its scores may be distances."""
     given = decode(signature, scores.reshape(-1), len(scores))
     index = {name: place for place, name in enumerate(signature.classes)}
     own = np.array([index.get(str(label), -1) for label in labels.tolist()])
     if (own < 0).all():
         return  # the caller has named the classes otherwise
-    best = given.argmax(axis=1)
     rows = np.arange(len(given))
-    level = np.where(own >= 0, given[rows, own], -np.inf)
-    other = (own != best) & (given[rows, best] - level > _TIE) & np.isfinite(given).all(axis=1)
+    if class_threshold is None:
+        named = given.argmax(axis=1)
+        margin = given[rows, named] - np.where(own >= 0, given[rows, own], -np.inf)
+    else:
+        named = (given[:, -1] >= class_threshold).astype(np.int64)
+        margin = np.abs(given[:, -1] - class_threshold)
+    other = (own != named) & (margin > _TIE) & np.isfinite(given).all(axis=1)
     if other.any():
-        row = int(np.argmax(np.where(other, given[rows, best] - level, -np.inf)))
+        row = int(np.argmax(np.where(other, margin, -np.inf)))
+        what = "its most probable class" if class_threshold is None else "the class by its class_threshold"
         raise InvalidData(
-            f"model's label is not its most probable class in {int(other.sum())} of {len(rows)} rows",
+            f"model's label is not {what} in {int(other.sum())} of {len(rows)} rows",
             detail=f"Row {frame.show_row(row)}: label {labels[row]!s}, scores {scores[row].tolist()}."[
                 :_DETAIL_CHARACTERS
             ],
-            hint="Export it with one of its two outputs: the labels alone, or scores of which the largest is the class.",
+            hint="Pass class_threshold where it decides by one; else export it with one of its two outputs: the labels alone, or"
+            " scores of which the largest is the class.",
         )
 
 
@@ -1249,6 +1262,7 @@ def approve(
     classes: Sequence[str] | None = None,
     rows: Frame | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    class_threshold: float | None = None,
 ) -> Approval:
     """Say whether backends may open ``artifact``: the one check, whichever way a file comes.
 
@@ -1256,7 +1270,7 @@ def approve(
     ----------
     signature
         That is stored with it, and may not be of our making; None where it is to be found out, from the other arguments.
-    features, task, classes, rows
+    features, task, classes, rows, class_threshold
         As in `derive_signature`.
     names
         What the features are called, in the place of what the graph calls them.
@@ -1271,7 +1285,13 @@ def approve(
     model = check(artifact, limits)
     if signature is None:
         signature = derive_signature(
-            model, features=features, task=task, classes=classes, rows=rows, limits=limits
+            model,
+            features=features,
+            task=task,
+            classes=classes,
+            rows=rows,
+            limits=limits,
+            class_threshold=class_threshold,
         )
         if names is not None:
             if len(names) != len(signature.features):

@@ -134,12 +134,17 @@ def latency_figures(timing: Timing) -> dict[str, Any]:
 
 
 def _accuracy_figures(
-    task: Task, classes: Sequence[str], label: Label | None, outputs: FloatArray | None
+    task: Task,
+    classes: Sequence[str],
+    label: Label | None,
+    outputs: FloatArray | None,
+    class_threshold: float | None = None,
 ) -> dict[str, Any]:
     if label is None or outputs is None:
         return {}
     y = positions(label, task, classes)[: len(outputs)]
     metric = default_metric(task, labelled=True)
+    outputs = measure.judged(metric, outputs, class_threshold)
     interval = measure.bootstrap_interval(metric, y, outputs, seed=SEED)
     return {
         "metric": metric,
@@ -270,11 +275,14 @@ def register_onnx(
     expected: str | None = None,
     claim: claims.Claim | None = None,
     allow_difference: bool = False,
+    class_threshold: float | None = None,
 ) -> str:
     """Register an ONNX file; return the model's id.
 
     Parameters
     ----------
+    class_threshold
+        Of two classes the probability of the last one from which the model names it, where that is not one half.
     expected
         A column of the sample that holds what predict is to say.
     claim
@@ -297,6 +305,8 @@ def register_onnx(
         raise InvalidParameter("a label column needs a sample that has it")
     if expected is not None and sample is None:
         raise InvalidParameter("a column of expected predictions needs a sample that has it")
+    if class_threshold is not None and not 0 < class_threshold < 1:
+        raise InvalidParameter(f"class_threshold must be between 0 and 1, not {class_threshold}")
     limit, run_bytes = model_limits(db)
     if len(artifact) > limit:
         raise LimitExceeded(f"artifact has {len(artifact)} bytes, more than the limit of {limit}")
@@ -320,6 +330,7 @@ def register_onnx(
                 classes=classes,
                 max_bytes=limit,
                 run_bytes=run_bytes,
+                class_threshold=class_threshold,
             )
 
     # No child lives while the sample runs: it is the caller's SQL, and may take as long as it likes.
@@ -352,6 +363,8 @@ def register_onnx(
         types = {f.name: source.types[f.name] for f in columns}
         found = inspect(columns=columns, rows=frame)
     signature = found.signature
+    if class_threshold is not None and signature.task != "binary":
+        raise InvalidParameter("class_threshold is of a model of two classes")
     own_classes = classes is None or (claim is not None and claim.own_classes)
     if labels is not None and own_classes and signature.task != "regression":
         renamed = _as_labelled(signature, labels)
@@ -362,7 +375,9 @@ def register_onnx(
     if task is None and classes is None:
         _require_classes(signature, labels)
     if frame is not None and source is not None:
-        figures.update(_accuracy_figures(signature.task, signature.classes, labels, found.outputs))
+        figures.update(
+            _accuracy_figures(signature.task, signature.classes, labels, found.outputs, class_threshold)
+        )
         _warn_of_classes(db, name, signature.task, signature.classes, labels, found.outputs)
     model = registry.insert_model(
         db,
@@ -377,6 +392,7 @@ def register_onnx(
         label=label,
         figures={},
         types=types,
+        class_threshold=class_threshold,
     )
     if expected is not None and source is not None:
         claim = claims.claim_of_column(db, source, model, expected)

@@ -236,6 +236,7 @@ def register_model(
     classes: Sequence[str] | None,
     expected: str | None,
     allow_difference: bool | None,
+    class_threshold: float | None,
 ) -> str:
     from pg_distill import registration
 
@@ -251,6 +252,7 @@ def register_model(
         classes=_texts(classes, "classes"),
         expected=expected,
         allow_difference=bool(allow_difference),
+        class_threshold=class_threshold,
     )
 
 
@@ -270,6 +272,7 @@ def register_claimed(
     expected: str | None,
     origin: str | None,
     allow_difference: bool | None,
+    class_threshold: float | None,
 ) -> str:
     from pg_distill import claims, registration
 
@@ -288,6 +291,7 @@ def register_claimed(
         classes=_texts(classes, "classes"),
         claim=claim,
         allow_difference=bool(allow_difference),
+        class_threshold=class_threshold,
     )
 
 
@@ -304,6 +308,7 @@ def register_model_file(
     classes: Sequence[str] | None,
     expected: str | None,
     allow_difference: bool | None,
+    class_threshold: float | None,
 ) -> str:
     if path is None:
         raise NullNotAllowed("path must not be NULL")
@@ -321,6 +326,7 @@ def register_model_file(
         classes,
         expected,
         allow_difference,
+        class_threshold,
     )
 
 

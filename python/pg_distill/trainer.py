@@ -218,12 +218,13 @@ class Trainer:
         classes: Sequence[str] | None,
         max_bytes: int,
         run_bytes: int = RUN_BYTES,
+        class_threshold: float | None = None,
     ) -> Inspection:
         """Have the child approve an ONNX file, whose signature it finds out, and run it on ``rows``.
 
         ``features`` are the columns of ``rows``; where there are none, ``names`` may name what the graph does not. The file
         may have ``max_bytes``, and a run of it for one row take ``run_bytes``: the settings artifact_limit_mb and
-        predict_memory_mb.
+        predict_memory_mb. ``class_threshold`` is the probability from which it names the last of two classes.
         """
         fields: dict[str, Any] = {
             "names": None if names is None else list(names),
@@ -232,6 +233,7 @@ class Trainer:
             "classes": None if classes is None else list(classes),
             "max_bytes": max_bytes,
             "run_bytes": run_bytes,
+            "class_threshold": class_threshold,
         }
         arrays: dict[str, npt.NDArray[Any]] = {}
         if rows is not None:
@@ -279,10 +281,12 @@ class Trainer:
         weights: FloatArray | None,
         teacher: tuple[bytes, Signature] | None,
         outputs: FloatArray | None,
+        class_threshold: float | None = None,
     ) -> Mapping[str, Any]:
         """Send the rows and label them.
 
-        ``teacher`` is an ONNX file that labels in the child; ``outputs`` are the labels where it is not one.
+        ``teacher`` is an ONNX file that labels in the child; ``outputs`` are the labels where it is not one. ``class_threshold``
+        is the teacher's own.
         Returns what there is to say of the labelling.
         """
         fields: dict[str, Any] = {
@@ -293,6 +297,7 @@ class Trainer:
             "time_budget_s": time_budget_s,
             "threads": threads,
             "can_label": self._label is not None,
+            "class_threshold": class_threshold,
         }
         arrays: dict[str, npt.NDArray[Any]] = {"split": split, "y": y}
         blobs: dict[str, bytes] = {}
@@ -441,6 +446,7 @@ class _Workshop:
         self.judge: measure.Judge
         self.tested: dict[int, FloatArray] = {}
         self.seed = 0
+        self.teacher_cut: float | None = None
         self.teacher_threshold: float | None = None
 
     def look(self, request: Message, channel: Channel) -> Message:
@@ -464,6 +470,7 @@ class _Workshop:
             classes=fields["classes"],
             rows=rows,
             limits=_limits(fields),
+            class_threshold=fields.get("class_threshold"),
         )
         teacher = onnx_graph.TeacherModel(artifact, approval.signature, rows)
         return Message(
@@ -492,6 +499,7 @@ class _Workshop:
         frame, split, y = _unpack(request, "rows/"), request.arrays["split"], request.arrays["y"]
         weights = request.arrays.get("weights")
         self.seed = fields["seed"]
+        self.teacher_cut = fields.get("class_threshold")
         started = time.monotonic()
         logits_source = "probabilities"
 
@@ -630,7 +638,7 @@ class _Workshop:
         judge, outputs = self._judge_of_select()
         problem, select = self.problem, self.problem.select
         assert select.y is not None and problem.fit.y is not None
-        found = judge.figures(outputs)
+        found = judge.figures(outputs, self.teacher_cut)
         # What its probabilities would be worth to who cuts them as its students' are cut; predict_class does not.
         self.teacher_threshold = judge.threshold(outputs) if problem.task == "binary" else None
         reply: dict[str, Any] = {
@@ -651,7 +659,9 @@ class _Workshop:
             reply["floor_high"] = found["score_high"]
         elif metric is not None and len(y):
             weights = None if select.weights is None else select.weights[known]
-            interval = measure.bootstrap_interval(metric, y, p, weights, seed=self.seed)
+            interval = measure.bootstrap_interval(
+                metric, y, measure.judged(metric, p, self.teacher_cut), weights, seed=self.seed
+            )
             reply["floor_high"] = _finite(interval.high)
         if len(y) and regression:
             reply["falls"] = measure.falls(y, p)
@@ -839,7 +849,7 @@ class _Workshop:
         every = np.ones(len(self.test), bool)
         self.judge = judge = self._judge_of_test(every)
         reply: dict[str, Any] = {
-            "teacher": judge.figures(self.test_teacher),
+            "teacher": judge.figures(self.test_teacher, self.teacher_cut),
             "majority": judge.baseline(),
             "candidates": {
                 str(n): judge.figures(o, self.class_thresholds.get(n)) for n, o in self.tested.items()
@@ -885,7 +895,7 @@ class _Workshop:
             reply["members"][key] = {
                 **part.figures(own[rows], cuts.get(key)),
                 "against": {
-                    "teacher": beside(self.test_teacher),
+                    "teacher": beside(self.test_teacher, self.teacher_cut),
                     "majority": part.baseline(),
                     "candidates": {
                         str(n): beside(o, self.class_thresholds.get(n)) for n, o in self.tested.items()
@@ -919,7 +929,7 @@ class _Workshop:
 
     def compare(self, request: Message, channel: Channel) -> Message:
         outputs = {"teacher": self.test_teacher}
-        cuts: dict[str, float | None] = {}
+        cuts: dict[str, float | None] = {"teacher": self.teacher_cut}
         for name in ("control", "student"):
             number = request.fields[name]
             if number is not None:

@@ -435,6 +435,7 @@ def _measure_admitted(
             if teacher.kind == "onnx"
             else None,
             outputs=rows.outputs,
+            class_threshold=teacher.class_threshold,
         )
         files = {key: (registry.read_artifact(db, members[key]), members[key].signature) for key in outside}
         thresholds = {key: m.threshold for key, m in members.items() if m.threshold is not None}

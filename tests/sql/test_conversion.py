@@ -147,6 +147,32 @@ def test_a_model_that_would_predict_otherwise_leaves_nothing(db: psycopg.Connect
     assert int((labels != fitted.model.predict(fitted.rows)).sum()) == found["other_class"]
 
 
+def test_a_threshold_that_was_tuned_is_followed(db: psycopg.Connection, register: Any) -> None:
+    """By every way to a class, by the accuracy that is recorded, and by what a distillation says of its teacher."""
+    fitted = pipelines.fitted("FixedThresholdClassifier")
+    label = pipelines.rows()["by_city"]
+    load(db, "people", fitted.rows, y=label)
+    register("m", fitted.model, "--sample", "people", "--label", "y")
+    classes = fitted.model.predict(fitted.rows)
+    half = (fitted.model.predict_proba(fitted.rows)[:, 1] > 0.5).astype(int)
+    assert (classes != half).sum() > 20
+    assert predicted(db, "m", "people", "predict_class").tolist() == [str(c) for c in classes]
+    scored = db.execute(
+        "SELECT s.* FROM distill.score_class('m', 'people', 'id') s ORDER BY s.key::int"
+    ).fetchall()
+    assert [row[1] for row in scored] == [str(c) for c in classes]
+    found = db.execute("SELECT class_threshold, accuracy FROM distill.models").fetchone()
+    assert found == (0.3, pytest.approx((classes == label).mean()))
+    db.execute("SELECT distill_model('m', families => '{linear}', time_budget_s => 5, min_accuracy => 0)")
+    [run] = db.execute("SELECT teacher_accuracy, run_id::text FROM distill.runs").fetchall()
+    rows = db.execute(
+        "SELECT r->>'id' FROM (SELECT x.\"row\" AS r FROM distill.run_rows(%s) x WHERE x.split = 'test') s",
+        (run[1],),
+    ).fetchall()
+    test = np.array([int(row[0]) for row in rows])
+    assert run[0] == pytest.approx((classes[test] == label[test]).mean())
+
+
 @pytest.mark.parametrize(
     ("columns", "sqlstate"),
     [

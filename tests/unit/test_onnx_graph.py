@@ -431,6 +431,16 @@ def test_labels_must_be_the_most_probable_classes(name: str) -> None:
             derive_signature(model, rows=rows)
 
 
+def test_labels_may_be_cut_elsewhere_than_in_the_middle() -> None:
+    body, _ = LABELS["a threshold"]
+    model = check(parse(f"g (float[N,2] x) => (int64[N] l, float[N,2] d) {{ {body} }}").SerializeToString())
+    rows = models.number_frame(models.numbers(columns=2))
+    assert derive_signature(model, rows=rows, class_threshold=0.3).classes == ("0", "1")
+    for other in (0.25, 0.5):
+        with pytest.raises(InvalidData, match="class_threshold"):
+            derive_signature(model, rows=rows, class_threshold=other)
+
+
 @pytest.mark.parametrize("name", DECIDES_OTHERWISE)
 def test_an_export_that_decides_by_votes_is_refused(name: str) -> None:
     exported = models.exported(name)

@@ -44,6 +44,8 @@ class Converted:
         The places of the columns that the file takes.
     nulls
         Which object an encoder learned for NULL, by the column's place.
+    class_threshold
+        Of two classes the probability of the last one from which the model names it, where that is not one half.
     """
 
     artifact: bytes
@@ -52,6 +54,7 @@ class Converted:
     columns: tuple[str, ...]
     read: tuple[int, ...]
     nulls: Mapping[int, float | None]
+    class_threshold: float | None = None
 
 
 def convert(
@@ -100,7 +103,7 @@ def convert(
 def _convert(
     model: Any, kinds: Mapping[str, Kind | None] | None, features: Sequence[str] | None, label: str | None
 ) -> Converted:
-    from .estimators import add_decision, add_probabilities, add_value, library_of, unwrapped
+    from .estimators import add_decision, add_probabilities, add_value, class_threshold, library_of, unwrapped
     from .graph import Graph
     from .original import Original
 
@@ -118,6 +121,7 @@ def _convert(
             hint="Export it to ONNX by its own library's means, and register the file.",
         )
     original = Original(model)
+    threshold: float | None = None
     columns = _columns(original, kinds, features, label)
     graph = Graph(columns, kinds)
     table = graph.table()
@@ -126,6 +130,7 @@ def _convert(
     else:
         assert original.classes is not None
         width = len(original.classes)
+        threshold = class_threshold(original.inner) if width == 2 else None
         if hasattr(model, "predict_proba") or not hasattr(model, "decision_function"):
             output, name = add_probabilities(graph, model, table), "probabilities"
         else:
@@ -136,7 +141,9 @@ def _convert(
     said = {"library": original.version, "model": type(original.inner).__name__}
     artifact = graph.finish(output, name, width, {CONVERTED_KEY: json.dumps(said)})
     read = graph.read_columns
-    return Converted(artifact, tuple(columns[i] for i in read), original, columns, read, dict(graph.nulls))
+    return Converted(
+        artifact, tuple(columns[i] for i in read), original, columns, read, dict(graph.nulls), threshold
+    )
 
 
 def _columns(

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from pg_distill.onnx_model import open_session
+
 from . import catboosts, lightgbms, xgboosts
 from .encoding import Sets
 from .foreign import add_foreign
@@ -19,7 +21,15 @@ from .graph import Graph, Matrix, Numbers
 from .preprocessing import TRANSFORMERS, add_function, kind_of, unsupported
 from .trees import Tree, add_trees, find_intervals
 
-__all__ = ["add_decision", "add_probabilities", "add_transform", "add_value", "library_of", "unwrapped"]
+__all__ = [
+    "add_decision",
+    "add_probabilities",
+    "add_transform",
+    "add_value",
+    "class_threshold",
+    "library_of",
+    "unwrapped",
+]
 
 Scores = Callable[[Graph, Any, Matrix], str]
 
@@ -983,6 +993,50 @@ def _thresholded(graph: Graph, model: Any, matrix: Matrix) -> str:
     return add_probabilities(graph, getattr(model, "estimator_", model.estimator), matrix)
 
 
+def _thresholded_decision(graph: Graph, model: Any, matrix: Matrix) -> str:
+    return add_decision(graph, getattr(model, "estimator_", model.estimator), matrix)
+
+
+def class_threshold(model: Any) -> float | None:
+    """Return the probability from which a model names the last of its two classes; None where that is one half."""
+    name = kind_of(model)
+    if library_of(model) != "sklearn":
+        return None
+    if name in ("SVC", "NuSVC") and getattr(model, "_probA", np.zeros(0)).size:
+        # It decides where its decision function is 0; the probability there is another one.
+        return _coupled_number(1.0 / (1.0 + np.exp(float(model._probB[0]))))
+    if name == "FixedThresholdClassifier":
+        cut, positive = model.threshold, model.pos_label
+    elif name == "TunedThresholdClassifierCV":
+        cut, positive = model.best_threshold_, model._curve_scorer._get_pos_label()
+    else:
+        return None
+    inner = unwrapped(getattr(model, "estimator_", model.estimator))
+    asked = model.response_method
+    by_probability = hasattr(inner, "predict_proba") and asked in ("auto", "predict_proba")
+    if not by_probability and hasattr(inner, "predict_proba"):
+        raise unsupported(
+            model, "that cuts the decision function of a model with probabilities is not converted"
+        )
+    if cut == "auto":
+        return None
+    if not by_probability:
+        cut = 1.0 / (1.0 + np.exp(-float(cut)))  # as predict reads a decision function
+    if positive is None or positive == model.classes_[-1]:
+        return float(cut)
+    return float(
+        np.nextafter(1.0 - float(cut), 2.0)
+    )  # the other class from the cut on: this one above the rest
+
+
+def _coupled_number(first: float) -> float:
+    """Return the second class' probability that `_coupled` makes of the first class'."""
+    graph = Graph(["p"], None)
+    made = _coupled(graph, graph.numbers(graph.table(), "SVC"))
+    session = open_session(graph.finish(made, "probabilities", 2, {}))
+    return float(session.run(None, {"numbers": np.array([[first]])})[0][0, 1])
+
+
 def _transformed_value(graph: Graph, model: Any, matrix: Matrix) -> str:
     found = add_value(graph, model.regressor_, matrix)
     transformer = model.transformer_
@@ -1081,6 +1135,8 @@ _DECISIONS: Mapping[str, Scores] = {
     "HistGradientBoostingClassifier": _histogram_raw,
     "AdaBoostClassifier": _adaptive_decision,
     "OneVsRestClassifier": _rest_decision,
+    "FixedThresholdClassifier": _thresholded_decision,
+    "TunedThresholdClassifierCV": _thresholded_decision,
     "RFE": _chosen(add_decision),
     "RFECV": _chosen(add_decision),
 }
