@@ -242,9 +242,9 @@ def _model(row: Row) -> Model:
 def find_model(db: Database, model: str) -> Model:
     """Find ``name`` (its active version) or ``name:version``; UndefinedModel where there is none."""
     name, colon, version = model.partition(":")
-    where = "m.version = $2" if colon else "m.active and $2 is not null"
-    rows = db.query(
-        f"select {_MODEL_COLUMNS} from distill.models m where m.name = $1 and {where}",
+    where = "m.version operator(pg_catalog.=) $2" if colon else "m.active and $2 is not null"
+    rows = db.query_exact(
+        f"select {_MODEL_COLUMNS} from distill.models m where m.name operator(pg_catalog.=) $1 and {where}",
         ("text", name),
         ("text", version),
     )
@@ -303,7 +303,7 @@ def require_owner(db: Database, owner: str, what: str, hint: str | None = None) 
 
     Otherwise a low role could plant SQL for a high one to run.
     """
-    if not db.query("select distill._is_trusted($1) as trusted", ("text", owner))[0]["trusted"]:
+    if not db.query_exact("select distill._is_trusted($1) as trusted", ("text", owner))[0]["trusted"]:
         raise InsufficientPrivilege(f'{what} was stored by role "{owner}" and runs only for it', hint=hint)
 
 
@@ -596,8 +596,9 @@ def unchecked(db: Database, ids: Sequence[str]) -> list[str]:
 
 def note_checked(db: Database, model_id: str, signature: Signature) -> None:
     """Note that a child has checked a model's file and signature, so that it is not checked again; where that can be written."""
-    [row] = db.query(
-        "select not pg_catalog.pg_is_in_recovery() and pg_catalog.current_setting('transaction_read_only') = 'off'"
+    [row] = db.query_exact(
+        "select not pg_catalog.pg_is_in_recovery() and pg_catalog.current_setting('transaction_read_only')"
+        " operator(pg_catalog.=) 'off'::pg_catalog.text"
         " and pg_catalog.has_function_privilege('distill._write()', 'execute') as can_write"
     )
     if row["can_write"] and not db.in_parallel:
@@ -813,13 +814,16 @@ def choose_member(
         No member is within the bounds; the error names the one that is nearest to them.
     """
     metric = find_model(db, name).metric
-    rows = db.query(
-        "select f.name || ':' || f.version as name, f.accuracy, l.latency_ms"
-        " from distill.families f join distill.models m on m.id = f.model_id,"
-        " lateral (select case f.form when 'sql' then (m.measured_on->>'predict_latency_high_ms')::pg_catalog.float8"
+    rows = db.query_exact(
+        "select pg_catalog.concat(f.name, ':', f.version) as name, f.accuracy, l.latency_ms"
+        " from distill.families f join distill.models m on m.id operator(pg_catalog.=) f.model_id,"
+        " lateral (select case when f.form operator(pg_catalog.=) 'sql'::pg_catalog.text then"
+        " (m.measured_on operator(pg_catalog.->>) 'predict_latency_high_ms'::pg_catalog.text)::pg_catalog.float8"
         " else coalesce(f.latency_high_ms, f.avg_latency_ms) end as latency_ms) l"
-        " where f.family in (select g.family from distill.families g where g.name = $1)"
-        " and f.metric = $2 and f.accuracy is not null and l.latency_ms is not null and f.kind <> 'logged'"
+        " where f.family operator(pg_catalog.=) any (select g.family from distill.families g"
+        " where g.name operator(pg_catalog.=) $1)"
+        " and f.metric operator(pg_catalog.=) $2 and f.accuracy is not null and l.latency_ms is not null"
+        " and f.kind operator(pg_catalog.<>) 'logged'::pg_catalog.text"
         " order by f.accuracy desc, l.latency_ms, f.active desc, f.model_id",
         ("text", name.partition(":")[0]),
         ("text", metric),
@@ -934,15 +938,18 @@ def find_candidate(db: Database, run_id: str, number: int) -> Row:
     return rows[0]
 
 
+_SETTING = "select s.value from distill.settings s where s.name operator(pg_catalog.=) $1"
+
+
 def get_setting(db: Database, name: str) -> int:
     """Return the value in force."""
-    rows = db.query("select s.value from distill.settings s where s.name = $1", ("text", name))
+    rows = db.query_exact(_SETTING, ("text", name))
     return int(rows[0]["value"]) if rows else SETTINGS[name].default
 
 
 def get_text_setting(db: Database, name: str) -> str:
     """Return the value in force."""
-    rows = db.query("select s.value from distill.settings s where s.name = $1", ("text", name))
+    rows = db.query_exact(_SETTING, ("text", name))
     return str(rows[0]["value"]) if rows else TEXT_SETTINGS[name].default
 
 

@@ -164,12 +164,15 @@ def resolve_source(db: Database, sample: str, *, stored: bool = False) -> Source
     if not _RELATION.fullmatch(sample):
         query = sample.strip().removesuffix(";")
     else:
+        [found] = db.query_exact(
+            "select $1::pg_catalog.regclass::pg_catalog.oid::pg_catalog.int8 as oid", ("text", sample)
+        )
         rows = db.query(
             "select case c.relpersistence when 't' then 'pg_temp' else pg_catalog.quote_ident(n.nspname) end"
             " || '.' || pg_catalog.quote_ident(c.relname) as name, c.relpersistence = 't' as temporary"
             " from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
-            " where c.oid = $1::pg_catalog.regclass",
-            ("text", sample),
+            " where c.oid = $1::pg_catalog.oid",
+            ("int8", found["oid"]),
         )
         if not rows:
             raise InvalidState(f"sample {sample} is newer than the transaction's snapshot")
@@ -177,7 +180,7 @@ def resolve_source(db: Database, sample: str, *, stored: bool = False) -> Source
         query = f"SELECT * FROM {name}"
         if stored and rows[0]["temporary"]:
             db.warning(f"sample {name} is temporary: other sessions will not find the rows")
-    columns = db.read_only(lambda: db.describe(f"SELECT s.* FROM ({query}\n) s LIMIT 0"))
+    columns = db.caged([query], lambda: db.describe(f"SELECT s.* FROM ({query}\n) s LIMIT 0"))
     types = {
         row["oid"]: row
         for row in db.query(
@@ -186,7 +189,7 @@ def resolve_source(db: Database, sample: str, *, stored: bool = False) -> Source
             "  union all select b.oid, t.typbasetype from base b join pg_catalog.pg_type t on t.oid = b.base"
             "  where t.typtype = 'd')"
             " select b.oid::pg_catalog.int8 as oid, pg_catalog.format_type(b.oid, null) as name,"
-            "  case when t.typtype = 'e' then 'text' when n.nspname = 'pg_catalog' or t.typname = 'citext'"
+            "  case when t.typtype = 'e' then 'text' when n.nspname = 'pg_catalog' or t.typname = 'citext' and t.typtype = 'b'"
             "       then t.typname::pg_catalog.text end as base"
             " from base b join pg_catalog.pg_type t on t.oid = b.base"
             " join pg_catalog.pg_namespace n on n.oid = t.typnamespace where t.typtype <> 'd'",
@@ -270,12 +273,13 @@ def _fetch(
         outer += f", pg_catalog.array_agg(t.{_ROW}) AS rows"
     # Ties (equal features) are ordered by everything that is fetched, so that the order is the same each time.
     order = ", ".join(str(i + 2) for i in range(len(kinds)))
-    row = db.read_only(
+    row = db.caged(
+        [source.query],
         lambda: db.query_once(
             f"SELECT pg_catalog.array_send(pg_catalog.array_agg(t.{_HASH})) AS hash, {outer} FROM ("
             f"SELECT {_hash(features, seed)} AS {_HASH}, {inner} FROM ({source.query}\n) s{where}"
             f" ORDER BY 1, {order} LIMIT {limit:d}) t"
-        )
+        ),
     )[0]
     hashes = _numbers(row["hash"], ">i8").astype(np.int64)
     received = {c: _receive(row[f"c{i}"], k) for i, (c, k) in enumerate(kinds.items())}
@@ -338,10 +342,11 @@ def draw_sample(
     if group_column is not None:
         kinds[group_column] = source.kind(group_column)
     labelled = f"s.{quote_identifier(label)}" if label is not None else "1"
-    counts = db.read_only(
+    counts = db.caged(
+        [source.query],
         lambda: db.query_once(
-            f"SELECT count(*) AS n, count({labelled}) AS labelled FROM ({source.query}\n) s"
-        )
+            f"SELECT pg_catalog.count(*) AS n, pg_catalog.count({labelled}) AS labelled FROM ({source.query}\n) s"
+        ),
     )[0]
     if counts["n"] == 0:
         raise InvalidData("the sample has no rows")
@@ -436,10 +441,11 @@ def _trained_hashes(db: Database, source: Source, features: Sequence[Feature], s
                 f'column "{feature.name}" is of type {source.types[feature.name]} in the rows trained on,'
                 f" but a {feature.kind} in the sample"
             )
-    row = db.read_only(
+    row = db.caged(
+        [source.query],
         lambda: db.query_once(
             f"SELECT pg_catalog.array_send(pg_catalog.array_agg({_hash(features, seed)})) AS hash"
             f" FROM ({source.query}\n) s"
-        )
+        ),
     )[0]
     return _numbers(row["hash"], ">i8").astype(np.int64)

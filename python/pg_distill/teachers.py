@@ -67,6 +67,8 @@ def check_outputs(outputs: FloatArray, task: Task, classes: Sequence[str], rows:
         outputs = np.column_stack([1.0 - outputs[:, 0], outputs[:, 0]])
     if outputs.shape[1] != width:
         raise InvalidData(f"the teacher gives {outputs.shape[1]} values a row, where {width} are expected")
+    if _are_probabilities(outputs) if task != "regression" else np.isfinite(outputs).all():
+        return outputs if task == "regression" else outputs / outputs.sum(axis=1, keepdims=True)
     faults = {"NULL, NaN or infinity": np.any(~np.isfinite(outputs), axis=1, keepdims=True)}
     if task != "regression":
         outside = (outputs < -SUM_TOLERANCE) | (outputs > 1 + SUM_TOLERANCE)
@@ -88,6 +90,14 @@ def check_outputs(outputs: FloatArray, task: Task, classes: Sequence[str], rows:
     return np.asarray(clipped / clipped.sum(axis=1, keepdims=True), np.float64)
 
 
+def _are_probabilities(outputs: FloatArray) -> bool:
+    """Whether nothing has to be looked at more closely: what a prediction of one row is to cost little."""
+    if not len(outputs) or not (outputs.min() >= 0.0 and outputs.max() <= 1.0):  # as neither NaN is
+        return False
+    sums = outputs.sum(axis=1)
+    return bool(sums.min() >= 1 - SUM_TOLERANCE and sums.max() <= 1 + SUM_TOLERANCE)
+
+
 def _which_row(rows: Frame, position: int, given: object) -> str:
     return f"The row has {rows.show_row(position)}; the teacher gives {given}."
 
@@ -98,6 +108,10 @@ _TYPES: Mapping[Kind, str] = {
     "integer": "bigint",
     "timestamp": "timestamp without time zone",
 }
+
+
+# Types that a temporary one of the same name could stand in for: the others' names are the grammar's, or have a schema.
+_LOOKED_UP = frozenset({"text", "name", "date", "uuid", '"char"'})
 
 
 def typed_columns(signature: Signature, types: Mapping[str, str]) -> str:
@@ -113,8 +127,10 @@ def typed_columns(signature: Signature, types: Mapping[str, str]) -> str:
 
 
 def _from_canonical(kind: str, column: str, sql_type: str) -> str:
+    if sql_type in _LOOKED_UP:
+        sql_type = f"pg_catalog.{sql_type}"
     if kind == "boolean":
-        return f"({column} <> 0)::{sql_type}"
+        return f"({column} OPERATOR(pg_catalog.<>) '0'::pg_catalog.float8)::{sql_type}"
     if kind == "timestamp":
         return (
             f"(pg_catalog.to_timestamp({column}) AT TIME ZONE 'UTC')::{sql_type}"
@@ -150,7 +166,11 @@ def evaluate(db: Database, expression: str, model: Model, rows: Frame) -> FloatA
             f"SELECT ({array})::pg_catalog.float8[] AS outputs FROM (SELECT ({expression}\n) AS e FROM"
             f" (SELECT {typed_columns(model.signature, model.types)} FROM ROWS FROM ({arrays}) AS u({names})) s OFFSET 0) o"
         )
-        result = db.read_only(lambda statement=statement: db.query_once(statement))  # type: ignore[misc]
+        result = db.caged(
+            [expression, *model.types.values()],
+            lambda statement=statement: db.query_once(statement),  # type: ignore[misc]
+            expressions=True,
+        )
         expected = model.signature.width if model.task == "multiclass" else 1
         given = [row["outputs"] for row in result]
         wrong = (p for p, g in enumerate(given) if g is None or len(g) != expected or isinstance(g[0], list))

@@ -56,6 +56,8 @@ ROOMS = (
     "pareto",
     "database",
     "interrupts",
+    "cage",
+    "lexer",
     "frame",
     "quoting",
     "errors",
