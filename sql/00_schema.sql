@@ -1,3 +1,7 @@
+-- CREATE EXTENSION puts the schema that it is told into search_path: what somebody has planted there (an operator for exactly the types of a
+-- line below) would be run by the superuser who installs, or end up in a view. Every name of ours is written with its schema.
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
 -- Everything but distill_model lives here. CREATE SCHEMA fails where the schema exists: nobody's objects are mixed with ours.
 CREATE SCHEMA distill;
 COMMENT ON SCHEMA distill IS 'pg_distill: model registry, distillation and prediction';

@@ -28,7 +28,7 @@ COMMENT ON FUNCTION distill.predict_batch(text, float8[]) IS 'the prediction of 
 CREATE FUNCTION distill._open_cursor(query text) RETURNS refcursor
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
-    cursor refcursor;
+    cursor pg_catalog.refcursor;
 BEGIN
     PERFORM pg_catalog.set_config('transaction_read_only', 'on', true);
     OPEN cursor NO SCROLL FOR EXECUTE query;

@@ -3,16 +3,17 @@
 The same pipeline runs through both. In the backend it is one part of the caller's transaction. From a client each statement is a
 transaction of its own, but where the pipeline asks for one (``Database.transaction``): nothing is held open while it trains.
 
-Everything that is ours is schema-qualified in SQL text, so that the caller's search_path decides only over
-names that the caller wrote.
+Statements of ours run under a search_path of their own, so that the caller's decides only over what the caller wrote. Those
+that cannot, because the caller's text runs in them or a parallel worker may set no parameter, are written so exactly that
+every search_path gives them the same meaning: functions, operators and types with pg_catalog, and none of what looks for an
+operator without naming it (IN, BETWEEN, NULLIF, IS DISTINCT FROM, CASE with an operand, USING, rows).
 """
 
 from __future__ import annotations
 
 import ctypes
-import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
 
 from pg_distill.errors import InvalidState
@@ -21,7 +22,10 @@ from pg_distill.quoting import array_text, quote_identifier, quote_literal
 if TYPE_CHECKING:
     import psycopg
 
+    from pg_distill import cage
+
 __all__ = [
+    "PINNED",
     "Argument",
     "Cursor",
     "Database",
@@ -47,10 +51,10 @@ class Cursor(Protocol):
     """An open query, until `close` or the end of the transaction."""
 
     def fetch(self, count: int) -> Sequence[Row]:
-        """Return the next rows, none at the end; to be called in `Database.read_only`."""
+        """Return the next rows, none at the end."""
 
     def close(self) -> None:
-        """Close it; to be called in `Database.read_only`."""
+        """Close it."""
 
 
 class Database(Protocol):
@@ -66,20 +70,45 @@ class Database(Protocol):
     def query(self, sql: str, *arguments: Argument, keep: bool = True) -> list[Row]:
         """Run one of our own statements, with ``$1`` ... as parameters; return its rows.
 
-        The plan is kept for the session unless told otherwise: statements that differ each time are not worth it.
+        It runs under ``search_path = pg_catalog, pg_temp``. The plan is kept for the session unless told otherwise: statements
+        that differ each time are not worth it.
+        """
+
+    def query_exact(self, sql: str, *arguments: Argument, keep: bool = True) -> list[Row]:
+        """Run a statement of ours that means the same under every search_path; the caller's holds in it, and nothing is set.
+
+        For what looks up a name that the caller wrote, for what the caller's text runs below, and for predict: parallel workers
+        may set no parameter, and it has no time to.
         """
 
     def query_once(self, sql: str) -> list[Row]:
-        """Run a statement that holds text of the caller's: refused unless it is one statement."""
-
-    def open_cursor(self, sql: str) -> Cursor:
-        """Open a read-only query with text of the caller's: refused unless it is one statement."""
+        """Run a statement that holds text of the caller's, in `caged`: refused unless it is one statement."""
 
     def describe(self, sql: str) -> list[tuple[str, int, int]]:
-        """Return (name, type's oid, its modifier) of each column of a statement with text of the caller's, and fetch no row."""
+        """Return (name, type's oid, its modifier) of each column of a statement with text of the caller's, and fetch no row.
 
-    def read_only(self, work: Callable[[], T]) -> T:
-        """Run ``work`` where every statement is read-only: a write anywhere below is SQLSTATE 25006."""
+        In `caged`.
+        """
+
+    def caged(self, texts: Sequence[str], work: Callable[[], T], *, expressions: bool = False) -> T:
+        """Run ``work``, in which text of the caller's runs under the caller's search_path and can only read: see ``cage``.
+
+        Parameters
+        ----------
+        texts
+            What of the statements in ``work`` somebody else wrote.
+        expressions
+            Whether ``texts``, expressions and names of types, are all of it. Where these can only call what PostgreSQL
+            itself brings, the session need not be looked at, which takes longer than a small expression.
+
+        Raises
+        ------
+        ReadOnlyViolation
+            It did, or would do, more than read.
+        """
+
+    def search_path(self, path: str) -> AbstractContextManager[Any]:
+        """Let ``path`` be the caller's search_path inside."""
 
     def write(self, work: Callable[[], T]) -> T:
         """Run ``work``, statements of ours over the registry alone, with the rights of the registry's owner.
@@ -114,7 +143,10 @@ class Database(Protocol):
 
 def extension_version(db: Database) -> str | None:
     """Return the version of the extension in this database, None where it is not there."""
-    rows = db.query("select e.extversion from pg_catalog.pg_extension e where e.extname = 'pg_distill'")
+    rows = db.query_exact(
+        "select e.extversion from pg_catalog.pg_extension e"
+        " where e.extname operator(pg_catalog.=) 'pg_distill'::pg_catalog.name"
+    )
     return str(rows[0]["extversion"]) if rows else None
 
 
@@ -133,7 +165,7 @@ def run_pending() -> None:
     """Run the work for which ``PlpyDatabase.read_only`` called ``distill._read_only()``, in its middle."""
     if not _pending:
         raise InvalidState("there is nothing to run read-only")
-    _pending[-1]()
+    _pending.pop()()  # taken out: the caller's text may call the function, too
 
 
 # What distill._write() is to run, and whether it runs. It is taken out before it begins, so that nothing else finds it.
@@ -154,17 +186,20 @@ def run_write() -> None:
         _is_writing = False
 
 
-def _find_in_parallel_mode() -> Callable[[], bool] | None:
-    """Return the server's own test for a parallel operation, in its leader or a worker; None outside a backend."""
+def _find_in_server(name: str, result: Any) -> Callable[[], Any] | None:
+    """Return a function of the server's own without arguments; None outside a backend."""
     try:
-        function = ctypes.PyDLL(None).IsInParallelMode
+        function = getattr(ctypes.PyDLL(None), name)
     except (OSError, AttributeError, TypeError):
         return None
-    function.restype, function.argtypes = ctypes.c_bool, ()
-    return cast(Callable[[], bool], function)
+    function.restype, function.argtypes = result, ()
+    return cast(Callable[[], Any], function)
 
 
-_in_parallel_mode = _find_in_parallel_mode()
+_in_parallel_mode = _find_in_server("IsInParallelMode", ctypes.c_bool)
+"""Whether a parallel operation runs, in its leader or a worker."""
+_statement_start = _find_in_server("GetCurrentStatementStartTimestamp", ctypes.c_int64)
+_known_to_hide_nothing: tuple[int | None, tuple[str, ...]] | None = None
 
 
 class PlpyDatabase(Database):
@@ -184,6 +219,16 @@ class PlpyDatabase(Database):
     _plans: ClassVar[dict[tuple[str, tuple[str, ...]], Any]] = {}
 
     def query(self, sql: str, *arguments: Argument, keep: bool = True) -> list[Row]:
+        # At each run, not when it is prepared: a plan is made anew under the search_path that it meets.
+        path = self.query_exact(_PIN_HERE)[0]["path"]
+        try:
+            return self.query_exact(sql, *arguments, keep=keep)
+        finally:
+            # An error that somebody catches undoes it as well, but one that we catch need not have been the caller's own.
+            if path != PINNED:
+                self.query_exact(_SET_PATH, ("text", path))
+
+    def query_exact(self, sql: str, *arguments: Argument, keep: bool = True) -> list[Row]:
         key = (sql, tuple(kind for kind, _ in arguments))
         plan = self._plans.get(key)
         if plan is None:
@@ -193,6 +238,11 @@ class PlpyDatabase(Database):
         result = self._plpy.execute(plan, [value for _, value in arguments])
         return [] if result.status() in _STATUS_WITHOUT_ROWS else list(result)
 
+    def run(self, sql: str) -> Sequence[Row]:
+        """Run a statement that looks nothing up."""
+        rows: Sequence[Row] = self._plpy.execute(sql)
+        return rows
+
     def query_once(self, sql: str) -> list[Row]:
         # A cursor takes one statement only, so `select 1) s; delete ...` ends here.
         cursor = self._plpy.cursor(sql)
@@ -200,31 +250,100 @@ class PlpyDatabase(Database):
             rows: list[Row] = []
             while batch := list(cursor.fetch(_CURSOR_BATCH)):
                 rows.extend(batch)
+                if len(batch) < _CURSOR_BATCH:
+                    break
             return rows
         finally:
             cursor.close()
 
-    def open_cursor(self, sql: str) -> Cursor:
-        name = self.query("select distill._open_cursor($1)::pg_catalog.text as name", ("text", sql))[0][
-            "name"
-        ]
-        return _PlpyCursor(self._plpy, quote_identifier(name))
+    def open_cursor(self, texts: Sequence[str], sql: str) -> Cursor:
+        """Open a query with text of the caller's, to be read in parts: refused unless it is one statement."""
+        from pg_distill import cage
+
+        cage.check_calls(self.query_exact, texts)
+        before, settings = cage.read_session(self.query_exact), cage.read_settings(self.query_exact)
+        # What runs here is what PostgreSQL evaluates while it plans, and a plan cannot be undone and kept.
+        [row] = self.query_exact("select distill._open_cursor($1)::pg_catalog.text as name", ("text", sql))
+        said = cage.changes(before, cage.read_session(self.query_exact))
+        if cage.read_settings(self.query_exact) != settings:
+            said.append("changed a setting")
+        self._refuse(before, said)
+        return _PlpyCursor(self, row["name"], settings, self.query_exact(_HAS_FOREIGN_TABLES)[0]["found"])
 
     def describe(self, sql: str) -> list[tuple[str, int, int]]:
         self._plpy.cursor(sql).close()  # one statement, or an error
         result = self._plpy.execute(sql)
         return list(zip(result.colnames(), result.coltypes(), result.coltypmods(), strict=True))
 
+    def caged(self, texts: Sequence[str], work: Callable[[], T], *, expressions: bool = False) -> T:
+        from pg_distill import cage  # which a backend that only predicts has no use for
+
+        cage.check_calls(self.query_exact, texts)
+        if not expressions or not self._hides_nothing(tuple(texts)):
+            return self.undone(work, lambda before, inside: True)
+        results: list[T] = []
+        with suppress(_Undone), self._plpy.subtransaction():
+            results.append(self.read_only(work))
+            raise _Undone
+        return results[0]
+
+    def _hides_nothing(self, expressions: tuple[str, ...]) -> bool:
+        """Ask once a statement: others may have made an operator since."""
+        global _known_to_hide_nothing
+        from pg_distill import cage
+
+        now = (_statement_start() if _statement_start is not None else None), expressions
+        if now[0] is not None and _known_to_hide_nothing == now:
+            return True
+        found = cage.hides_nothing(self.query_exact, expressions)
+        _known_to_hide_nothing = now if found else None
+        return found
+
+    def undone(self, work: Callable[[], T], is_undone: Callable[[cage.Session, cage.Session], bool]) -> T:
+        """Run ``work`` read-only, and undo all but its result unless told otherwise by what it did to the session."""
+        from pg_distill import cage
+
+        results: list[T] = []
+        before = cage.read_session(self.query_exact)
+        try:
+            with self._plpy.subtransaction():
+                results.append(self.read_only(work))
+                inside = cage.read_session(self.query_exact)
+                if is_undone(before, inside):
+                    raise _Undone
+        except _Undone:
+            pass
+        except BaseException:
+            self._put_back(before)
+            raise
+        self._refuse(before, cage.changes(before, inside))
+        return results[0]
+
+    def _refuse(self, before: cage.Session, said: Sequence[str]) -> None:
+        from pg_distill import cage
+
+        if said:
+            self._put_back(before)
+            raise cage.violation(said)
+
+    def _put_back(self, before: cage.Session) -> None:
+        from pg_distill import cage
+
+        # DEALLOCATE is for a function that is VOLATILE, as score is not.
+        self.read_only(lambda: cage.put_back(self.query_exact, self.run, before))
+
     def read_only(self, work: Callable[[], T]) -> T:
+        """Run ``work`` where every statement is read-only: a write anywhere below is SQLSTATE 25006."""
         # A parallel operation may set no parameter, and needs none: PostgreSQL itself refuses every write there.
         if self.in_parallel:
             return work()
         results: list[T] = []
+        count = len(_pending)
         _pending.append(lambda: results.append(work()))
         try:
             self._plpy.execute("select distill._read_only()")
         finally:
-            _pending.pop()
+            del _pending[count:]  # where it was not called, after an error
         return results[0]
 
     def write(self, work: Callable[[], T]) -> T:
@@ -254,6 +373,13 @@ class PlpyDatabase(Database):
         return results[0]
 
     @contextmanager
+    def search_path(self, path: str) -> Iterator[None]:
+        [own] = self.query_exact("select pg_catalog.current_setting('search_path') as path")
+        self.query_exact(_SET_PATH, ("text", path))
+        yield
+        self.query_exact(_SET_PATH, ("text", own["path"]))  # an error undoes it itself
+
+    @contextmanager
     def subtransaction(self) -> Iterator[None]:
         with self._plpy.subtransaction():
             yield
@@ -268,7 +394,7 @@ class PlpyDatabase(Database):
             return None
 
     def check_search_path(self) -> None:
-        _check_schemas(self._plpy.execute("select pg_catalog.current_schemas(true) as schemas")[0]["schemas"])
+        _check_schemas(self.query_exact(_SCHEMAS)[0]["schemas"])
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -321,25 +447,79 @@ def _qualified(kind: str) -> str:
 _OWN_TYPES = frozenset({"bytea", "float8", "int4", "int8", "jsonb", "oid", "text", "timestamptz", "uuid"})
 
 
+class _Undone(Exception):
+    """Ends a subtransaction that is to leave nothing."""
+
+
 class _PlpyCursor:
     """A cursor that the end of the transaction closes, whoever has forgotten it.
 
     plpy's own pins its portal until Python frees it. Where a set-returning function was abandoned (LIMIT), that is after
     the commit that the extended protocol has at Sync, and the commit fails.
+
+    What a fetch does is undone, but for the cursor's place, which no subtransaction's end moves back. That would close what
+    else a query holds open from one fetch to the next, a foreign server's cursor or one of a function's: there it is not
+    undone, and a change of settings is looked for as well.
+
+    Parameters
+    ----------
+    settings
+        Digest of the settings when it was opened.
+    stays
+        Whether it is known that the query holds something open.
     """
 
-    def __init__(self, plpy: Any, name: str) -> None:
-        self._plpy = plpy
-        self._name = name
+    def __init__(self, db: PlpyDatabase, name: str, settings: str, stays: bool) -> None:
+        self._db = db
+        self._name = quote_identifier(name)
+        self._settings = settings
+        self._stays = stays
+        self._beside: set[str] = set()  # cursors that the query has opened
 
     def fetch(self, count: int) -> Sequence[Row]:
-        rows: Sequence[Row] = self._plpy.execute(f"FETCH {count:d} FROM {self._name}")
+        from pg_distill import cage
+
+        if self._stays:
+            self._settings = cage.read_settings(self._db.query_exact)
+        rows = self._db.undone(lambda: self._db.run(f"FETCH {count:d} FROM {self._name}"), self._is_undone)
+        if self._stays and cage.read_settings(self._db.query_exact) != self._settings:
+            raise cage.violation(["changed a setting"])
         return rows
 
+    def _is_undone(self, before: cage.Session, inside: cage.Session) -> bool:
+        self._beside |= {name for name, _ in inside.cursors - before.cursors}
+        self._stays = self._stays or bool(self._beside)
+        return not self._stays
+
     def close(self) -> None:
-        self._plpy.execute(f"CLOSE {self._name}")
+        # In a function that is VOLATILE, as score is not.
+        self._db.read_only(self._close)
+
+    def _close(self) -> None:
+        from pg_distill import cage
+
+        self._db.run(f"CLOSE {self._name}")
+        left = {name for name, _ in cage.read_session(self._db.query_exact).cursors}
+        for name in self._beside & left:
+            self._db.run(f"CLOSE {quote_identifier(name)}")
 
 
+PINNED = "pg_catalog, pg_temp"
+"""The search_path of statements of ours: nothing that anybody could have planted is looked up, temporary objects last."""
+_PIN = (
+    "select pg_catalog.current_setting('search_path') as path,"
+    f" pg_catalog.set_config('search_path', '{PINNED}', {{}}) as pinned"
+)
+_PIN_HERE, _PIN_FOR_GOOD = _PIN.format("true"), _PIN.format("false")
+_SET_PATH = "select pg_catalog.set_config('search_path', $1, true) as path"
+_SCHEMAS = "select pg_catalog.current_schemas(true) as schemas"
+# Whose server may hold a cursor for us, in a savepoint of our subtransaction.
+_HAS_FOREIGN_TABLES = (
+    "select exists (select from pg_catalog.pg_lock_status() l"
+    " join pg_catalog.pg_class c on c.oid operator(pg_catalog.=) l.relation"
+    " where l.pid operator(pg_catalog.=) pg_catalog.pg_backend_pid()"
+    " and c.relkind operator(pg_catalog.=) 'f'::pg_catalog.\"char\") as found"
+)
 MAX_ACTIVITY_BYTES = 63  # what pg_stat_activity shows of an application's name
 _CURSOR_BATCH = 1000  # rows a fetch: a cursor's fetch costs a subtransaction
 _STATUS_WITHOUT_ROWS: Sequence[int] = (
@@ -394,7 +574,8 @@ class PsycopgDatabase(Database):
         self._check = check
         self._say = say
         self._oids = {"text": 25}  # by the names of types; this one is needed to ask for the others
-        self._cursors = itertools.count(1)
+        # The session's search_path is ours; the caller's is set where the caller's text runs.
+        self._path: str = self._run(_PIN_FOR_GOOD)[1][0]["path"]
 
     def query(self, sql: str, *arguments: Argument, keep: bool = True) -> list[Row]:
         values = [
@@ -403,22 +584,48 @@ class PsycopgDatabase(Database):
         ]
         return self._run(sql, values)[1]
 
+    def query_exact(self, sql: str, *arguments: Argument, keep: bool = True) -> list[Row]:
+        with self._connection.transaction():
+            self._enter_path()
+            return self.query(sql, *arguments)
+
+    def _enter_path(self) -> None:
+        self.query(_SET_PATH, ("text", self._path))
+
     def query_once(self, sql: str) -> list[Row]:
         return self._run(sql)[1]
-
-    def open_cursor(self, sql: str) -> Cursor:
-        name = quote_identifier(f"pg_distill {next(self._cursors)}")
-        self._run(f"DECLARE {name} NO SCROLL CURSOR FOR {sql}")
-        return _PsycopgCursor(self, name)
 
     def describe(self, sql: str) -> list[tuple[str, int, int]]:
         return self._run(sql)[0]
 
-    def read_only(self, work: Callable[[], T]) -> T:
-        # Once a query has begun nobody can make it writable again, and nothing of it is to stay.
-        with self._connection.transaction(force_rollback=True):
-            self._run("SET TRANSACTION READ ONLY")
-            return work()
+    def caged(self, texts: Sequence[str], work: Callable[[], T], *, expressions: bool = False) -> T:
+        from pg_distill import cage
+
+        cage.check_calls(self.query, texts)
+        before = cage.read_session(self.query)
+        try:
+            # Once a query has begun nobody can make it writable again, and nothing of it is to stay.
+            with self._connection.transaction(force_rollback=True):
+                self._enter_path()
+                self._run("SET TRANSACTION READ ONLY")
+                result = work()
+                said = cage.changes(before, cage.read_session(self.query), driver=True)
+        except BaseException:
+            if not self._connection.closed:
+                cage.put_back(self.query, self._run, before, driver=True)
+            raise
+        if said:
+            cage.put_back(self.query, self._run, before, driver=True)
+            raise cage.violation(said)
+        return result
+
+    @contextmanager
+    def search_path(self, path: str) -> Iterator[None]:
+        own, self._path = self._path, path
+        try:
+            yield
+        finally:
+            self._path = own
 
     def write(self, work: Callable[[], T]) -> T:
         raise InvalidState("the registry is written in the server")
@@ -442,7 +649,7 @@ class PsycopgDatabase(Database):
             return None
 
     def check_search_path(self) -> None:
-        _check_schemas(self._run("select pg_catalog.current_schemas(true) as schemas")[1][0]["schemas"])
+        _check_schemas(self.query_exact(_SCHEMAS)[0]["schemas"])
 
     def check_interrupts(self) -> None:
         self._check()
@@ -477,18 +684,6 @@ class PsycopgDatabase(Database):
             [row] = self.query("select $1::pg_catalog.regtype::pg_catalog.oid as oid", ("text", kind))
             self._oids[kind] = row["oid"]
         return self._oids[kind]
-
-
-class _PsycopgCursor:
-    def __init__(self, db: PsycopgDatabase, name: str) -> None:
-        self._db = db
-        self._name = name
-
-    def fetch(self, count: int) -> Sequence[Row]:
-        return self._db.query_once(f"FETCH {count:d} FROM {self._name}")
-
-    def close(self) -> None:
-        self._db.query_once(f"CLOSE {self._name}")
 
 
 class _Typed:

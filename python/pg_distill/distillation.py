@@ -28,6 +28,7 @@ from pg_distill.latency import (
     statement_latency_ms,
 )
 from pg_distill.learned import Digest, Identity, Learned
+from pg_distill.lexer import exact
 from pg_distill.material import Material, prepare
 from pg_distill.onnx_model import Signature
 from pg_distill.options import Options
@@ -460,7 +461,7 @@ def _sql_forms(db: Database, trials: Sequence[Trial], material: Material) -> lis
     forms = []
     for trial in verdict.sql_forms(trials):
         assert trial.signature is not None
-        expression, rows = trial.fields["expression"], material.timing_rows
+        expression, rows = exact(trial.fields["expression"]), material.timing_rows
         took = statement_latency_ms(db, expression, trial.signature, material.source.types, rows)
         forms.append(replace(trial, fields={**trial.fields, "statement_latency_ms": took}))
     return forms
@@ -633,7 +634,7 @@ def _time_all(
         if t.form == "sql" and t.signature is not None:
             name = verdict.offer_name(t.number)
             types = material.source.types
-            contenders[name] = sql_contender(name, t.fields["expression"], t.signature, types)
+            contenders[name] = sql_contender(name, exact(t.fields["expression"]), t.signature, types)
     with serving.offer(db, offered, behind) as opened_ms:
         timings = measure_latency(
             db,

@@ -17,6 +17,7 @@
      +-- LimitExceeded            54000  refused by a limit
      +-- FeatureNotSupported      0A000  refused by a rule
      +-- InvalidState             55000  object not in the state that this needs
+     +-- ReadOnlyViolation        25006  a query that only reads did more
      +-- DependentObjects         2BP01  others depend on it
      +-- InsufficientPrivilege    42501
      +-- ArtifactCorrupted        XX001  artifact does not match its digest
@@ -48,6 +49,7 @@ __all__ = [
     "NullNotAllowed",
     "OutOfMemory",
     "PgDistillError",
+    "ReadOnlyViolation",
     "TooManyInspections",
     "TooManyTrainings",
     "TrainerDied",
@@ -133,6 +135,10 @@ class FeatureNotSupported(PgDistillError):
 
 class InvalidState(PgDistillError):
     sqlstate = "55000"
+
+
+class ReadOnlyViolation(PgDistillError):
+    sqlstate = "25006"
 
 
 class DependentObjects(PgDistillError):

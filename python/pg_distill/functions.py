@@ -18,6 +18,7 @@ from pg_distill.errors import (
     InvalidName,
     InvalidState,
 )
+from pg_distill.lexer import exact
 from pg_distill.onnx_model import FeatureSpec
 from pg_distill.registry import MAX_NAME_BYTES, Dropped, Model, find_model
 
@@ -61,7 +62,8 @@ def to_sql(db: Database, name: str) -> str:
             f'model "{model.qualified_name}" has no form as a SQL expression',
             hint="Linear students, trees and small networks have one.",
         )
-    return model.expression.text_for_caller(db)
+    text = model.expression.text_for_caller(db)
+    return exact(text) if model.kind == "onnx" else text
 
 
 def create_function(
@@ -308,7 +310,7 @@ def _function_name(db: Database, name: str) -> tuple[str, str]:
         raise InvalidName(
             f'function name "{name}" is not valid', detail="It is a name, or a schema's name and a name."
         )
-    parts = db.query(
+    parts = db.query_exact(
         "select pg_catalog.parse_ident($1) as parts, pg_catalog.current_schema()::pg_catalog.text as schema",
         ("text", name),
     )[0]
@@ -389,6 +391,7 @@ def _native_body(db: Database, model: Model, arguments: list[_Argument], wide: b
             expression = expression.replace(
                 read, native.canonical(quote_identifier(argument.feature.name), "timestamp", "timestamptz")
             )
+    expression = exact(expression)
     if not wide:
         return f"SELECT {expression}"
     # Names of columns, as the expression has them, of the one argument.

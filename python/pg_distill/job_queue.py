@@ -73,10 +73,12 @@ def require_own_login(db: Database) -> None:
 def enqueue(db: Database, arguments: Mapping[str, Any]) -> str:
     """Queue a job of the current role, wake its workers, and return the job's id."""
     run_id = str(uuid.uuid4())
+    [caller] = db.query_exact("select pg_catalog.current_setting('search_path') as path")
     db.query(
-        "insert into distill.job_queue (run_id, arguments) values ($1, $2)",
+        "insert into distill.job_queue (run_id, arguments, search_path) values ($1, $2, $3)",
         ("uuid", run_id),
         ("jsonb", json.dumps(dict(arguments))),
+        ("text", caller["path"]),
     )
     db.query("select pg_catalog.pg_notify($1, '')", ("text", CHANNEL))
     return run_id

@@ -62,7 +62,6 @@ MAX_SAID = 60  # characters of a name of a job's arguments: one of its own may b
 
 TRANSIENT = ("08", "40", "53", "57", "58")
 """Classes of errors that may pass: connection, serialisation, resources, shutdown, a training process that died."""
-_SET_PATH = "select pg_catalog.set_config('search_path', $1, $2)"
 QUERY_CANCELED, TOO_MANY_TRAININGS, CONNECTION_FAILURE = "57014", "53400", "08006"
 
 
@@ -89,11 +88,9 @@ def run_next(db: Database) -> str | None:
     job = job_queue.claim(db, worker, LEASE_SECONDS)
     if job is None:
         return None
-    [session] = db.query("select pg_catalog.current_setting('search_path') as path")
     try:
-        with db.subtransaction():
+        with db.subtransaction(), db.search_path(job.search_path):
             options = _options(job)
-            db.query(_SET_PATH, ("text", job.search_path), ("boolean", True))
             db.check_search_path()
             distillation.distill(
                 db,
@@ -105,7 +102,6 @@ def run_next(db: Database) -> str | None:
                     complete=lambda outcome: job_queue.complete(db, job, outcome.student_id, outcome.summary),
                 ),
             )
-            db.query(_SET_PATH, ("text", session["path"]), ("boolean", True))  # an error undoes it itself
     except Exception as error:
         sqlstate, message = _known(error)
         if sqlstate.startswith("57"):
@@ -313,15 +309,15 @@ class Worker:
                 monitor = _Monitor(watch, connection, job, progress, self._lease_s, self._ending)
                 db = PsycopgDatabase(connection, check=monitor.check)
                 monitor.start()
-                db.query(_SET_PATH, ("text", job.search_path), ("boolean", False))
-                db.check_search_path()
-                outcome = distillation.distill(
-                    db,
-                    options,
-                    run_id=job.run_id,
-                    watch=progress.watch,
-                    store=lambda report: _send(db, job, report),
-                )
+                with db.search_path(job.search_path):
+                    db.check_search_path()
+                    outcome = distillation.distill(
+                        db,
+                        options,
+                        run_id=job.run_id,
+                        watch=progress.watch,
+                        store=lambda report: _send(db, job, report),
+                    )
                 done = True
                 self._say(f"job {job.run_id}: {outcome.summary}")
             except _Stopped:

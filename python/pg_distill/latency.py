@@ -24,6 +24,7 @@ import numpy as np
 from pg_distill.canonical import constant_sql, from_canonical, rows_sql
 from pg_distill.database import Argument, Database, quote_identifier, quote_literal
 from pg_distill.frame import FloatArray, Frame
+from pg_distill.lexer import exact
 from pg_distill.measure import Latency, latency_statistics
 from pg_distill.onnx_model import Signature
 from pg_distill.quoting import array_text, number_array_text
@@ -96,7 +97,8 @@ def contender_for(db: Database, model: Model) -> Contender:
     """
     if model.is_timed_as_sql:
         assert model.expression is not None
-        expression = model.expression.text_for_caller(db)
+        text = model.expression.text_for_caller(db)
+        expression = text if model.kind == "sql" else exact(text)
         return sql_contender(model.qualified_name, expression, model.signature, model.types)
     return predict_contender(model.qualified_name, model.signature)
 
@@ -156,9 +158,9 @@ def statement_latency_ms(
 def statement_seconds(db: Database, statement: str) -> float:
     """Return the seconds that the server takes for a query, run read-only: parsed, planned and executed."""
     if not db.in_backend:  # there, so that the way to the server is not timed
-        [row] = db.query("select distill._statement_seconds($1) as seconds", ("text", statement))
+        [row] = db.query_exact("select distill._statement_seconds($1) as seconds", ("text", statement))
         return float(row["seconds"])
-    return db.read_only(lambda: _seconds(db, statement))
+    return db.caged([statement], lambda: _seconds(db, statement))
 
 
 def _seconds(db: Database, statement: str) -> float:
@@ -187,14 +189,16 @@ def _time_block(db: Database, contender: Contender, rows: Frame, lead: int = 0) 
     # OFFSET 0 keeps the calls between the clock readings; count(p) keeps them from being planned away.
     statement = (
         f"WITH {_ROWS} AS MATERIALIZED (SELECT * FROM {source} s)"
-        " SELECT pg_catalog.array_agg(pg_catalog.date_part('epoch', t.t1 - t.t0)) AS seconds, pg_catalog.count(t.p) AS n"
+        " SELECT pg_catalog.array_agg(pg_catalog.date_part('epoch', t.t1 OPERATOR(pg_catalog.-) t.t0)) AS seconds,"
+        " pg_catalog.count(t.p) AS n"
         f" FROM (SELECT pg_catalog.clock_timestamp() AS t0, {contender.call} AS p, pg_catalog.clock_timestamp() AS t1"
         f" FROM {_ROWS} s OFFSET 0) t"
     )
     if contender.foreign_text:
-        row = db.read_only(lambda: db.query_once(statement))[0]
+        row = db.caged([contender.call], lambda: db.query_once(statement))[0]
     else:
-        row = db.query(statement, *arguments, keep=False)[0]
+        # Under the caller's search_path: predict may have to run a SQL teacher.
+        row = db.query_exact(statement, *arguments, keep=False)[0]
     return np.array(row["seconds"], np.float64)[lead:] * 1000.0
 
 

@@ -249,9 +249,9 @@ def _model(row: Row) -> Model:
 def find_model(db: Database, model: str) -> Model:
     """Find ``name`` (its active version) or ``name:version``; UndefinedModel where there is none."""
     name, colon, version = model.partition(":")
-    where = "m.version = $2" if colon else "m.active and $2 is not null"
-    rows = db.query(
-        f"select {_MODEL_COLUMNS} from distill.models m where m.name = $1 and {where}",
+    where = "m.version operator(pg_catalog.=) $2" if colon else "m.active and $2 is not null"
+    rows = db.query_exact(
+        f"select {_MODEL_COLUMNS} from distill.models m where m.name operator(pg_catalog.=) $1 and {where}",
         ("text", name),
         ("text", version),
     )
@@ -335,7 +335,7 @@ def require_owner(db: Database, owner: str, what: str, hint: str | None = None) 
 
     Otherwise a low role could plant SQL for a high one to run.
     """
-    if not db.query("select distill._is_trusted($1) as trusted", ("text", owner))[0]["trusted"]:
+    if not db.query_exact("select distill._is_trusted($1) as trusted", ("text", owner))[0]["trusted"]:
         raise InsufficientPrivilege(f'{what} was stored by role "{owner}" and runs only for it', hint=hint)
 
 
@@ -680,8 +680,9 @@ def costs_meanwhile(db: Database, ids: Sequence[str]) -> dict[str, Cost]:
 
 
 def _can_write(db: Database) -> bool:
-    [row] = db.query(
-        "select not pg_catalog.pg_is_in_recovery() and pg_catalog.current_setting('transaction_read_only') = 'off'"
+    [row] = db.query_exact(
+        "select not pg_catalog.pg_is_in_recovery() and pg_catalog.current_setting('transaction_read_only')"
+        " operator(pg_catalog.=) 'off'::pg_catalog.text"
         " and pg_catalog.has_function_privilege('distill._write()', 'execute') as can_write"
     )
     return bool(row["can_write"]) and not db.in_parallel
@@ -896,14 +897,17 @@ def choose_member(
         No member is within the bounds; the error names the one that is nearest to them.
     """
     metric = find_model(db, name).metric
-    rows = db.query(
+    rows = db.query_exact(
         # What was measured together first: figures of other rows do not compare with these.
-        "select f.name || ':' || f.version as name, f.accuracy, l.latency_ms"
-        " from distill.families f join distill.models m on m.id = f.model_id,"
-        " lateral (select case f.form when 'sql' then (m.measured_on->>'predict_latency_high_ms')::pg_catalog.float8"
+        "select pg_catalog.concat(f.name, ':', f.version) as name, f.accuracy, l.latency_ms"
+        " from distill.families f join distill.models m on m.id operator(pg_catalog.=) f.model_id,"
+        " lateral (select case when f.form operator(pg_catalog.=) 'sql'::pg_catalog.text then"
+        " (m.measured_on operator(pg_catalog.->>) 'predict_latency_high_ms'::pg_catalog.text)::pg_catalog.float8"
         " else coalesce(f.latency_high_ms, f.avg_latency_ms) end as latency_ms) l"
-        " where f.family in (select g.family from distill.families g where g.name = $1)"
-        " and f.metric = $2 and f.accuracy is not null and l.latency_ms is not null and f.kind <> 'logged'"
+        " where f.family operator(pg_catalog.=) any (select g.family from distill.families g"
+        " where g.name operator(pg_catalog.=) $1)"
+        " and f.metric operator(pg_catalog.=) $2 and f.accuracy is not null and l.latency_ms is not null"
+        " and f.kind operator(pg_catalog.<>) 'logged'::pg_catalog.text"
         " order by f.accuracy_run_id is not null, f.comparable_low desc, l.latency_ms, f.active desc, f.model_id",
         ("text", name.partition(":")[0]),
         ("text", metric),
@@ -1018,6 +1022,9 @@ def find_candidate(db: Database, run_id: str, number: int) -> Row:
     return rows[0]
 
 
+_SETTING = "select s.value from distill.settings s where s.name operator(pg_catalog.=) $1"
+
+
 def get_setting(db: Database, name: str) -> int:
     """Return the value in force; InvalidState where its row holds none."""
     return int(_in_force(db, name, str(SETTINGS[name].default)))
@@ -1029,7 +1036,7 @@ def get_text_setting(db: Database, name: str) -> str:
 
 
 def _in_force(db: Database, name: str, default: str) -> str:
-    rows = db.query("select s.value from distill.settings s where s.name = $1", ("text", name))
+    rows = db.query_exact(_SETTING, ("text", name))
     if not rows:
         return default
     try:

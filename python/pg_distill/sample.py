@@ -276,12 +276,15 @@ def resolve_source(db: Database, sample: str, *, stored: bool = False) -> Source
     if not _RELATION.fullmatch(sample):
         query = sample.strip().removesuffix(";")
     else:
+        [found] = db.query_exact(
+            "select $1::pg_catalog.regclass::pg_catalog.oid::pg_catalog.int8 as oid", ("text", sample)
+        )
         rows = db.query(
             "select case c.relpersistence when 't' then 'pg_temp' else pg_catalog.quote_ident(n.nspname) end"
             " || '.' || pg_catalog.quote_ident(c.relname) as name, c.relpersistence = 't' as temporary"
             " from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
-            " where c.oid = $1::pg_catalog.regclass",
-            ("text", sample),
+            " where c.oid = $1::pg_catalog.oid",
+            ("int8", found["oid"]),
         )
         if not rows:
             raise InvalidState(f"sample {sample} is newer than the transaction's snapshot")
@@ -289,7 +292,7 @@ def resolve_source(db: Database, sample: str, *, stored: bool = False) -> Source
         query = f"SELECT * FROM {name}"
         if stored and rows[0]["temporary"]:
             db.warning(f"sample {name} is temporary: other sessions will not find the rows")
-    described = db.read_only(lambda: db.describe(f"SELECT s.* FROM ({query}\n) s LIMIT 0"))
+    described = db.caged([query], lambda: db.describe(f"SELECT s.* FROM ({query}\n) s LIMIT 0"))
     names = [name for name, _, _ in described]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
@@ -345,7 +348,7 @@ def lost_microseconds(db: Database, source: Source, frame: Frame) -> Mapping[str
     if not tests:
         return {}
     selected = ", ".join(f"{test} AS c{i}" for i, test in enumerate(tests.values()))
-    row = db.read_only(lambda: db.query_once(f"SELECT {selected} FROM ({source.query}\n) s"))[0]
+    [row] = db.caged([source.query], lambda: db.query_once(f"SELECT {selected} FROM ({source.query}\n) s"))
     return {name: row[f"c{i}"] for i, name in enumerate(tests) if row[f"c{i}"] is not None}
 
 
@@ -379,11 +382,12 @@ def identities_of(db: Database, source: Source, identity: Identity) -> IntArray 
 
 
 def _all_hashes(db: Database, source: Source, expression: str) -> IntArray:
-    row = db.read_only(
+    [row] = db.caged(
+        [source.query],
         lambda: db.query_once(
             f"SELECT pg_catalog.array_send(pg_catalog.array_agg({expression})) AS hash FROM ({source.query}\n) s"
-        )
-    )[0]
+        ),
+    )
     return _numbers(row["hash"], ">i8").astype(np.int64)
 
 
@@ -426,8 +430,9 @@ def _fetch(
     cells = {f.name: (source.canonical(f.name), f.kind) for f in features} | dict(wanted)
     inner = ", ".join(f"{sql} AS c{i}" for i, (sql, _) in enumerate(cells.values()))
     texts = _bytes([f"t.c{i}" for i, (_, kind) in enumerate(cells.values()) if kind == "string"])
+    few = f"{texts} OPERATOR(pg_catalog.<=) '{MAX_TEXT_BYTES:d}'::pg_catalog.int8"
     outer = ", ".join(
-        f"CASE WHEN {texts} <= {MAX_TEXT_BYTES:d} THEN {_send(f't.c{i}', kind)} END AS c{i}"
+        f"CASE WHEN {few} THEN {_send(f't.c{i}', kind)} END AS c{i}"
         if kind == "string"
         else f"{_send(f't.c{i}', kind)} AS c{i}"
         for i, (_, kind) in enumerate(cells.values())
@@ -445,12 +450,13 @@ def _fetch(
     sorted_by += [len(cells) + with_rows + 2 + i for i in range(len(identities))]
     order = ", ".join(map(str, sorted_by))
     try:
-        [row] = db.read_only(
+        [row] = db.caged(
+            [source.query],
             lambda: db.query_once(
                 f"SELECT pg_catalog.array_send(pg_catalog.array_agg(t.{_HASH})) AS hash, {outer} FROM ("
                 f"SELECT {_hash(source, features, seed)} AS {_HASH}, {inner} FROM ({source.query}\n) s{where}"
                 f" ORDER BY 1, {order} LIMIT {limit:d}) t"
-            )
+            ),
         )
     except Exception as error:
         # Nothing is gone on with: the same error, in words of the caller's.
@@ -471,7 +477,7 @@ def _bytes(columns: Sequence[str], which: str = "true") -> str:
     """Return SQL for what the strings of some columns take together, over the rows for which ``which`` is true."""
     if not columns:
         return "0"
-    each = " + ".join(
+    each = " OPERATOR(pg_catalog.+) ".join(
         f"COALESCE(pg_catalog.octet_length({column}), 0)::pg_catalog.int8" for column in columns
     )
     return f"COALESCE(pg_catalog.sum({each}) FILTER (WHERE {which}), 0)::pg_catalog.int8"
@@ -615,11 +621,14 @@ def draw_sample(
     labelled = f"s.{quote_identifier(label)}" if label is not None else "1"
     cells = [(source.canonical(f.name), f.kind) for f in features] + list(wanted.values())
     # Of a few rows, by chance: to read all long texts takes longer than to draw some.
-    texts = _bytes([sql for sql, kind in cells if kind == "string"], f"pg_catalog.random() < {LOOKED_AT}")
-    counts = db.read_only(
+    by_chance = f"pg_catalog.random() OPERATOR(pg_catalog.<) '{LOOKED_AT}'::pg_catalog.float8"
+    texts = _bytes([sql for sql, kind in cells if kind == "string"], by_chance)
+    counts = db.caged(
+        [source.query],
         lambda: db.query_once(
-            f"SELECT count(*) AS n, count({labelled}) AS labelled, {texts} AS texts FROM ({source.query}\n) s"
-        )
+            f"SELECT pg_catalog.count(*) AS n, pg_catalog.count({labelled}) AS labelled, {texts} AS texts"
+            f" FROM ({source.query}\n) s"
+        ),
     )[0]
     if counts["n"] == 0:
         raise InvalidData("the sample has no rows")

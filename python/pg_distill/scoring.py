@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.canonical import base_of
-from pg_distill.database import Database, quote_identifier
+from pg_distill.database import PlpyDatabase, quote_identifier
 from pg_distill.errors import DatatypeMismatch
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
 from pg_distill.sample import check_columns, resolve_source
@@ -27,15 +27,16 @@ from pg_distill.serving import Predictor, array_cells
 
 __all__ = ["score", "score_class"]
 
-CHUNK_ROWS = 4096
-"""Rows a fetch: onnxruntime is as fast as it gets from some 1,000 on, and LIMIT wastes at most so many."""
+CHUNK_ROWS, MOST_CHUNK_ROWS, MOST_CHUNK_CELLS = 4096, 16384, 2**20
+"""Rows a fetch: onnxruntime is as fast as it gets from some 1,000 on. LIMIT wastes at most so many in the first, and as many as
+were scored before in a later one, which has more so that what a fetch costs by itself does not count."""
 
 Keys = tuple[str, str, str | None]
 """Keys as one text, their separator, and what stands for NULL among them."""
 
 
 def score(
-    db: Database, predictor: Predictor, query: str, key: str
+    db: PlpyDatabase, predictor: Predictor, query: str, key: str
 ) -> Iterator[tuple[str, str, str | None, str]]:
     """Return the keys of a query's rows and their predictions, an array of integers: their bits.
 
@@ -56,7 +57,7 @@ def score(
 
 
 def score_class(
-    db: Database, predictor: Predictor, query: str, key: str
+    db: PlpyDatabase, predictor: Predictor, query: str, key: str
 ) -> Iterator[tuple[str, str, str | None, str, str]]:
     """Return the keys of a query's rows and their classes, those of `Predictor.class_names`: as one text, and its separator.
 
@@ -75,7 +76,9 @@ def score_class(
     return map(written, _outputs(db, predictor, query, key))
 
 
-def _outputs(db: Database, predictor: Predictor, query: str, key: str) -> Iterator[tuple[Keys, FloatArray]]:
+def _outputs(
+    db: PlpyDatabase, predictor: Predictor, query: str, key: str
+) -> Iterator[tuple[Keys, FloatArray]]:
     """Check that the query fits the model, and return its rows' keys and the model's outputs (n, K), chunk by chunk.
 
     Parameters
@@ -123,7 +126,7 @@ def _outputs(db: Database, predictor: Predictor, query: str, key: str) -> Iterat
         if base_of(predictor.types.get(f.name)) == "float4" and source.columns[f.name].base != "float4"
     ]
     statement = f"SELECT {', '.join(columns)} FROM ({source.query}\n) s"
-    cursor = db.open_cursor(statement)
+    cursor = db.open_cursor([source.query], statement)
 
     def run(frame: Frame) -> FloatArray:
         def part(rows: slice) -> FloatArray:
@@ -133,7 +136,10 @@ def _outputs(db: Database, predictor: Predictor, query: str, key: str) -> Iterat
         return predictor.in_slices(db, len(frame), part)
 
     def chunks() -> Iterator[tuple[Keys, FloatArray]]:
-        while rows := db.read_only(lambda: cursor.fetch(CHUNK_ROWS)):
+        most = max(CHUNK_ROWS, min(MOST_CHUNK_ROWS, MOST_CHUNK_CELLS // (len(cells) + len(strings) + 1)))
+        count = CHUNK_ROWS
+        while rows := cursor.fetch(count):
+            count = min(2 * count, most)
             values = array_cells(b"".join(map(_numbers, rows)), len(cells)) if cells else _NOTHING
             if single:
                 values = values.copy()
@@ -141,7 +147,7 @@ def _outputs(db: Database, predictor: Predictor, query: str, key: str) -> Iterat
                     values[:, single] = values[:, single].astype(np.float32)
             outputs = run(_frame(rows, values, numbers, strings))
             yield _whole_keys(values) if whole else _join(list(map(_key, rows))), outputs
-        db.read_only(cursor.close)
+        cursor.close()
 
     return chunks()
 

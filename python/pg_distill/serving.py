@@ -533,7 +533,7 @@ def withdraw(models: Iterable[str]) -> None:
 _FIND = (
     "select m.id, m.kind, m.threshold, m.teacher_id,"
     " pg_catalog.current_setting('extra_float_digits')::pg_catalog.int4 as digits"
-    " from distill.models m where m.name = $1 and "
+    " from distill.models m where m.name operator(pg_catalog.=) $1 and "
 )
 
 
@@ -543,9 +543,11 @@ def _resolve(db: Database, model: str | None) -> Predictor:
     db.check_search_path()
     name, colon, version = model.partition(":")
     if colon:
-        rows = db.query(_FIND + "m.version = $2", ("text", name), ("text", version))
+        rows = db.query_exact(
+            _FIND + "m.version operator(pg_catalog.=) $2", ("text", name), ("text", version)
+        )
     else:
-        rows = db.query(_FIND + "m.active", ("text", name))
+        rows = db.query_exact(_FIND + "m.active", ("text", name))
     if not rows:
         if model in _offered:
             return _offered[model]
@@ -566,8 +568,9 @@ def _resolve(db: Database, model: str | None) -> Predictor:
         return predictor
     # Resolved anew in each statement, under the role that asks: it must be allowed to see the teacher too. One level only: a
     # row that a superuser wrote could make a circle.
-    teachers = db.query(
-        "select m.name || ':' || m.version as name from distill.models m where m.id = $1 and m.threshold is null",
+    teachers = db.query_exact(
+        "select pg_catalog.concat(m.name, ':', m.version) as name from distill.models m"
+        " where m.id operator(pg_catalog.=) $1 and m.threshold is null",
         ("uuid", row["teacher_id"]),
     )
     if not teachers:
@@ -592,15 +595,17 @@ def _resolve_sql(db: Database, name: str) -> Predictor:
 
 
 def _open(db: Database, model_id: str) -> Predictor:
-    rows = db.query(
-        "select m.name || ':' || m.version as name, m.artifact, m.input_schema::pg_catalog.text as input_schema,"
+    rows = db.query_exact(
+        "select pg_catalog.concat(m.name, ':', m.version) as name, m.artifact, m.input_schema::pg_catalog.text as input_schema,"
         " m.output_schema::pg_catalog.text as output_schema,"
-        " pg_catalog.encode(pg_catalog.sha256(m.artifact), 'hex') = m.sha256 as intact,"
+        " pg_catalog.encode(pg_catalog.sha256(m.artifact), 'hex') operator(pg_catalog.=) m.sha256 as intact,"
         " case when pg_catalog.has_function_privilege('distill._run_cost(pg_catalog.text, pg_catalog.text, pg_catalog.text)',"
         " 'execute') then distill._run_cost(m.sha256, distill._schema_digest(m.input_schema, m.output_schema), $3) end as cost,"
-        " coalesce((select s.value::pg_catalog.int8 from distill.settings s where s.name = 'session_cache_mb'), $2) as limit,"
-        " (select s.value::pg_catalog.int8 from distill.settings s where s.name = 'predict_memory_mb') as run_mb,"
-        " m.class_threshold from distill.models m where m.id = $1",
+        " coalesce((select s.value::pg_catalog.int8 from distill.settings s"
+        " where s.name operator(pg_catalog.=) 'session_cache_mb'::pg_catalog.text), $2) as limit,"
+        " (select s.value::pg_catalog.int8 from distill.settings s"
+        " where s.name operator(pg_catalog.=) 'predict_memory_mb'::pg_catalog.text) as run_mb,"
+        " m.class_threshold from distill.models m where m.id operator(pg_catalog.=) $1",
         ("uuid", model_id),
         ("int8", SESSION_CACHE_MB),
         ("text", __version__),

@@ -65,6 +65,8 @@ def check_outputs(outputs: FloatArray, task: Task, classes: Sequence[str], rows:
         outputs = np.column_stack([1.0 - outputs[:, 0], outputs[:, 0]])
     if outputs.shape[1] != width:
         raise InvalidData(f"the teacher gives {outputs.shape[1]} values a row, where {width} are expected")
+    if _are_probabilities(outputs) if task != "regression" else np.isfinite(outputs).all():
+        return outputs if task == "regression" else outputs / outputs.sum(axis=1, keepdims=True)
     faults = {"NULL, NaN or infinity": np.any(~np.isfinite(outputs), axis=1, keepdims=True)}
     if task != "regression":
         outside = (outputs < -SUM_TOLERANCE) | (outputs > 1 + SUM_TOLERANCE)
@@ -84,6 +86,14 @@ def check_outputs(outputs: FloatArray, task: Task, classes: Sequence[str], rows:
         return outputs
     clipped = np.clip(outputs, 0.0, 1.0)
     return np.asarray(clipped / clipped.sum(axis=1, keepdims=True), np.float64)
+
+
+def _are_probabilities(outputs: FloatArray) -> bool:
+    """Whether nothing has to be looked at more closely: what a prediction of one row is to cost little."""
+    if not len(outputs) or not (outputs.min() >= 0.0 and outputs.max() <= 1.0):  # as neither NaN is
+        return False
+    sums = outputs.sum(axis=1)
+    return bool(sums.min() >= 1 - SUM_TOLERANCE and sums.max() <= 1 + SUM_TOLERANCE)
 
 
 def _which_row(rows: Frame, position: int, given: object) -> str:
@@ -115,7 +125,11 @@ def evaluate(db: Database, expression: str, model: Model, rows: Frame) -> FloatA
             f"SELECT ({array})::pg_catalog.float8[] AS outputs FROM (SELECT ({expression}\n) AS e FROM"
             f" {rows_sql(model.signature.features, model.types, batch)} s OFFSET 0) o"
         )
-        result = db.read_only(lambda statement=statement: db.query_once(statement))  # type: ignore[misc]
+        result = db.caged(
+            [expression, *model.types.values()],
+            lambda statement=statement: db.query_once(statement),  # type: ignore[misc]
+            expressions=True,
+        )
         expected = model.signature.width if model.task == "multiclass" else 1
         given = [row["outputs"] for row in result]
         wrong = (p for p, g in enumerate(given) if g is None or len(g) != expected or isinstance(g[0], list))

@@ -1,6 +1,9 @@
 -- From 0.1.0 to 0.2.0. What exists since 0.1.0 is changed here; a file that is new in 0.2.0 is included whole (and 69_parallel.sql,
 -- which has new functions to label).
 
+-- As in 00_schema.sql.
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
 -- Before anything is changed: the module of this version has to be there.
 CREATE OR REPLACE FUNCTION distill._check_module() RETURNS void
 LANGUAGE plpython3u AS $$
@@ -170,6 +173,17 @@ COMMENT ON TRIGGER check_setting ON distill.settings IS 'what change_setting ref
 ALTER VIEW distill.families SET (security_invoker = true);
 ALTER VIEW distill.frontier SET (security_invoker = true);
 ALTER VIEW distill.leaderboard SET (security_invoker = true);
+-- No temporary type stands in for the cursor's.
+CREATE OR REPLACE FUNCTION distill._open_cursor(query text) RETURNS refcursor
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    cursor pg_catalog.refcursor;
+BEGIN
+    PERFORM pg_catalog.set_config('transaction_read_only', 'on', true);
+    OPEN cursor NO SCROLL FOR EXECUTE query;
+    RETURN cursor;
+END
+$$;
 -- The set-returning function stands in a select list and is called as its rows are asked for; in FROM it would be run to its end
 -- first. The planner writes this function's query into the caller's, so that it streams there too.
 CREATE OR REPLACE FUNCTION distill.score(model text, query text, key_column text, OUT key text, OUT prediction float8)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pg_distill.comparison import important_first
-from pg_distill.database import Database, quote_identifier
+from pg_distill.database import Database, Row, quote_identifier
 from pg_distill.errors import InvalidData
 from pg_distill.frame import Column, Feature, Frame, Kind, Strings
 from pg_distill.quoting import quote_literal
@@ -120,12 +120,12 @@ def _draw(db: Database, source: Source, kinds: dict[str, Kind]) -> list[dict[str
     )
     key = f"ROW({', '.join(plain)})::pg_catalog.text"
     wheres = [f"{shown} {from_clause} ORDER BY pg_catalog.hashtextextended({key}, 0), {key} LIMIT {ROWS:d}"]
-    ends = _ends(db, from_clause, kinds, column)
+    ends = _ends(db, source, from_clause, kinds, column)
     for name, condition in ends:
         wheres.append(f"{shown} {from_clause} WHERE {column(name)} {condition} LIMIT {EXTREMES:d}")
     found: dict[str, dict[str, Any]] = {}
     for where in wheres:
-        for row in db.read_only(lambda where=where: db.query_once(f"SELECT {where}")):  # type: ignore[misc]
+        for row in _ask(db, source, f"SELECT {where}"):
             found.setdefault(
                 row["row"],
                 {**row, "values": [_value(v, k) for v, k in zip(row["values"], kinds.values(), strict=True)]},
@@ -133,7 +133,13 @@ def _draw(db: Database, source: Source, kinds: dict[str, Kind]) -> list[dict[str
     return list(found.values())
 
 
-def _ends(db: Database, from_clause: str, kinds: dict[str, Kind], column: Any) -> list[tuple[str, str]]:
+def _ask(db: Database, source: Source, statement: str) -> list[Row]:
+    return db.caged([source.query], lambda: db.query_once(statement))
+
+
+def _ends(
+    db: Database, source: Source, from_clause: str, kinds: dict[str, Kind], column: Any
+) -> list[tuple[str, str]]:
     """Return the conditions that find a column's extremes and NULL, where the sample has more rows than are drawn."""
     parts = ["pg_catalog.count(*) AS n"]
     numeric = [n for n, k in kinds.items() if k not in ("string", "boolean")]
@@ -144,7 +150,7 @@ def _ends(db: Database, from_clause: str, kinds: dict[str, Kind], column: Any) -
                 f"pg_catalog.min({column(name)})::pg_catalog.text AS l{i}",
                 f"pg_catalog.max({column(name)})::pg_catalog.text AS h{i}",
             ]
-    [row] = db.read_only(lambda: db.query_once(f"SELECT {', '.join(parts)} {from_clause}"))
+    [row] = _ask(db, source, f"SELECT {', '.join(parts)} {from_clause}")
     if row["n"] <= ROWS:
         return []
     found = []
@@ -154,7 +160,7 @@ def _ends(db: Database, from_clause: str, kinds: dict[str, Kind], column: Any) -
         for end in ("l", "h"):
             value = row.get(f"{end}{i}")
             if value is not None:
-                found.append((name, "= " + quote_literal(value)))
+                found.append((name, "OPERATOR(pg_catalog.=) " + quote_literal(value)))
     return found
 
 
