@@ -354,8 +354,10 @@ def test_nothing_planted_is_run(server: servers.Server) -> None:
         victim.run(
             "DO LANGUAGE plpython3u $$from pg_distill.database import PlpyDatabase; PlpyDatabase.query = PlpyDatabase.query_exact$$"
         )
-        try_out(victim, "SELECT * FROM distill.prune(1)")
+        # oid = regclass, among others
+        try_out(victim, "SELECT distill.create_function('few', 'victim.careless', replace => true)")
         assert victim.struck
+        victim.connection.close()
 
 
 CARELESS = (
