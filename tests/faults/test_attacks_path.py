@@ -344,19 +344,17 @@ def test_nothing_planted_is_run(server: servers.Server) -> None:
             victim.run("SELECT distill.last_run('few')")
         assert victim.struck == []
 
-        # The trap bites: what was found in these statements once, written without care, and a query of ours that is not pinned.
+        # The trap bites: what was found in these statements once, written without care, is struck where it is not pinned.
         victim.run("RESET search_path")
         for careless in CARELESS:
-            victim.struck.clear()
-            try_out(victim, careless)
-            assert victim.struck, careless
-        victim.struck.clear()
-        victim.run(
-            "DO LANGUAGE plpython3u $$from pg_distill.database import PlpyDatabase; PlpyDatabase.query = PlpyDatabase.query_exact$$"
-        )
-        # oid = regclass, among others
-        try_out(victim, "SELECT distill.create_function('few', 'victim.careless', replace => true)")
-        assert victim.struck
+            for how, bites in (("query", False), ("query_exact", True)):
+                victim.struck.clear()
+                call = f"PlpyDatabase(plpy).{how}({careless!r})"
+                try_out(
+                    victim,
+                    f"DO LANGUAGE plpython3u $do$from pg_distill.database import PlpyDatabase; {call}$do$",
+                )
+                assert bool(victim.struck) == bites, (careless, how)
         victim.connection.close()
 
 
