@@ -363,7 +363,7 @@ def test_check_tells_by_its_exit_code(
         # On a busy machine a latency may not hold.
         assert (code == cli.NO_LONGER_HOLDS) == any(row["holds"] is False for row in rows.values())
         assert code in (cli.DONE, cli.NO_LONGER_HOLDS)
-        assert rows["accuracy"]["row_count"] == 500
+        assert 0 < rows["accuracy"]["row_count"] < 500  # without those that the run learned from
     assert rows["accuracy"]["holds"] is False
     assert cli.main(["check", "nobody", *where]) == cli.REFUSED
 
