@@ -395,6 +395,9 @@ def _misses(
     # Below one half throughout, probabilities of a rare class can still rank as well as the teacher's do.
     if ours["distinct_classes"] == 1 and measure.judges_classes(metric):
         misses.append("it gives every row the same class")
+    majority = figures["majority"]
+    if measure.ranks(metric) and majority is not None and ours["score"] <= majority:
+        misses.append(f"its {metric} of {ours['score']:.4f} is no better than that of a constant")
     return misses
 
 
