@@ -64,7 +64,7 @@ _OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     ),
     "min_accuracy": (
         float,
-        "floor of the metric on the test rows (default 0.8 where it means something, else 80 %% of what the teacher adds to"
+        "floor of the metric on the test rows (default 0.8 where it means something, else half of what the teacher adds to"
         " the majority)",
     ),
     "temperature": (float, "the softest that the search may use (default 4)"),
