@@ -50,7 +50,8 @@ MAX_SQL_FORMS = 4  # students in SQL form that are timed in queries
 MAX_TIMED = 8  # candidates of the search's frontier that are timed in the backend
 MAX_NAMED = 3  # members that a summary names
 FLOOR = 0.80  # of accuracy and agreement where nobody asks for another, if the teacher reaches it and the majority does not
-FLOOR_LIFT = 0.50  # elsewhere: the share of what the teacher adds to the majority; a margin for the noise of some hundred test rows
+# Elsewhere the share of what the teacher adds to the majority: some hundred test rows leave a margin of noise.
+FLOOR_LIFT = 0.50
 HOPELESS = (
     0.75  # of the teacher's errors: a floor that leaves a student fewer is out of reach, whatever labels add
 )

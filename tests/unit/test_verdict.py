@@ -231,14 +231,14 @@ def test_a_member_is_held_against_the_same_rows() -> None:
     [
         ("accuracy", 0.95, 0.6, (0.80, False)),
         ("agreement", 1.0, 0.5, (0.80, False)),
-        ("accuracy", 0.77, 0.75, (0.766, True)),  # 0.80 cannot be reached
-        ("accuracy", 0.995, 0.99, (0.994, True)),  # 0.80 is what anybody reaches
+        ("accuracy", 0.77, 0.75, (0.76, True)),  # 0.80 cannot be reached
+        ("accuracy", 0.995, 0.99, (0.9925, True)),  # 0.80 is what anybody reaches
         ("accuracy", 0.6, 0.7, (0.7, True)),  # a teacher that adds nothing
-        ("roc_auc", 0.7, 0.5, (0.66, True)),
-        ("average_precision", 0.2, 0.01, (0.162, True)),
-        ("neg_log_loss", -0.3, -0.7, (-0.38, True)),
-        ("r2", 0.5, 0.0, (0.4, True)),
-        ("neg_root_mean_squared_error", -10.0, -30.0, (-14.0, True)),
+        ("roc_auc", 0.7, 0.5, (0.6, True)),
+        ("average_precision", 0.2, 0.01, (0.105, True)),
+        ("neg_log_loss", -0.3, -0.7, (-0.5, True)),
+        ("r2", 0.5, 0.0, (0.25, True)),
+        ("neg_root_mean_squared_error", -10.0, -30.0, (-20.0, True)),
     ],
 )
 def test_a_floor_that_nobody_asks_for_can_be_reached(
