@@ -99,7 +99,10 @@ def test_prepared_statements_through_the_pooler(
             for _ in range(20):
                 for name, (text, given) in STATEMENTS.items():
                     assert connection.execute(text, given, prepare=True).fetchone() == expected[name]  # type: ignore[arg-type]
-                [pid] = connection.execute("SELECT pg_backend_pid()", prepare=True).fetchone() or [0]
+                # Held for a while, so that others are served meanwhile and the next is by another.
+                [pid] = connection.execute(
+                    "SELECT pg_backend_pid() FROM pg_sleep(0.02)", prepare=True
+                ).fetchone() or [0]
                 met.add(pid)
         return met
 
