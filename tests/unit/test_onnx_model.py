@@ -527,7 +527,10 @@ def test_a_signature_that_is_none_is_corrupt(schema: dict[str, Any]) -> None:
 
 def test_an_offer_that_fails_leaves_no_model_behind() -> None:
     backend: Any = SimpleNamespace(
-        in_backend=True, check_interrupts=lambda: None, query=lambda *arguments: []
+        in_backend=True,
+        check_interrupts=lambda: None,
+        query=lambda *arguments: [],
+        query_exact=lambda *arguments: [],
     )
     offered = {"good": (SOFTMAX, numeric(2)), "bad": (b"no model", numeric(2))}
     with pytest.raises(InvalidArtifact), serving.offer(backend, offered):
