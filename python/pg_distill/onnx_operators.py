@@ -1449,11 +1449,13 @@ def _range(call: Call) -> Sequence[Tensor]:
         if size is None or size.sign != 1:
             call.refuse("over rows is not supported but by 1")
         return [_gives(call, element, [size])]
-    whole = range(start.fixed, limit.fixed, each)
-    if not whole or len(whole) > _FAR:
-        call.contradict(f"makes a tensor of {len(whole)} elements")
-    values = _amounts(list(whole), (len(whole),)) if len(whole) <= MAX_VALUES else None
-    return [_gives(call, element, [Amount(len(whole))], values)]
+    length = -((start.fixed - limit.fixed) // each)  # len() of a range takes no more than 2^63 - 1
+    if not 0 < length <= _FAR:
+        call.contradict(f"makes a tensor of {max(length, 0)} elements")
+    values = (
+        _amounts(list(range(start.fixed, limit.fixed, each)), (length,)) if length <= MAX_VALUES else None
+    )
+    return [_gives(call, element, [Amount(length)], values)]
 
 
 @_rule("ConstantOfShape", why="the shape is a constant or comes from shapes")

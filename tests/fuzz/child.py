@@ -7,30 +7,60 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import resource
 import struct
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from pg_distill.errors import PgDistillError
-from pg_distill.onnx_graph import Limits, TeacherModel, check, derive_signature, tree_thresholds, trial_run
-from pg_distill.onnx_model import Model
+from pg_distill.errors import InvalidParameter, PgDistillError
+from pg_distill.onnx_graph import Limits, TeacherModel, approve, check, tree_thresholds
+from pg_distill.onnx_model import Model, Signature
 
 MEMORY_BYTES = 6 << 30  # address space, most of it onnxruntime's own reservations
 LIMITS = Limits(run_seconds=2.0)
+VALUES = (
+    *(0.0, -1.0, 3.0, 1e9, 1e300, float("nan"), float("inf"), -float("inf"), None),
+    *(-(2**63), 2**63 - 1, -(2**31), 2**31 - 1, 2**53 + 1, 5e-324),
+)
+SCHEMA_VALUES = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    7,
+    2**31,
+    2**63,
+    1e300,
+    "",
+    "x",
+    "string",
+    "double",
+    "a\x00",
+    "a\nb",
+    [],
+    {},
+    [[]],
+)
+PLANTED = 1  # signature that is not the file's, a file
 
 
 def take(artifact: bytes) -> tuple[str, str]:
     """Return what became of ``artifact``: an SQLSTATE or "accepted", and a message."""
     try:
         model = check(artifact)
-        signature = derive_signature(model)
-        trial_run(artifact, signature, None, LIMITS)
+        try:
+            signature = approve(artifact, limits=LIMITS).signature
+        except InvalidParameter:  # one number, which may be a value or a probability
+            signature = approve(artifact, task="regression", limits=LIMITS).signature
         TeacherModel(artifact, signature)
         tree_thresholds(model)
         serve(artifact, signature)
+        plant(artifact, signature)
     except PgDistillError as error:
         return error.sqlstate, error.message
     except Exception:
@@ -41,8 +71,17 @@ def take(artifact: bytes) -> tuple[str, str]:
 def serve(artifact: bytes, signature: Any) -> None:
     """Predict as a backend does, on values that nobody has tried the model on."""
     session = Model(artifact, signature)
-    for value in (0.0, -1.0, 3.0, 1e9, 1e300, float("nan"), float("inf"), -float("inf"), None):
-        row = {f.name: "\u202e" if f.kind == "string" else value for f in signature.features}
+    for position, value in enumerate((*VALUES, *VALUES)):
+        # All alike, then each beside another: -2^63 over -1.
+        others = VALUES if position >= len(VALUES) else (value,)
+        row = {
+            f.name: "\u202e"
+            if f.kind == "string"
+            else value
+            if i == 0
+            else others[(position + i) % len(others)]
+            for i, f in enumerate(signature.features)
+        }
         try:
             session.run_row(row)
             if signature.is_numeric:
@@ -52,6 +91,36 @@ def serve(artifact: bytes, signature: Any) -> None:
     if signature.is_numeric:
         with contextlib.suppress(PgDistillError):
             session.run_array(np.full((257, len(signature.features)), 1e9))
+
+
+def plant(artifact: bytes, signature: Signature) -> None:
+    """Open the file with signatures that somebody wrote into its row: refused, or as good as its own."""
+    rng = random.Random(artifact)
+    for _ in range(PLANTED):
+        schemas = [json.loads(json.dumps(schema)) for schema in signature.to_json()]
+        places = [*_places(schemas[0]), *_places(schemas[1])]
+        for _ in range(rng.randint(1, 3)):
+            holder, key = rng.choice(places)
+            try:
+                if rng.random() < 0.2:
+                    del holder[key]
+                else:
+                    holder[key] = rng.choice((*SCHEMA_VALUES, holder[key], *(h[k] for h, k in places)))
+            except (KeyError, IndexError):
+                continue
+        try:
+            approved = approve(artifact, Signature.from_json(*schemas), limits=LIMITS).signature
+        except (PgDistillError, RecursionError):
+            continue
+        serve(artifact, approved)
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield where the parts of a JSON value are."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield value, key
+        yield from _places(value[key])
 
 
 def main() -> None:

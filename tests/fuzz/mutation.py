@@ -1,4 +1,4 @@
-"""Hostile ONNX files: real exports, changed field by field, so that most still parse and reach deep.
+"""Hostile ONNX files: real exports and grown graphs, changed field by field, so that most still parse and reach deep.
 
 A mutant is a function of its seeds and a number: what a run finds, its number finds again.
 """
@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import onnx
+from fuzz.growth import NAMES, grow
 from onnx import AttributeProto, TensorProto
 
 __all__ = ["mutate"]
 
-BYTE_SHARE, CUT_SHARE, FILE_SHARE = 0.12, 0.04, 0.12  # of the mutants; the rest have fields changed
+GROWN_SHARE = 0.2  # of the mutants start as a graph that `growth` made, half of these as it is
+BYTE_SHARE, CUT_SHARE, FILE_SHARE = 0.12, 0.04, 0.12  # of the others; the rest have fields changed
 
 INTEGERS = [-1, 0, 1, 2, 3, 5, 6, 7, 100, 2**31 - 1, -(2**31), 2**31, 2**62, -(2**63), 2**63 - 1]
 FLOATS = [0.0, -1.0, float("nan"), float("inf"), 1e30, -1e38, 1e-40]
-TEXTS = ["", "x", "LOGISTIC", "SOFTMAX", "NONE", "PROBIT", "RBF", "POLY", "L1", "MAX", "é\u202e", "a" * 300]
+TEXTS = ["", "x", "LOGISTIC", "SOFTMAX", "NONE", "PROBIT", "RBF", "POLY", "L1", "MAX", "é\u202e", *NAMES]
 _OPERATORS = """
     Add Mul Concat Gather MatMul Gemm Softmax Reshape Transpose ReduceSum Slice TopK Expand Tile Cast Squeeze Unsqueeze
     Scaler Normalizer Imputer ArrayFeatureExtractor OneHotEncoder LabelEncoder Binarizer FeatureVectorizer SVMClassifier
@@ -34,7 +36,10 @@ BOOL_TYPE, ENUM_TYPE = 7, 8
 def mutate(number: int, seeds: Sequence[bytes], paths: Sequence[str]) -> bytes:
     """Return the mutant of this ``number``; some of them ask for one of the ``paths``."""
     rng = random.Random(number)
-    artifact = rng.choice(seeds)
+    grown = rng.random()
+    artifact = grow(number) if grown < GROWN_SHARE else rng.choice(seeds)
+    if grown < GROWN_SHARE / 2:
+        return artifact
     kind = rng.random()
     if kind < BYTE_SHARE:
         changed = bytearray(artifact)

@@ -196,10 +196,14 @@ def test_sizes_that_come_from_shapes_are_followed(text: str) -> None:
         ("g (float[N,2] x) => (float y) { y = Pad(x, neg) }", FeatureNotSupported),
         ("g (float[N,2] x) => (float y) { y = Tile(x, neg2) }", InvalidArtifact),
         ("g (float[N,2] x) => (float y) { y = Reshape(x, neg2) }", InvalidArtifact),
+        # More numbers than a Python sequence may have.
+        ("g (float[N,2] x) => (float y) { y = Range(least, most, one) }", InvalidArtifact),
+        ("g (float[N,2] x) => (float y) { y = Range(most, least, one) }", InvalidArtifact),
     ],
 )  # fmt: skip
 def test_sizes_that_are_not_bounded_are_refused(text: str, error: type[PgDistillError]) -> None:
     named = {"k": [3], "z": [0], "far": [1], "neg": [0, -1, 0, 0], "neg2": [-3, -2]}
+    named |= {"least": -(2**63), "most": 2**63 - 1, "one": 1}
     given = {k: np.array(v, np.int64) for k, v in named.items() if re.search(rf"\b{k}\b", text)}
     with pytest.raises(PgDistillError) as caught:
         walked(text, **given)
