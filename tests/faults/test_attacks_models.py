@@ -213,10 +213,11 @@ def test_one_call_of_a_slow_model_is_interrupted(db: psycopg.Connection, connect
     # It answers as before.
     session.execute(calls[0])
     ended: list[float] = []
+    several = "SELECT sum(distill.predict('slow', ARRAY[i, 2])) FROM generate_series(1, 40) i"
 
     def ask() -> None:
         with suppress(psycopg.Error):
-            session.execute(calls[0])
+            session.execute(several)
             return
         ended.append(time.monotonic())
 
