@@ -129,10 +129,8 @@ class Source:
 
     def group(self, column: str) -> tuple[str, Kind]:
         """Return SQL and kind of a column by which rows are grouped: whole numbers as their digits, whatever their size."""
-        kind, sql_type = (
-            self.kind(column),
-            self.columns[column],
-        )  # in this order: a column that is missing is named
+        kind = self.kind(column)  # first: it names a column that is missing
+        sql_type = self.columns[column]
         if sql_type.base in ("int8", "numeric"):
             kind = "string"
         return to_canonical(f"s.{quote_identifier(column)}", kind, sql_type), kind

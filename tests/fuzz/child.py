@@ -27,26 +27,8 @@ VALUES = (
     *(-(2**63), 2**63 - 1, -(2**31), 2**31 - 1, 2**53 + 1, 5e-324),
 )
 SCHEMA_VALUES = (
-    None,
-    True,
-    -1,
-    0,
-    1,
-    7,
-    2**31,
-    2**63,
-    1e300,
-    "",
-    "x",
-    "string",
-    "double",
-    "a\x00",
-    "a\nb",
-    [],
-    {},
-    [[]],
-)
-PLANTED = 1  # signature that is not the file's, a file
+    None, True, -1, 0, 1, 7, 2**31, 2**63, 1e300, "", "x", "string", "double", "a\x00", "a\nb", [], {}, [[]],
+)  # fmt: skip
 
 
 def take(artifact: bytes) -> tuple[str, str]:
@@ -74,13 +56,10 @@ def serve(artifact: bytes, signature: Any) -> None:
     for position, value in enumerate((*VALUES, *VALUES)):
         # All alike, then each beside another: -2^63 over -1.
         others = VALUES if position >= len(VALUES) else (value,)
+        cells = [value, *(others[(position + i) % len(others)] for i in range(1, len(signature.features)))]
         row = {
-            f.name: "\u202e"
-            if f.kind == "string"
-            else value
-            if i == 0
-            else others[(position + i) % len(others)]
-            for i, f in enumerate(signature.features)
+            f.name: "\u202e" if f.kind == "string" else cell
+            for f, cell in zip(signature.features, cells, strict=False)
         }
         try:
             session.run_row(row)
@@ -96,23 +75,22 @@ def serve(artifact: bytes, signature: Any) -> None:
 def plant(artifact: bytes, signature: Signature) -> None:
     """Open the file with signatures that somebody wrote into its row: refused, or as good as its own."""
     rng = random.Random(artifact)
-    for _ in range(PLANTED):
-        schemas = [json.loads(json.dumps(schema)) for schema in signature.to_json()]
-        places = [*_places(schemas[0]), *_places(schemas[1])]
-        for _ in range(rng.randint(1, 3)):
-            holder, key = rng.choice(places)
-            try:
-                if rng.random() < 0.2:
-                    del holder[key]
-                else:
-                    holder[key] = rng.choice((*SCHEMA_VALUES, holder[key], *(h[k] for h, k in places)))
-            except (KeyError, IndexError):
-                continue
+    schemas = [json.loads(json.dumps(schema)) for schema in signature.to_json()]
+    places = [*_places(schemas[0]), *_places(schemas[1])]
+    for _ in range(rng.randint(1, 3)):
+        holder, key = rng.choice(places)
         try:
-            approved = approve(artifact, Signature.from_json(*schemas), limits=LIMITS).signature
-        except (PgDistillError, RecursionError):
+            if rng.random() < 0.2:
+                del holder[key]
+            else:
+                holder[key] = rng.choice((*SCHEMA_VALUES, holder[key], *(h[k] for h, k in places)))
+        except (KeyError, IndexError):
             continue
-        serve(artifact, approved)
+    try:
+        approved = approve(artifact, Signature.from_json(*schemas), limits=LIMITS).signature
+    except (PgDistillError, RecursionError):
+        return
+    serve(artifact, approved)
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:

@@ -29,13 +29,8 @@ GROWING = (
     "Split", "RepeatConcat",
 )  # fmt: skip
 
-REFUSED = (
-    "BitShift",
-    "Unique",
-    "Resize",
-    "Mod",
-    "Div",
-)  # nearly always: seldom tried, so that the rest is reached
+# Nearly always: seldom tried, so that the rest is reached.
+REFUSED = ("BitShift", "Unique", "Resize", "Mod", "Div")
 
 
 def grow(number: int) -> bytes:
@@ -129,9 +124,9 @@ class _Growth:
                 "Cast", [a], to=to if way == "Cast32" else rng.choice((TensorProto.FLOAT, TensorProto.DOUBLE))
             )
             return self._node("Cast", [kept], to=TensorProto.INT64)
-        if way in ("ReduceSum", "ReduceProd"):
-            if way == "ReduceSum":
-                return self._node(way, [a, self._constant([rng.choice((0, 1, -1))])], keepdims=1)
+        if way == "ReduceSum":
+            return self._node(way, [a, self._constant([rng.choice((0, 1, -1))])], keepdims=1)
+        if way == "ReduceProd":
             return self._node(way, [a], axes=[rng.choice((0, 1, -1))], keepdims=1)
         if way == "ArgMax":
             return self._node(way, [a], axis=rng.choice((0, 1, -1)), keepdims=1)
