@@ -921,8 +921,10 @@ def test_who_has_waited_for_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     class Nothing:
         interrupts = 0
 
-        def query(self, sql: str, *arguments: object) -> list[dict[str, object]]:
+        def query_exact(self, sql: str, *arguments: object) -> list[dict[str, object]]:
             return []
+
+        query = query_exact
 
         def check_interrupts(self) -> None:
             self.interrupts += 1

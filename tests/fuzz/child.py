@@ -6,6 +6,7 @@ The training process and the backend are one here: what would crash either crash
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import random
 import resource
@@ -83,12 +84,13 @@ def plant(artifact: bytes, signature: Signature) -> None:
             if rng.random() < 0.2:
                 del holder[key]
             else:
-                holder[key] = rng.choice((*SCHEMA_VALUES, holder[key], *(h[k] for h, k in places)))
+                # A copy: what holds itself no JSON can say.
+                holder[key] = copy.deepcopy(rng.choice((*SCHEMA_VALUES, *(h[k] for h, k in places))))
         except (KeyError, IndexError):
             continue
     try:
         approved = approve(artifact, Signature.from_json(*schemas), limits=LIMITS).signature
-    except (PgDistillError, RecursionError):
+    except PgDistillError:
         return
     serve(artifact, approved)
 

@@ -300,7 +300,7 @@ def shared(server: servers.Server, template: str) -> Iterator[Callable[[], psyco
 
 
 @pytest.fixture
-def q(shared: Callable[[], psycopg.Connection]) -> Callable[..., Any]:
+def q(shared: Callable[[], psycopg.Connection]) -> Iterator[Callable[..., Any]]:
     """Run a statement in the shared database and return its rows."""
     connection = shared()
 
@@ -308,4 +308,5 @@ def q(shared: Callable[[], psycopg.Connection]) -> Callable[..., Any]:
         cursor = connection.execute(statement, arguments or None)  # type: ignore[arg-type]
         return cursor.fetchall() if cursor.description else []
 
-    return run
+    yield run
+    connection.close()  # a server has a hundred in all, and this fixture's users are as many

@@ -177,8 +177,8 @@ def identifier(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def connect(server: servers.Server, template: str) -> Iterator[Callable[..., psycopg.Connection]]:
-    """Give sessions in a database with a table of all types, each with its settings."""
+def every(server: servers.Server, template: str) -> Iterator[None]:
+    """Make a database with a table of all types."""
     create_database(server, DATABASE, template)
     with server.connect(DATABASE, autocommit=True) as connection:
         connection.execute(SETUP)
@@ -197,6 +197,13 @@ def connect(server: servers.Server, template: str) -> Iterator[Callable[..., psy
         connection.execute(
             f"CREATE TABLE app.every AS SELECT i AS id, {', '.join(lists)}, i % 2 = 0 AS y FROM generate_series(1, {ROWS}) i"
         )
+    yield
+    drop_database(server, DATABASE)
+
+
+@pytest.fixture
+def connect(server: servers.Server, every: None) -> Iterator[Callable[..., psycopg.Connection]]:
+    """Give sessions in that database, each with its settings, until the test ends: a server has a hundred in all."""
     opened: list[psycopg.Connection] = []
 
     def connect(**settings: str) -> psycopg.Connection:
@@ -208,7 +215,6 @@ def connect(server: servers.Server, template: str) -> Iterator[Callable[..., psy
     yield connect
     for connection in opened:
         connection.close()
-    drop_database(server, DATABASE)
 
 
 def source_of(db: PsycopgDatabase) -> tuple[Source, tuple[Feature, ...]]:
@@ -301,15 +307,17 @@ EXPRESSION = f"ARRAY[{', '.join(SHARES)}, 1 - ({' + '.join(SHARES)})]"
 
 
 @pytest.fixture(scope="module")
-def teacher(connect: Callable[..., psycopg.Connection]) -> psycopg.Connection:
+def teacher(server: servers.Server, every: None) -> Iterator[psycopg.Connection]:
     """Register a SQL teacher that looks at every column closely."""
-    connection = connect(search_path="app, public")
+    connection = server.connect(DATABASE, autocommit=True)
+    connection.execute("SET search_path = app, public")
     classes = [*COLUMNS, "the rest"]
     connection.execute(
         "SELECT distill.register_sql_model('closely', %s, %s, 'every', task => 'multiclass', classes => %s)",
         (EXPRESSION, list(COLUMNS), classes),
     )
-    return connection
+    yield connection
+    connection.close()
 
 
 def canonical_arrays(connection: psycopg.Connection, model: str) -> str:
@@ -419,7 +427,12 @@ def test_a_student_says_the_same_in_every_form(
                 ).fetchall()
             )
             assert found.shape == (ROWS, 6)
-            assert (found[:, 1:4] == found[:, :1]).all(), (family, settings)  # the same graph
+            assert (found[:, [1, 3]] == found[:, :1]).all(), (
+                family,
+                settings,
+            )  # the same graph, a row at a time
+            # The same graph in batches, whose sums ONNX Runtime may take in another order: it computes in float32.
+            assert np.abs(found[:, 2] - found[:, 0]).max() < 1e-6, (family, settings)
             assert np.abs(found[:, 4:] - found[:, :1]).max() < 1e-5, (family, settings)
             assert found[:, 0].std() > 0.01
 
