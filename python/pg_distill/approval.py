@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from pg_distill import places, registry
-from pg_distill.database import Database
+from pg_distill.database.backend import Database
 from pg_distill.errors import TooManyInspections
 from pg_distill.onnx_model import Signature
 from pg_distill.process import Limits

@@ -33,9 +33,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .errors import ArtifactCorrupted, DatatypeMismatch, InvalidData, ValueOutOfRange
-from .frame import Column, FloatArray, Frame, Kind, Strings
-from .quoting import array_text, number_array_text, quote_identifier, quote_literal
+from pg_distill.errors import ArtifactCorrupted, DatatypeMismatch, InvalidData, ValueOutOfRange
+from pg_distill.frame import Column, FloatArray, Frame, Kind, Strings
+from pg_distill.quoting import array_text, number_array_text, quote_identifier, quote_literal
 
 __all__ = [
     "EXACT",

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pg_distill.canonical import match_labels
 from pg_distill.comparison import Difference, compare, important_first
-from pg_distill.database import Database
+from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import Column, Feature, FloatArray, Strings
 from pg_distill.registry import Model

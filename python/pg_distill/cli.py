@@ -489,7 +489,7 @@ def _converted(connection: psycopg.Connection[Any], arguments: argparse.Namespac
 
     from pg_distill import conversion
     from pg_distill.conversion.asking import ask
-    from pg_distill.database import PsycopgDatabase
+    from pg_distill.database.backend import PsycopgDatabase
     from pg_distill.sample import resolve_source
 
     model = conversion.load_model(arguments.model)

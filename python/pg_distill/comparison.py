@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .frame import FloatArray, Frame, Strings, Task
+from pg_distill.frame import FloatArray, Frame, Strings, Task
 
 __all__ = ["TOLERANCE", "Difference", "compare", "describe", "important_first"]
 

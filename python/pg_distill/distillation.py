@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from pg_distill import approval, doubts, record, registry, serving, verdict
 from pg_distill.approval import trainer_limits
-from pg_distill.database import Database
+from pg_distill.database.backend import Database
+from pg_distill.database.lexer import exact
 from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import Frame
 from pg_distill.latency import (
@@ -28,7 +29,6 @@ from pg_distill.latency import (
     statement_latency_ms,
 )
 from pg_distill.learned import Digest, Identity, Learned
-from pg_distill.lexer import exact
 from pg_distill.material import Material, prepare
 from pg_distill.onnx_model import Signature
 from pg_distill.options import Options

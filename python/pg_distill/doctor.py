@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 
-from pg_distill import __version__, database
+from pg_distill import __version__
 from pg_distill.approval import trainer_limits
-from pg_distill.database import Database
+from pg_distill.database import backend
+from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidState, OutOfMemory, TrainerDied
 from pg_distill.probe import (
     FAULTS,
@@ -32,7 +33,7 @@ def check_server(db: Database) -> list[tuple[str, str | None, str, str | None]]:
     -------
     What was looked at, the fault (a key of ``FAULTS``) or None, what was found, and what to do about a fault.
     """
-    installed = database.extension_version(db)
+    installed = backend.extension_version(db)
     findings = [_module(installed), *_dependencies(), *_search_path(db)]
     try:
         limits = trainer_limits(db) if installed is not None else Limits()

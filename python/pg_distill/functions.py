@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from pg_distill import native
 from pg_distill.canonical import base_of
-from pg_distill.database import Database, Row, quote_identifier, quote_literal
+from pg_distill.database.backend import Database, Row, quote_identifier, quote_literal
+from pg_distill.database.lexer import exact
 from pg_distill.dependents import OWN, StoredResults, find_blocking, find_stored_results
 from pg_distill.errors import (
     DependentObjects,
@@ -18,7 +19,6 @@ from pg_distill.errors import (
     InvalidName,
     InvalidState,
 )
-from pg_distill.lexer import exact
 from pg_distill.onnx_model import FeatureSpec
 from pg_distill.registry import MAX_NAME_BYTES, Dropped, Model, find_model
 

@@ -36,7 +36,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from pg_distill import __version__, approval, distillation, job_queue, record, registry
-from pg_distill.database import Database, PsycopgDatabase, extension_version
+from pg_distill.database.backend import Database, PsycopgDatabase, extension_version
 from pg_distill.errors import InvalidParameter, InvalidState, PgDistillError
 from pg_distill.job_queue import Job
 from pg_distill.options import Options

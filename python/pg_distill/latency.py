@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from pg_distill.canonical import constant_sql, from_canonical, rows_sql
-from pg_distill.database import Argument, Database, quote_identifier, quote_literal
+from pg_distill.database.backend import Argument, Database, quote_identifier, quote_literal
+from pg_distill.database.lexer import exact
 from pg_distill.frame import FloatArray, Frame
-from pg_distill.lexer import exact
 from pg_distill.measure import Latency, latency_statistics
 from pg_distill.onnx_model import Signature
 from pg_distill.quoting import array_text, number_array_text

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill import measure, registry
-from pg_distill.database import Database
+from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.learned import Digest, Identity, Learned, are_enough

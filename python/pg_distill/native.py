@@ -22,9 +22,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .errors import LimitExceeded
-from .frame import Feature, FloatArray, Kind, Task
-from .quoting import quote_identifier, quote_literal
+from pg_distill.errors import LimitExceeded
+from pg_distill.frame import Feature, FloatArray, Kind, Task
+from pg_distill.quoting import quote_identifier, quote_literal
 
 __all__ = [
     "MAX_BYTES",

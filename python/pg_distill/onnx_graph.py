@@ -33,7 +33,7 @@ from google.protobuf.message import DecodeError, Message  # type: ignore[import-
 from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
-from .errors import (
+from pg_distill.errors import (
     ArtifactCorrupted,
     DatatypeMismatch,
     FeatureNotSupported,
@@ -46,8 +46,8 @@ from .errors import (
     PgDistillError,
     UndefinedColumn,
 )
-from .frame import Feature, FloatArray, Frame, Kind, Strings, Task
-from .onnx_model import (
+from pg_distill.frame import Feature, FloatArray, Frame, Kind, Strings, Task
+from pg_distill.onnx_model import (
     BATCH_ROWS,
     CONVERTED_KEY,
     RUN_BYTES,
@@ -66,9 +66,9 @@ from .onnx_model import (
     open_session,
     runtime_errors,
 )
-from .onnx_operators import RULES, Tensor, item_bytes
-from .onnx_survey import ELEMENT_TYPES, Survey, survey
-from .onnx_wire import prune
+from pg_distill.onnx_operators import RULES, Tensor, item_bytes
+from pg_distill.onnx_survey import ELEMENT_TYPES, Survey, survey
+from pg_distill.onnx_wire import prune
 
 __all__ = [
     "DEFAULT_LIMITS",

@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from . import canonical
-from .errors import (
+from pg_distill import canonical
+from pg_distill.errors import (
     ArtifactCorrupted,
     DatatypeMismatch,
     FeatureNotSupported,
@@ -38,8 +38,8 @@ from .errors import (
     NullNotAllowed,
     UndefinedColumn,
 )
-from .frame import FloatArray, Frame, Kind, Task
-from .onnx_wire import Lookup, cut_lookups, prune
+from pg_distill.frame import FloatArray, Frame, Kind, Task
+from pg_distill.onnx_wire import Lookup, cut_lookups, prune
 
 __all__ = [
     "BATCH_ROWS",

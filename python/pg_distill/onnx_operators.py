@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from .errors import FeatureNotSupported, InvalidArtifact
+from pg_distill.errors import FeatureNotSupported, InvalidArtifact
 
 __all__ = [
     "MAX_VALUES",

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from .errors import FeatureNotSupported, InvalidArtifact, LimitExceeded
-from .onnx_model import Cost, InputSpec
-from .onnx_operators import (
+from pg_distill.errors import FeatureNotSupported, InvalidArtifact, LimitExceeded
+from pg_distill.onnx_model import Cost, InputSpec
+from pg_distill.onnx_operators import (
     MAX_VALUES,
     ONE,
     RULES,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidArtifact
+from pg_distill.errors import InvalidArtifact
 
 __all__ = ["Lookup", "cut_lookups", "prune"]
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pg_distill import job_queue, measure, pareto, registry, verdict
-from pg_distill.database import Database
+from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidParameter, InvalidState, UndefinedModel
 from pg_distill.frame import ModelForm
 from pg_distill.job_queue import Job

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pg_distill import claims, measure, registry
 from pg_distill.approval import inspector, model_limits
 from pg_distill.canonical import match_labels
-from pg_distill.database import Database, quote_identifier
+from pg_distill.database.backend import Database, quote_identifier
 from pg_distill.errors import (
     InvalidData,
     InvalidParameter,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pg_distill import __version__, places
 from pg_distill.canonical import stored_types
-from pg_distill.database import Argument, Database, Row, is_superuser, quote_identifier
+from pg_distill.database.backend import Argument, Database, Row, is_superuser, quote_identifier
 from pg_distill.errors import (
     ArtifactCorrupted,
     DependentObjects,

@@ -28,7 +28,7 @@ from pg_distill.canonical import (
     one_text_for_equal_numbers,
     to_canonical,
 )
-from pg_distill.database import Database, quote_identifier
+from pg_distill.database.backend import Database, quote_identifier
 from pg_distill.errors import DatatypeMismatch, InvalidData, InvalidState, LimitExceeded, UndefinedColumn
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Kind, Strings
 from pg_distill.learned import IDENTITY_SEED, Identity, Learned, identity_of, mix

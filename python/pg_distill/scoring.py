@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.canonical import base_of
-from pg_distill.database import PlpyDatabase, quote_identifier
+from pg_distill.database.backend import PlpyDatabase, quote_identifier
 from pg_distill.errors import DatatypeMismatch
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
 from pg_distill.sample import check_columns, resolve_source

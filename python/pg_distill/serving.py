@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from pg_distill import __version__
 from pg_distill.canonical import base_of, decode_row, json_readers, stored_types
-from pg_distill.database import Database
+from pg_distill.database.backend import Database
+from pg_distill.database.interrupts import Watchdog
 from pg_distill.errors import (
     ArtifactCorrupted,
     DatatypeMismatch,
@@ -36,7 +37,6 @@ from pg_distill.errors import (
     UndefinedModel,
 )
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
-from pg_distill.interrupts import Watchdog
 from pg_distill.onnx_model import RUN_BYTES, Cost, Signature, read_number
 from pg_distill.onnx_model import Model as Session
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .frame import FloatArray, Task
+from pg_distill.frame import FloatArray, Task
 
 __all__ = [
     "CLIP",

@@ -19,8 +19,9 @@ try:
 finally:
     signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
 
-from pg_distill import __version__, database, serving  # noqa: E402
-from pg_distill.database import PlpyDatabase  # noqa: E402
+from pg_distill import __version__, serving  # noqa: E402
+from pg_distill.database import backend  # noqa: E402
+from pg_distill.database.backend import PlpyDatabase  # noqa: E402
 from pg_distill.errors import (  # noqa: E402
     ArtifactCorrupted,
     InvalidParameter,
@@ -110,7 +111,7 @@ def _database(plpy: Any) -> PlpyDatabase:
     """
     db = PlpyDatabase(plpy)
     db.check_search_path()
-    installed = database.extension_version(db)
+    installed = backend.extension_version(db)
     if installed is not None and installed != __version__:
         raise InvalidState(
             f"extension pg_distill is of version {installed}, its Python module of {__version__}",
@@ -122,7 +123,7 @@ def _database(plpy: Any) -> PlpyDatabase:
 @_boundary
 def check_module(plpy: Any) -> None:
     """Refuse to create an extension that is newer than this module; an older one may be on its way through upgrade scripts."""
-    installed = database.extension_version(PlpyDatabase(plpy))
+    installed = backend.extension_version(PlpyDatabase(plpy))
     if installed is not None and _release(installed) > _release(__version__):
         raise InvalidState(
             f"extension pg_distill is of version {installed}, its Python module of {__version__}",
@@ -143,12 +144,12 @@ def _release(version: str) -> tuple[int, ...]:
 
 @_boundary
 def run_pending(plpy: Any) -> None:
-    database.run_pending()
+    backend.run_pending()
 
 
 @_boundary
 def run_write(plpy: Any) -> None:
-    database.run_write()
+    backend.run_write()
 
 
 @_boundary
@@ -213,7 +214,7 @@ def change_setting(plpy: Any, name: str | None, value: str | None) -> None:
 def check_changed_setting(plpy: Any, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> None:
     db = PlpyDatabase(plpy)
     db.check_search_path()
-    if database.is_superuser(db):  # who restores
+    if backend.is_superuser(db):  # who restores
         return
     from pg_distill import registry
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pg_distill.canonical import check_exact, rows_sql
-from pg_distill.database import Database
+from pg_distill.database.backend import Database
 from pg_distill.errors import ArtifactCorrupted, InvalidData, InvalidParameter
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model import FeatureSpec, Form, OutputSpec, Signature

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidParameter
-from .frame import FloatArray, Frame, Strings
+from pg_distill.errors import InvalidParameter
+from pg_distill.frame import FloatArray, Frame, Strings
 
 __all__ = [
     "AUGMENTED",

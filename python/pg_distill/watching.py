@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pg_distill import measure, registry, verdict
 from pg_distill.approval import trainer_limits
-from pg_distill.database import Database
+from pg_distill.database.backend import Database
 from pg_distill.distillation import fits, identities_of_family, known_to_registered
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import FloatArray, Frame

@@ -37,7 +37,7 @@ import numpy as np
 import servers
 import strong_teachers
 from pg_distill import measure, onnx_graph
-from pg_distill.database import PsycopgDatabase
+from pg_distill.database.backend import PsycopgDatabase
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.latency import measure_latency, predict_contender
 from pg_distill.measure import Latency

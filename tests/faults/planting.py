@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 import servers
-from pg_distill.lexer import tokens
+from pg_distill.database.lexer import tokens
 
 STRUCK = "struck by"
 # What stands behind words that name no operator.

@@ -352,7 +352,7 @@ def test_nothing_planted_is_run(server: servers.Server) -> None:
                 call = f"PlpyDatabase(plpy).{how}({careless!r})"
                 try_out(
                     victim,
-                    f"DO LANGUAGE plpython3u $do$from pg_distill.database import PlpyDatabase; {call}$do$",
+                    f"DO LANGUAGE plpython3u $do$from pg_distill.database.backend import PlpyDatabase; {call}$do$",
                 )
                 assert bool(victim.struck) == bites, (careless, how)
         victim.connection.close()

@@ -344,7 +344,7 @@ def test_errors_that_may_pass_are_tried_three_times_and_others_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from pg_distill import jobs
-    from pg_distill.database import PsycopgDatabase
+    from pg_distill.database.backend import PsycopgDatabase
     from pg_distill.errors import InvalidData, OutOfMemory, TrainerDied
 
     load_cancer(db)
@@ -466,7 +466,7 @@ def test_a_job_outlives_restarts_of_the_server(
 def test_a_cancel_is_heard_whatever_the_worker_does_next(db: psycopg.Connection, connect: Connect) -> None:
     """A job that goes back to the queue after a cancel was asked for is not begun again."""
     from pg_distill import job_queue
-    from pg_distill.database import PsycopgDatabase
+    from pg_distill.database.backend import PsycopgDatabase
 
     queue = PsycopgDatabase(connect())
     for give_back in (
@@ -658,7 +658,7 @@ def test_a_worker_under_set_role_does_not_start(
 
 def test_offered_models_are_checked_and_named_apart(db: psycopg.Connection, connect: Connect) -> None:
     from pg_distill import registry
-    from pg_distill.database import PsycopgDatabase
+    from pg_distill.database.backend import PsycopgDatabase
 
     load_cancer(db)
     schemas = json.dumps([registry.find_model(PsycopgDatabase(connect()), "cancer").signature.to_json()])
@@ -675,7 +675,7 @@ def test_large_offers_go_in_several_messages(
 ) -> None:
     """A message has 1 GB at most."""
     from pg_distill import registry, serving
-    from pg_distill.database import PsycopgDatabase
+    from pg_distill.database.backend import PsycopgDatabase
 
     load_cancer(db)
     client = PsycopgDatabase(connect())
@@ -725,7 +725,7 @@ def test_run_next_job_in_a_session(db: psycopg.Connection) -> None:
 
 def test_the_client_adapter_gives_what_the_backend_gives(db: psycopg.Connection, connect: Connect) -> None:
     """Types as PL/Python hands them over; one statement only; read-only is read-only; nothing is held open."""
-    from pg_distill.database import PsycopgDatabase
+    from pg_distill.database.backend import PsycopgDatabase
     from pg_distill.errors import InvalidState
 
     connection = connect(autocommit=False)

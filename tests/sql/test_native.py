@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from models import EXPORTERS
 from pg_distill import native
-from pg_distill.database import quote_identifier
+from pg_distill.database.backend import quote_identifier
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model import NULL_STRING
 from pg_distill.soft_labels import logits_from_probabilities

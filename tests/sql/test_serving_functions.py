@@ -12,7 +12,7 @@ import psycopg
 import pytest
 import servers
 from pg_distill import native
-from pg_distill.database import quote_identifier
+from pg_distill.database.backend import quote_identifier
 from pg_distill.frame import FloatArray, Strings, Task
 from psycopg import errors
 from sql.conftest import load_survival

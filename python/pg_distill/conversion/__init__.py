@@ -13,17 +13,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pg_distill.conversion.loading import KINDS, MISSING, load_model
 from pg_distill.errors import FeatureNotSupported, InvalidParameter, InvalidState, PgDistillError
 from pg_distill.frame import Kind
-
-from .loading import KINDS, MISSING, load_model
 
 __all__ = ["KINDS", "Converted", "convert", "load_model"]
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .original import Original
+    from pg_distill.conversion.original import Original
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,8 @@ def convert(
     except PgDistillError:
         raise
     except Exception as error:
-        from .foreign import some_lines
-        from .preprocessing import WHAT_ELSE
+        from pg_distill.conversion.foreign import some_lines
+        from pg_distill.conversion.preprocessing import WHAT_ELSE
 
         raise FeatureNotSupported(
             f"{type(model).__name__} cannot be converted to ONNX", detail=some_lines(error), hint=WHAT_ELSE
@@ -103,9 +102,16 @@ def convert(
 def _convert(
     model: Any, kinds: Mapping[str, Kind | None] | None, features: Sequence[str] | None, label: str | None
 ) -> Converted:
-    from .estimators import add_decision, add_probabilities, add_value, class_threshold, library_of, unwrapped
-    from .graph import Graph
-    from .original import Original
+    from pg_distill.conversion.estimators import (
+        add_decision,
+        add_probabilities,
+        add_value,
+        class_threshold,
+        library_of,
+        unwrapped,
+    )
+    from pg_distill.conversion.graph import Graph
+    from pg_distill.conversion.original import Original
 
     known = library_of(unwrapped(model)) in (
         "sklearn",

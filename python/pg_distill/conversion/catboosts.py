@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from pg_distill.conversion.graph import Graph, Matrix
+from pg_distill.conversion.trees import Tree, add_trees
 from pg_distill.errors import FeatureNotSupported
-
-from .graph import Graph, Matrix
-from .trees import Tree, add_trees
 
 __all__ = ["add_probabilities", "add_value", "is_classifier", "loss_of"]
 

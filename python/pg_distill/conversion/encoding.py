@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pg_distill.conversion.graph import Graph, Matrix, Numbers, Text
 from pg_distill.errors import DatatypeMismatch, InvalidData
 from pg_distill.frame import FloatArray
 from pg_distill.quoting import quote_identifier
-
-from .graph import Graph, Matrix, Numbers, Text
 
 __all__ = [
     "Sets",

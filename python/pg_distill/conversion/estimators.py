@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from pg_distill.conversion import catboosts, lightgbms, xgboosts
+from pg_distill.conversion.encoding import Sets
+from pg_distill.conversion.foreign import add_foreign
+from pg_distill.conversion.graph import Graph, Matrix, Numbers
+from pg_distill.conversion.preprocessing import TRANSFORMERS, add_function, kind_of, unsupported
+from pg_distill.conversion.trees import Tree, add_trees, find_intervals
 from pg_distill.onnx_model import open_session
-
-from . import catboosts, lightgbms, xgboosts
-from .encoding import Sets
-from .foreign import add_foreign
-from .graph import Graph, Matrix, Numbers
-from .preprocessing import TRANSFORMERS, add_function, kind_of, unsupported
-from .trees import Tree, add_trees, find_intervals
 
 __all__ = [
     "add_decision",

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from pg_distill.conversion.graph import ML_OPSET, OPSET, Graph
 from pg_distill.errors import FeatureNotSupported
-
-from .graph import ML_OPSET, OPSET, Graph
 
 __all__ = ["add_foreign", "some_lines"]
 
@@ -36,7 +35,7 @@ def add_foreign(graph: Graph, model: Any, x: str, width: int, method: str) -> tu
         skl2onnx does not know the model, or makes operators of it that a server does not take.
     """
     name = type(model).__name__
-    from .preprocessing import WHAT_ELSE
+    from pg_distill.conversion.preprocessing import WHAT_ELSE
 
     failed: Exception | None = None
     for wide in (True, False):

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from pg_distill.conversion.encoding import Sets, category_codes
+from pg_distill.conversion.graph import Graph, Matrix
+from pg_distill.conversion.trees import Tree, add_trees
 from pg_distill.errors import FeatureNotSupported
-
-from .encoding import Sets, category_codes
-from .graph import Graph, Matrix
-from .trees import Tree, add_trees
 
 __all__ = [
     "add_probabilities",

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pg_distill.conversion import catboosts, lightgbms, xgboosts
+from pg_distill.conversion.estimators import is_pipeline, library_of, unwrapped
 from pg_distill.errors import DatatypeMismatch, FeatureNotSupported, InvalidParameter
 from pg_distill.frame import FloatArray, Kind, Task
-
-from . import catboosts, lightgbms, xgboosts
-from .estimators import is_pipeline, library_of, unwrapped
 
 __all__ = ["Answers", "Original", "class_names"]
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from pg_distill.conversion.encoding import category_codes, is_missing, look_up, note_null, places
+from pg_distill.conversion.graph import Graph, Matrix, Numbers, Text
+from pg_distill.conversion.trees import find_intervals
 from pg_distill.errors import DatatypeMismatch, FeatureNotSupported
-
-from .encoding import category_codes, is_missing, look_up, note_null, places
-from .graph import Graph, Matrix, Numbers, Text
-from .trees import find_intervals
 
 __all__ = ["TRANSFORMERS", "add_function", "kind_of", "unsupported"]
 
@@ -461,7 +460,7 @@ def _indicator(graph: Graph, indicator: Any, matrix: Matrix) -> Matrix:
 
 
 def _iterative(graph: Graph, imputer: Any, matrix: Matrix) -> Matrix:
-    from .estimators import add_value
+    from pg_distill.conversion.estimators import add_value
 
     if imputer.sample_posterior:
         raise unsupported(imputer, "with sample_posterior draws at random, which no conversion can repeat")

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import numpy_helper
 
+from pg_distill.conversion.graph import Graph
 from pg_distill.frame import FloatArray
-
-from .graph import Graph
 
 __all__ = ["Tree", "add_trees", "find_intervals"]
 

@@ -4,8 +4,8 @@
 ``problem`` what goes in and comes out.
 """
 
-from .problem import Candidate, Config, Problem, best_within
-from .stages import search
-from .training import latency_ms
+from pg_distill.search.problem import Candidate, Config, Problem, best_within
+from pg_distill.search.stages import search
+from pg_distill.search.training import latency_ms
 
 __all__ = ["Candidate", "Config", "Problem", "best_within", "latency_ms", "search"]

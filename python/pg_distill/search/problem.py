@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .. import measure
-from ..frame import FloatArray, Task
-from ..students import FAMILIES
-from ..transfer_set import TransferSet
+from pg_distill import measure
+from pg_distill.frame import FloatArray, Task
+from pg_distill.students import FAMILIES
+from pg_distill.transfer_set import TransferSet
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..frame import FloatArray, Frame
-from ..transfer_set import AUGMENTED, KINDS, Augmenter, TransferSet, labelling_seconds, stack
-from .problem import Config, Problem
-from .training import Recipe
+from pg_distill.frame import FloatArray, Frame
+from pg_distill.search.problem import Config, Problem
+from pg_distill.search.training import Recipe
+from pg_distill.transfer_set import AUGMENTED, KINDS, Augmenter, TransferSet, labelling_seconds, stack
 
 LABEL_SHARE = 0.15
 """Share of the time budget that labelling augmented rows may take."""
@@ -72,7 +72,7 @@ class Rows:
             if self.problem.teacher is not None:
                 import onnx
 
-                from .. import onnx_graph
+                from pg_distill import onnx_graph
 
                 features = self.problem.fit.frame.features
                 found = onnx_graph.tree_thresholds(onnx.load_from_string(self.problem.teacher))

@@ -38,17 +38,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import measure, pareto
-from ..errors import InvalidData, PgDistillError
-from ..frame import FloatArray, Frame, Task
-from ..soft_labels import kl, one_hot, softmax
-from ..students import FAMILIES, ITERATIVE, Shape, load_family
-from ..students.blend import Blend
-from ..transfer_set import AUGMENTED, TransferSet, stack
-from .problem import Candidate, Config, Problem, any_label
-from .recipes import Recipes
-from .rows import Rows
-from .training import (
+from pg_distill import measure, pareto
+from pg_distill.errors import InvalidData, PgDistillError
+from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.search.problem import Candidate, Config, Problem, any_label
+from pg_distill.search.recipes import Recipes
+from pg_distill.search.rows import Rows
+from pg_distill.search.training import (
     AGREEMENT,
     NO_TIME,
     NO_TIME_TO_REFIT,
@@ -60,6 +56,10 @@ from .training import (
     make_student,
     train,
 )
+from pg_distill.soft_labels import kl, one_hot, softmax
+from pg_distill.students import FAMILIES, ITERATIVE, Shape, load_family
+from pg_distill.students.blend import Blend
+from pg_distill.transfer_set import AUGMENTED, TransferSet, stack
 
 RESERVE_SECONDS, RESERVE_SHARE = 2.0, 0.1
 """Kept back at the end of the budget, for the last measurements: so long, but no more than this share of it."""

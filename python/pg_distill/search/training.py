@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import onnx_model, onnx_wire
-from ..errors import FeatureNotSupported, LimitExceeded, PgDistillError
-from ..frame import FloatArray, Frame, Task
-from ..soft_labels import softmax
-from ..students import Student, load_family
-from ..transfer_set import TransferSet
+from pg_distill import onnx_model, onnx_wire
+from pg_distill.errors import FeatureNotSupported, LimitExceeded, PgDistillError
+from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.soft_labels import softmax
+from pg_distill.students import Student, load_family
+from pg_distill.transfer_set import TransferSet
 
 WARM_UP_CALLS, TIMED_CALLS, TIMED_ROWS = 50, 400, 256
 """Calls before and while a candidate's latency is measured, and the rows that they go round."""

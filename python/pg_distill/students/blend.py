@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FeatureNotSupported
-from ..frame import FloatArray, Frame, Task
-from ..transfer_set import TransferSet
-from . import Student
-from .export import Graph, Numbers
-from .objective import sharpness
+from pg_distill.errors import FeatureNotSupported
+from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.students import Student
+from pg_distill.students.export import Graph, Numbers
+from pg_distill.students.objective import sharpness
+from pg_distill.transfer_set import TransferSet
 
 __all__ = ["Blend"]
 

@@ -10,12 +10,20 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..frame import FloatArray, Frame, Task
-from ..transfer_set import AUGMENTED, TransferSet
-from . import Shape
-from .ensemble import LEAF, PREDICT_CELLS, Columns, Ensemble, constant_tree, floor_float32, n_outputs
-from .objective import Objective, ordering, resolve_targets, take_targets
-from .tree_student import LEAST_ROWS, MOST_TREES, TreeStudent
+from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.students import Shape
+from pg_distill.students.ensemble import (
+    LEAF,
+    PREDICT_CELLS,
+    Columns,
+    Ensemble,
+    constant_tree,
+    floor_float32,
+    n_outputs,
+)
+from pg_distill.students.objective import Objective, ordering, resolve_targets, take_targets
+from pg_distill.students.tree_student import LEAST_ROWS, MOST_TREES, TreeStudent
+from pg_distill.transfer_set import AUGMENTED, TransferSet
 
 __all__ = ["Boosted"]
 

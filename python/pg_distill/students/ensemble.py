@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import native
-from ..frame import FloatArray, Frame, Task
-from .encoding import CategoryEncoder, look_up
-from .export import Graph, Numbers
+from pg_distill import native
+from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.students.encoding import CategoryEncoder, look_up
+from pg_distill.students.export import Graph, Numbers
 
 __all__ = [
     "ALL",

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ..frame import Feature, FloatArray, Frame, Task
+from pg_distill.frame import Feature, FloatArray, Frame, Task
 
 __all__ = ["STUDENT_KEY", "Graph", "Numbers"]
 

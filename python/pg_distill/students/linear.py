@@ -11,13 +11,22 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from .. import native
-from ..frame import FloatArray, Frame, Task
-from ..transfer_set import TransferSet
-from . import Shape
-from .ensemble import ALL, LEAF, Columns, Ensemble, cut, quantile_thresholds
-from .export import Graph
-from .objective import Calibrated, Lines, Objective, Steps, backfit, ordering, resolve_targets, take_targets
+from pg_distill import native
+from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.students import Shape
+from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, cut, quantile_thresholds
+from pg_distill.students.export import Graph
+from pg_distill.students.objective import (
+    Calibrated,
+    Lines,
+    Objective,
+    Steps,
+    backfit,
+    ordering,
+    resolve_targets,
+    take_targets,
+)
+from pg_distill.transfer_set import TransferSet
 
 __all__ = ["Linear"]
 

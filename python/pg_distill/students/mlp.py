@@ -20,15 +20,15 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from .. import native
-from ..frame import FloatArray, Frame, Task
-from ..onnx_model import NULL_STRING
-from ..soft_labels import distillation_loss, distillation_value_loss
-from ..transfer_set import TransferSet, usual_range
-from . import Shape
-from .encoding import MAX_CATEGORIES, CategoryEncoder
-from .export import Graph, Numbers
-from .objective import Calibrated, resolve_targets
+from pg_distill import native
+from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.onnx_model import NULL_STRING
+from pg_distill.soft_labels import distillation_loss, distillation_value_loss
+from pg_distill.students import Shape
+from pg_distill.students.encoding import MAX_CATEGORIES, CategoryEncoder
+from pg_distill.students.export import Graph, Numbers
+from pg_distill.students.objective import Calibrated, resolve_targets
+from pg_distill.transfer_set import TransferSet, usual_range
 
 __all__ = ["Mlp"]
 

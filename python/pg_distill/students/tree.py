@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..frame import FloatArray, Task
-from ..transfer_set import TransferSet
-from . import Shape
-from .ensemble import ALL, LEAF, Columns, Ensemble, cut, quantile_thresholds
-from .objective import Objective, ordering, resolve_targets, take_targets
-from .tree_student import LEAST_ROWS, TreeStudent
+from pg_distill.frame import FloatArray, Task
+from pg_distill.students import Shape
+from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, cut, quantile_thresholds
+from pg_distill.students.objective import Objective, ordering, resolve_targets, take_targets
+from pg_distill.students.tree_student import LEAST_ROWS, TreeStudent
+from pg_distill.transfer_set import TransferSet
 
 __all__ = ["Tree"]
 

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ..frame import FloatArray, Frame, Task
-from ..transfer_set import TransferSet
-from .ensemble import ALL, LEAF, Columns, Ensemble, n_outputs
-from .export import Graph
-from .objective import Calibrated
+from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, n_outputs
+from pg_distill.students.export import Graph
+from pg_distill.students.objective import Calibrated
+from pg_distill.transfer_set import TransferSet
 
 __all__ = ["LEAST_ROWS", "MOST_TREES", "TreeStudent"]
 

@@ -22,7 +22,7 @@ from pg_distill.quoting import array_text, quote_identifier, quote_literal
 if TYPE_CHECKING:
     import psycopg
 
-    from pg_distill import cage
+    from pg_distill.database import cage
 
 __all__ = [
     "PINNED",
@@ -258,7 +258,7 @@ class PlpyDatabase(Database):
 
     def open_cursor(self, texts: Sequence[str], sql: str) -> Cursor:
         """Open a query with text of the caller's, to be read in parts: refused unless it is one statement."""
-        from pg_distill import cage
+        from pg_distill.database import cage
 
         cage.check_calls(self.query_exact, texts)
         before, settings = cage.read_session(self.query_exact), cage.read_settings(self.query_exact)
@@ -276,7 +276,7 @@ class PlpyDatabase(Database):
         return list(zip(result.colnames(), result.coltypes(), result.coltypmods(), strict=True))
 
     def caged(self, texts: Sequence[str], work: Callable[[], T], *, expressions: bool = False) -> T:
-        from pg_distill import cage  # which a backend that only predicts has no use for
+        from pg_distill.database import cage  # which a backend that only predicts has no use for
 
         cage.check_calls(self.query_exact, texts)
         if not expressions or not self._hides_nothing(tuple(texts)):
@@ -290,7 +290,7 @@ class PlpyDatabase(Database):
     def _hides_nothing(self, expressions: tuple[str, ...]) -> bool:
         """Ask once a statement: others may have made an operator since."""
         global _known_to_hide_nothing
-        from pg_distill import cage
+        from pg_distill.database import cage
 
         now = (_statement_start() if _statement_start is not None else None), expressions
         if now[0] is not None and _known_to_hide_nothing == now:
@@ -301,7 +301,7 @@ class PlpyDatabase(Database):
 
     def undone(self, work: Callable[[], T], is_undone: Callable[[cage.Session, cage.Session], bool]) -> T:
         """Run ``work`` read-only, and undo all but its result unless told otherwise by what it did to the session."""
-        from pg_distill import cage
+        from pg_distill.database import cage
 
         results: list[T] = []
         before = cage.read_session(self.query_exact)
@@ -320,14 +320,14 @@ class PlpyDatabase(Database):
         return results[0]
 
     def _refuse(self, before: cage.Session, said: Sequence[str]) -> None:
-        from pg_distill import cage
+        from pg_distill.database import cage
 
         if said:
             self._put_back(before)
             raise cage.violation(said)
 
     def _put_back(self, before: cage.Session) -> None:
-        from pg_distill import cage
+        from pg_distill.database import cage
 
         # DEALLOCATE is for a function that is VOLATILE, as score is not.
         self.read_only(lambda: cage.put_back(self.query_exact, self.run, before))
@@ -477,7 +477,7 @@ class _PlpyCursor:
         self._beside: set[str] = set()  # cursors that the query has opened
 
     def fetch(self, count: int) -> Sequence[Row]:
-        from pg_distill import cage
+        from pg_distill.database import cage
 
         if self._stays:
             self._settings = cage.read_settings(self._db.query_exact)
@@ -496,7 +496,7 @@ class _PlpyCursor:
         self._db.read_only(self._close)
 
     def _close(self) -> None:
-        from pg_distill import cage
+        from pg_distill.database import cage
 
         self._db.run(f"CLOSE {self._name}")
         left = {name for name, _ in cage.read_session(self._db.query_exact).cursors}
@@ -599,7 +599,7 @@ class PsycopgDatabase(Database):
         return self._run(sql)[0]
 
     def caged(self, texts: Sequence[str], work: Callable[[], T], *, expressions: bool = False) -> T:
-        from pg_distill import cage
+        from pg_distill.database import cage
 
         cage.check_calls(self.query, texts)
         before = cage.read_session(self.query)

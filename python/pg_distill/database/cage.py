@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pg_distill.database.lexer import Call, called, words
 from pg_distill.errors import ReadOnlyViolation
-from pg_distill.lexer import Call, called, words
 from pg_distill.quoting import quote_identifier
 
 __all__ = [
