@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.canonical import match_labels
 from pg_distill.comparison import Difference, compare, important_first
 from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import Column, Feature, FloatArray, Strings
 from pg_distill.registry import Model
-from pg_distill.sample import Source, draw_with_rows
+from pg_distill.rows.canonical import match_labels
+from pg_distill.rows.sample import Source, draw_with_rows
 
 __all__ = ["Claim", "claim_of_column", "read_claim", "require_claim"]
 

@@ -28,14 +28,14 @@ from pg_distill.latency import (
     sql_contender,
     statement_latency_ms,
 )
-from pg_distill.learned import Digest, Identity, Learned
 from pg_distill.material import Material, prepare
 from pg_distill.onnx_model import Signature
 from pg_distill.options import Options
 from pg_distill.progress import SEARCH, STAGES, Progress, Watch, latency_seconds
 from pg_distill.record import Outcome, Report, Run
 from pg_distill.registry import Model
-from pg_distill.sample import Source, identities_of, identity_columns, resolve_source
+from pg_distill.rows.learned import Digest, Identity, Learned
+from pg_distill.rows.sample import Source, identities_of, identity_columns, resolve_source
 from pg_distill.teachers import label_by_sql
 from pg_distill.trainer import Trainer, Trial
 from pg_distill.verdict import Verdict

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from pg_distill.canonical import constant_sql, from_canonical, rows_sql
 from pg_distill.database.backend import Argument, Database, quote_identifier, quote_literal
 from pg_distill.database.lexer import exact
 from pg_distill.frame import FloatArray, Frame
@@ -29,6 +28,7 @@ from pg_distill.measure import Latency, latency_statistics
 from pg_distill.onnx_model import Signature
 from pg_distill.quoting import array_text, number_array_text
 from pg_distill.registry import Model, server_figures
+from pg_distill.rows.canonical import constant_sql, from_canonical, rows_sql
 
 __all__ = [
     "SQL_PATH",

@@ -13,11 +13,11 @@ from pg_distill import measure, registry
 from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import FloatArray, Frame, Task
-from pg_distill.learned import Digest, Identity, Learned, are_enough
 from pg_distill.options import Options
 from pg_distill.registration import default_metric, positions
 from pg_distill.registry import Model
-from pg_distill.sample import (
+from pg_distill.rows.learned import Digest, Identity, Learned, are_enough
+from pg_distill.rows.sample import (
     FIT,
     SELECT,
     SPLIT_NAMES,

@@ -27,7 +27,6 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from pg_distill import canonical
 from pg_distill.errors import (
     ArtifactCorrupted,
     DatatypeMismatch,
@@ -40,6 +39,7 @@ from pg_distill.errors import (
 )
 from pg_distill.frame import FloatArray, Frame, Kind, Task
 from pg_distill.onnx_wire import Lookup, cut_lookups, prune
+from pg_distill.rows import canonical
 
 __all__ = [
     "BATCH_ROWS",

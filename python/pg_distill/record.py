@@ -20,7 +20,7 @@ from pg_distill.onnx_model import Signature
 from pg_distill.options import Options
 from pg_distill.registration import default_metric, latency_figures
 from pg_distill.registry import Model
-from pg_distill.sample import FIT, SELECT, TEST, UNLABELLED
+from pg_distill.rows.sample import FIT, SELECT, TEST, UNLABELLED
 from pg_distill.trainer import Trial
 from pg_distill.verdict import Verdict, is_offered, offer_name, predict_name, stands_in
 

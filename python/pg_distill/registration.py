@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from pg_distill import claims, measure, registry
 from pg_distill.approval import inspector, model_limits
-from pg_distill.canonical import match_labels
 from pg_distill.database.backend import Database, quote_identifier
 from pg_distill.errors import (
     InvalidData,
@@ -26,7 +25,8 @@ from pg_distill.errors import (
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
 from pg_distill.latency import Timing, contender_for, describe_machine, measure_latency
 from pg_distill.onnx_model import Signature
-from pg_distill.sample import (
+from pg_distill.rows.canonical import match_labels
+from pg_distill.rows.sample import (
     Label,
     Source,
     check_columns,

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.canonical import base_of
 from pg_distill.database.backend import PlpyDatabase, quote_identifier
 from pg_distill.errors import DatatypeMismatch
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
-from pg_distill.sample import check_columns, resolve_source
+from pg_distill.rows.canonical import base_of
+from pg_distill.rows.sample import check_columns, resolve_source
 from pg_distill.serving import Predictor, array_cells
 
 __all__ = ["score", "score_class"]

@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill import __version__
-from pg_distill.canonical import base_of, decode_row, json_readers, stored_types
 from pg_distill.database.backend import Database
 from pg_distill.database.interrupts import Watchdog
 from pg_distill.errors import (
@@ -39,6 +38,7 @@ from pg_distill.errors import (
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
 from pg_distill.onnx_model import RUN_BYTES, Cost, Signature, read_number
 from pg_distill.onnx_model import Model as Session
+from pg_distill.rows.canonical import base_of, decode_row, json_readers, stored_types
 
 if TYPE_CHECKING:
     from pg_distill.registry import Model

@@ -550,7 +550,7 @@ def run_report(plpy: Any, run_id: str | None) -> dict[str, Any]:
 def run_rows(plpy: Any, run_id: str | None) -> Iterator[tuple[str | None, str]]:
     from pg_distill import material, registry
     from pg_distill.options import Options
-    from pg_distill.sample import SPLIT_NAMES
+    from pg_distill.rows.sample import SPLIT_NAMES
 
     if run_id is None:
         raise NullNotAllowed("run_id must not be NULL")

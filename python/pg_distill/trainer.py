@@ -491,7 +491,8 @@ class _Workshop:
         return Message("checked", {"signatures": list(map(_write_signature, found))}, {}, {})
 
     def load(self, request: Message, channel: Channel) -> Message:
-        from pg_distill import onnx_graph, sample, search, transfer_set
+        from pg_distill import onnx_graph, search, transfer_set
+        from pg_distill.rows import sample
         from pg_distill.soft_labels import logits_from_probabilities
 
         fields = request.fields
@@ -597,7 +598,7 @@ class _Workshop:
         channel: Channel,
     ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
         """Label as many rows as the time allows, an even part of every split, and say so beforehand."""
-        from pg_distill import sample
+        from pg_distill.rows import sample
 
         # Rows come in the order of their hash, so that the first ones of a split are as good a part of it as any. The few
         # without which nothing can be said come first, then all splits in step: wherever it ends, each has kept its share.

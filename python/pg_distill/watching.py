@@ -26,13 +26,13 @@ from pg_distill.latency import (
     predict_contender,
     require_expressions,
 )
-from pg_distill.learned import Learned, are_enough
 from pg_distill.material import prepare
 from pg_distill.options import Options
 from pg_distill.record import accuracy_columns, accuracy_origin
 from pg_distill.registration import default_metric, latency_figures, positions
 from pg_distill.registry import Model
-from pg_distill.sample import (
+from pg_distill.rows.learned import Learned, are_enough
+from pg_distill.rows.sample import (
     TEST,
     check_columns,
     draw_identified,

@@ -13,10 +13,10 @@ import psycopg
 import pytest
 import servers
 from conftest import create_database, drop_database
-from pg_distill.canonical import decode_row, json_readers, read_number, rows_sql
 from pg_distill.database.backend import PsycopgDatabase
 from pg_distill.frame import Column, Feature, Frame, Strings
-from pg_distill.sample import Source, check_columns, draw_rows, resolve_source
+from pg_distill.rows.canonical import decode_row, json_readers, read_number, rows_sql
+from pg_distill.rows.sample import Source, check_columns, draw_rows, resolve_source
 from psycopg import errors
 
 DATABASE = "pg_distill_values"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pg_distill.errors import InvalidParameter
 from pg_distill.frame import Feature, FloatArray, Frame
-from pg_distill.sample import FIT, LEFT_OUT, SELECT, TEST, UNLABELLED
+from pg_distill.rows.sample import FIT, LEFT_OUT, SELECT, TEST, UNLABELLED
 from pg_distill.trainer import _Workshop, label_within
 from pg_distill.wire import Message
 

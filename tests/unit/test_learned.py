@@ -7,7 +7,14 @@ import json
 import numpy as np
 import pytest
 from pg_distill import measure, verdict
-from pg_distill.learned import MIN_CLASS_ROWS, MIN_COMPARED_ROWS, Digest, Learned, are_enough, identity_of
+from pg_distill.rows.learned import (
+    MIN_CLASS_ROWS,
+    MIN_COMPARED_ROWS,
+    Digest,
+    Learned,
+    are_enough,
+    identity_of,
+)
 
 IDENTITY = identity_of([("b", False), ("a", True)])
 NOTHING = np.empty(0, np.int64)

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pg_distill.canonical import SqlType
 from pg_distill.frame import Column, Feature, Frame, Strings
-from pg_distill.sample import FIT, LEFT_OUT, TEST, Label, Sample, _group_hashes, _split_by_hash
+from pg_distill.rows.canonical import SqlType
+from pg_distill.rows.sample import FIT, LEFT_OUT, TEST, Label, Sample, _group_hashes, _split_by_hash
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pg_distill.database.backend import Database, Row, quote_identifier
 from pg_distill.errors import InvalidData
 from pg_distill.frame import Column, Feature, Frame, Kind, Strings
 from pg_distill.quoting import quote_literal
-from pg_distill.sample import Source
+from pg_distill.rows.sample import Source
 
 __all__ = ["ask"]
 

@@ -17,7 +17,10 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.canonical import (
+from pg_distill.database.backend import Database, quote_identifier
+from pg_distill.errors import DatatypeMismatch, InvalidData, InvalidState, LimitExceeded, UndefinedColumn
+from pg_distill.frame import Column, Feature, FloatArray, Frame, Kind, Strings
+from pg_distill.rows.canonical import (
     EXACT,
     EXACT_SECONDS,
     TYPES_QUERY,
@@ -28,10 +31,7 @@ from pg_distill.canonical import (
     one_text_for_equal_numbers,
     to_canonical,
 )
-from pg_distill.database.backend import Database, quote_identifier
-from pg_distill.errors import DatatypeMismatch, InvalidData, InvalidState, LimitExceeded, UndefinedColumn
-from pg_distill.frame import Column, Feature, FloatArray, Frame, Kind, Strings
-from pg_distill.learned import IDENTITY_SEED, Identity, Learned, identity_of, mix
+from pg_distill.rows.learned import IDENTITY_SEED, Identity, Learned, identity_of, mix
 
 __all__ = [
     "FIT",
