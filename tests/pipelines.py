@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pg_distill.comparison import Difference, compare
 from pg_distill.errors import PgDistillError
 from pg_distill.frame import Column, Feature, Frame, Kind, Strings
-from pg_distill.measure import decided
+from pg_distill.measure.comparison import Difference, compare
+from pg_distill.measure.metrics import decided
 from pg_distill.onnx_model import Signature
 
 ROWS = 700

@@ -24,7 +24,7 @@ import psycopg
 import servers
 import third_party
 from pg_distill import cli
-from pg_distill.comparison import TOLERANCE
+from pg_distill.measure.comparison import TOLERANCE
 
 FITTED = 0.6  # of the rows; the others have values that the model has never seen
 FLIGHTS = 20_000  # of 336,776

@@ -931,7 +931,7 @@ def _code(text: object) -> str:
 
 def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], has_sql: bool) -> str:
     """Return a model card (Mitchell et al. 2019) in Markdown: what the registry knows, and nothing else."""
-    from pg_distill.comparison import describe
+    from pg_distill.measure.comparison import describe
 
     measured = model["measured_on"] or {}
 

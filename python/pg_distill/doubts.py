@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from pg_distill import measure, verdict
+from pg_distill import verdict
 from pg_distill.frame import Frame, Strings
 from pg_distill.material import Material
+from pg_distill.measure import metrics
 from pg_distill.options import Options
 from pg_distill.registry import Model
 from pg_distill.verdict import Verdict
@@ -27,7 +28,7 @@ def of_rows(teacher: Model, material: Material, survey: Mapping[str, Any]) -> li
     """Return what is doubtful about rows, label and teacher, of what ``Trainer.survey`` says of them."""
     metric, name = material.metric, teacher.qualified_name
     found = _ids(material.sample.frame)
-    turned = measure.turned_round(name, teacher.signature.classes, survey["order"], falls=survey["falls"])
+    turned = metrics.turned_round(name, teacher.signature.classes, survey["order"], falls=survey["falls"])
     rare = _rare(metric, teacher.signature.classes, survey["shares"])
     theirs, majority = survey["teacher"], survey["majority"]
     if turned or rare:
@@ -41,7 +42,7 @@ def of_rows(teacher: Model, material: Material, survey: Mapping[str, Any]) -> li
 
 
 def _rare(metric: str, classes: tuple[str, ...], shares: list[float] | None) -> list[str]:
-    if shares is None or metric not in ("accuracy", measure.AGREEMENT) or max(shares) < 1 - RARE:
+    if shares is None or metric not in ("accuracy", metrics.AGREEMENT) or max(shares) < 1 - RARE:
         return []
     often = classes[int(np.argmax(shares))]
     return [

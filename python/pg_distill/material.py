@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import measure, registry
+from pg_distill import registry
 from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.measure import metrics
 from pg_distill.options import Options
 from pg_distill.registration import default_metric, positions
 from pg_distill.registry import Model
@@ -97,7 +98,7 @@ class Material:
             return None
         test = self.sample.split == TEST
         rows, y = outside[test], self.y[test]
-        enough = are_enough(rows, y, self.task, of_classes=measure.weighs_classes(self.metric))
+        enough = are_enough(rows, y, self.task, of_classes=metrics.weighs_classes(self.metric))
         return rows if rows.all() or enough else None
 
     def check_splits(self) -> None:
@@ -106,7 +107,7 @@ class Material:
             rows = self.sample.split == part
             if self.weights is not None and not self.weights[rows].any():
                 raise InvalidData(f"every weight of the {rows.sum()} {SPLIT_NAMES[part]} rows is 0")
-            if measure.ranks(self.metric) and len(np.unique(self.y[rows])) < 2:
+            if metrics.ranks(self.metric) and len(np.unique(self.y[rows])) < 2:
                 raise InvalidData(
                     f'metric "{self.metric}" needs two classes, but the {rows.sum()} {SPLIT_NAMES[part]} rows have one',
                     hint="Pass another sample, seed or metric.",
@@ -179,7 +180,7 @@ def prepare(
     if label is not None and label not in source.types and options.label is None:
         label = None  # another sample than the teacher's own need not have its label
     metric = options.metric if options.metric is not None else default_metric(teacher.task, label is not None)
-    measure.check_metric(metric, teacher.task, labelled=label is not None)
+    metrics.check_metric(metric, teacher.task, labelled=label is not None)
     logged = logged_columns(teacher) if teacher.kind == "logged" else []
     extra = [*logged, *([options.weight_column] if options.weight_column is not None else [])]
     sample = draw_sample(

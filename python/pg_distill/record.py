@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from pg_distill import job_queue, measure, pareto, registry, verdict
+from pg_distill import job_queue, registry, verdict
 from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidParameter, InvalidState, UndefinedModel
 from pg_distill.frame import ModelForm
 from pg_distill.job_queue import Job
 from pg_distill.latency import SQL_PATH, Timing, predict_path
 from pg_distill.material import Material
+from pg_distill.measure import metrics, pareto
 from pg_distill.onnx_model import Signature
 from pg_distill.options import Options
 from pg_distill.registration import default_metric, latency_figures
@@ -670,7 +671,7 @@ def _compared(
 ) -> dict[str, Any]:
     """Return figures of teacher, student and control, each metric with its interval, and their paired differences."""
     its = scores[str(control.scored_as)] if control is not None else None
-    own = metric if metric != measure.AGREEMENT else default_metric(teacher.task, True)
+    own = metric if metric != metrics.AGREEMENT else default_metric(teacher.task, True)
     found: dict[str, Any] = {}
     intervals, versus = compared.get("intervals", {}), compared.get("versus", {})
     for name, figures in (("teacher", theirs), ("student", ours), ("control", its)):

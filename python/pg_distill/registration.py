@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import claims, measure, registry
+from pg_distill import claims, registry
 from pg_distill.approval import inspector, model_limits
 from pg_distill.database.backend import Database, quote_identifier
 from pg_distill.errors import (
@@ -24,6 +24,7 @@ from pg_distill.errors import (
 )
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
 from pg_distill.latency import Timing, contender_for, describe_machine, measure_latency
+from pg_distill.measure import metrics
 from pg_distill.onnx_model import Signature
 from pg_distill.rows.canonical import match_labels
 from pg_distill.rows.sample import (
@@ -144,11 +145,11 @@ def _accuracy_figures(
         return {}
     y = positions(label, task, classes)[: len(outputs)]
     metric = default_metric(task, labelled=True)
-    outputs = measure.judged(metric, outputs, class_threshold)
-    interval = measure.bootstrap_interval(metric, y, outputs, seed=SEED)
+    outputs = metrics.judged(metric, outputs, class_threshold)
+    interval = metrics.bootstrap_interval(metric, y, outputs, seed=SEED)
     return {
         "metric": metric,
-        "accuracy": measure.score(metric, y, outputs),
+        "accuracy": metrics.score(metric, y, outputs),
         "accuracy_low": interval.low,
         "accuracy_high": interval.high,
     }
@@ -163,9 +164,9 @@ def _warn_of_classes(
     y = positions(label, task, classes)[: len(outputs)]
     known = np.isfinite(y) if task == "regression" else y >= 0
     y, p = y[known], outputs[known]
-    order = measure.class_order(y, p) if task != "regression" else None
-    falls = task == "regression" and measure.falls(y, p)
-    for text in measure.turned_round(name, classes, order, falls=falls):
+    order = metrics.class_order(y, p) if task != "regression" else None
+    falls = task == "regression" and metrics.falls(y, p)
+    for text in metrics.turned_round(name, classes, order, falls=falls):
         db.warning(text)
 
 

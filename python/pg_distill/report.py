@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.comparison import describe
 from pg_distill.errors import InvalidParameter, InvalidState, PgDistillError, UndefinedObject
 from pg_distill.frame import FloatArray, Strings
-from pg_distill.measure import Interval, decided, share_interval
+from pg_distill.measure.comparison import describe
+from pg_distill.measure.metrics import Interval, decided, share_interval
 from pg_distill.registration import positions
 from pg_distill.text import printable
 

@@ -575,7 +575,7 @@ def run_rows(plpy: Any, run_id: str | None) -> Iterator[tuple[str | None, str]]:
 
 @_boundary
 def dominates_pareto(plpy: Any, latency: float | None, accuracy: float | None, frontier: Any) -> bool:
-    from pg_distill import pareto
+    from pg_distill.measure import pareto
 
     return pareto.dominates_pareto(latency, accuracy, frontier)
 

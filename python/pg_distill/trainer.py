@@ -36,7 +36,8 @@ from pg_distill.process import Channel, ChildProcess, Limits, child_main
 from pg_distill.wire import Message
 
 if TYPE_CHECKING:
-    from pg_distill import measure, onnx_graph, search
+    from pg_distill import onnx_graph, search
+    from pg_distill.measure import metrics
     from pg_distill.probe import Finding
 
 __all__ = ["Inspection", "Trainer", "Trial", "label_within"]
@@ -443,7 +444,7 @@ class _Workshop:
         self.signatures: dict[int, Signature] = {}
         self.cascades: dict[int, tuple[int, float]] = {}
         self.class_thresholds: dict[int, float | None] = {}
-        self.judge: measure.Judge
+        self.judge: metrics.Judge
         self.tested: dict[int, FloatArray] = {}
         self.seed = 0
         self.teacher_cut: float | None = None
@@ -634,7 +635,8 @@ class _Workshop:
         return logits, kept
 
     def survey(self, request: Message, channel: Channel) -> Message:
-        from pg_distill import measure
+
+        from pg_distill.measure import metrics
 
         judge, outputs = self._judge_of_select()
         problem, select = self.problem, self.problem.select
@@ -656,18 +658,18 @@ class _Workshop:
         known = np.isfinite(select.y) if regression else select.y >= 0
         y, p = select.y[known], outputs[known]
         metric = request.fields["floor"]
-        if metric == problem.metric or metric == measure.AGREEMENT:
+        if metric == problem.metric or metric == metrics.AGREEMENT:
             reply["floor_high"] = found["score_high"]
         elif metric is not None and len(y):
             weights = None if select.weights is None else select.weights[known]
-            interval = measure.bootstrap_interval(
-                metric, y, measure.judged(metric, p, self.teacher_cut), weights, seed=self.seed
+            interval = metrics.bootstrap_interval(
+                metric, y, metrics.judged(metric, p, self.teacher_cut), weights, seed=self.seed
             )
             reply["floor_high"] = _finite(interval.high)
         if len(y) and regression:
-            reply["falls"] = measure.falls(y, p)
+            reply["falls"] = metrics.falls(y, p)
         elif len(y):
-            reply["order"] = measure.class_order(y, p)
+            reply["order"] = metrics.class_order(y, p)
             labels = np.concatenate([problem.fit.y, select.y])
             counts = np.bincount(labels[labels >= 0].astype(np.int64), minlength=len(problem.classes))
             reply["shares"] = (counts / max(counts.sum(), 1)).tolist()
@@ -764,14 +766,14 @@ class _Workshop:
         }
         return Message("searched", fields, {}, blobs)
 
-    def _judge_of_select(self) -> tuple[measure.Judge, FloatArray]:
+    def _judge_of_select(self) -> tuple[metrics.Judge, FloatArray]:
         """Return what scores outputs on the select rows, and the teacher's."""
-        from pg_distill import measure
+        from pg_distill.measure import metrics
 
         select, problem = self.problem.select, self.problem
         assert select.y is not None and select.teacher_logits is not None
         outputs = _probabilities(select.teacher_logits, problem.task)
-        judge = measure.Judge(
+        judge = metrics.Judge(
             problem.metric,
             problem.task,
             select.y,
@@ -883,7 +885,7 @@ class _Workshop:
             def beside(
                 other: FloatArray,
                 cut: float | None = None,
-                part: measure.Judge = part,
+                part: metrics.Judge = part,
                 rows: npt.NDArray[np.bool_] = rows,
                 own: FloatArray = own,
                 own_cut: float | None = cuts.get(key),
@@ -910,12 +912,12 @@ class _Workshop:
             }
         return Message("evaluated", reply, {}, {})
 
-    def _judge_of_test(self, rows: npt.NDArray[np.bool_]) -> measure.Judge:
+    def _judge_of_test(self, rows: npt.NDArray[np.bool_]) -> metrics.Judge:
         """Return what scores outputs on some of the test rows."""
-        from pg_distill import measure
+        from pg_distill.measure import metrics
 
         problem = self.problem
-        return measure.Judge(
+        return metrics.Judge(
             problem.metric,
             problem.task,
             self.test_y[rows],
@@ -1033,10 +1035,10 @@ def _probabilities(logits: FloatArray, task: Task) -> FloatArray:
 
 def _distinct_classes(outputs: FloatArray, task: Task, threshold: float | None = None) -> int | None:
     """Return how many classes outputs name; of two the last from ``threshold`` on."""
-    from pg_distill import measure
+    from pg_distill.measure import metrics
 
     return (
-        None if task == "regression" else len(np.unique(measure.decided(outputs, threshold).argmax(axis=1)))
+        None if task == "regression" else len(np.unique(metrics.decided(outputs, threshold).argmax(axis=1)))
     )
 
 

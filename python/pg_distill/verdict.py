@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pg_distill import measure, pareto
 from pg_distill.frame import ModelForm, Task
 from pg_distill.latency import Timing
+from pg_distill.measure import metrics, pareto
 from pg_distill.options import Options
 from pg_distill.registration import default_metric
 from pg_distill.registry import Model
@@ -72,7 +72,7 @@ def preferred(trials: Sequence[Trial], *, sql_wanted: bool | None = None) -> lis
     """
     by_speed = sorted(trials, key=lambda t: (t.fields["trainer_latency_ms"] or 0.0, t.number))
     unknown = float("-inf")
-    order = measure.rank(
+    order = metrics.rank(
         [unknown if (value := t.fields["select_accuracy"]) is None else value for t in by_speed],
         [t.fields.get("tie_break_select") for t in by_speed],
         [t.fields.get("jackknife_select") or () for t in by_speed],
@@ -212,7 +212,7 @@ def ranked(
 
     def is_useless(trial: Trial) -> bool:
         names_one = trial.fields.get("select_classes") == 1 and classes is not None and classes > 1
-        if names_one and measure.judges_classes(metric):
+        if names_one and metrics.judges_classes(metric):
             return True
         if teacher_ms is None or accuracy is None:
             return False
@@ -286,11 +286,11 @@ def floor(
         The metric of the teacher, and of always answering with the majority or the mean, on these rows.
     """
     if options.min_accuracy is not None:
-        name = metric if measure.is_unit_metric(metric) else default_metric(task, True)
+        name = metric if metrics.is_unit_metric(metric) else default_metric(task, True)
         return Floor(name, options.min_accuracy, False)
     if teacher is None or majority is None:
         return None
-    if metric in ("accuracy", measure.AGREEMENT) and majority < FLOOR <= teacher:
+    if metric in ("accuracy", metrics.AGREEMENT) and majority < FLOOR <= teacher:
         return Floor(metric, FLOOR, False)
     return Floor(metric, majority + FLOOR_LIFT * max(teacher - majority, 0.0), True)
 
@@ -394,10 +394,10 @@ def _misses(
             of = " (relative to teacher and majority)" if asked.is_relative else ""
             misses.append(f"its {asked.metric} of {value:.4f} misses the floor of {asked.value:.4g}{of}")
     # Below one half throughout, probabilities of a rare class can still rank as well as the teacher's do.
-    if ours["distinct_classes"] == 1 and measure.judges_classes(metric):
+    if ours["distinct_classes"] == 1 and metrics.judges_classes(metric):
         misses.append("it gives every row the same class")
     majority = figures["majority"]
-    if measure.ranks(metric) and majority is not None and ours["score"] <= majority:
+    if metrics.ranks(metric) and majority is not None and ours["score"] <= majority:
         misses.append(f"its {metric} of {ours['score']:.4f} is no better than that of a constant")
     return misses
 
@@ -482,7 +482,7 @@ def comparable_interval(
     if everywhere is None or there is None or there["score"] is None or found["score"] is None:
         return None
     value = everywhere + found["score"] - there["score"]
-    half = measure.Z_95 * (there["difference_error"] or 0.0)
+    half = metrics.Z_95 * (there["difference_error"] or 0.0)
     return value - half, value + half
 
 
@@ -550,7 +550,7 @@ def summarise(
     theirs, ours = figures["teacher"], figures["candidates"][str(chosen.scored_as)]
     if theirs["score"] is None or ours["score"] is None:
         return f"no student accepted: {decision.reason}"
-    summary = measure.summary(
+    summary = metrics.summary(
         teacher_latency_ms=_teacher_ms(teacher, timings),
         student_latency_ms=timings[offer_name(chosen.number)].latency.mean_ms,
         teacher_accuracy=theirs["score"],

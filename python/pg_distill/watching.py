@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import measure, registry, verdict
+from pg_distill import registry, verdict
 from pg_distill.approval import trainer_limits
 from pg_distill.database.backend import Database
 from pg_distill.distillation import fits, identities_of_family, known_to_registered
@@ -27,6 +27,7 @@ from pg_distill.latency import (
     require_expressions,
 )
 from pg_distill.material import prepare
+from pg_distill.measure import metrics
 from pg_distill.options import Options
 from pg_distill.record import accuracy_columns, accuracy_origin
 from pg_distill.registration import default_metric, latency_figures, positions
@@ -398,7 +399,7 @@ def _measure(
     Each member is scored on the rows that it has not learned from, where these are enough; those of ``always`` on all.
     """
     outside = {key: np.ones(len(rows.frame), bool) for key in always if key in members}
-    of_classes = measure.weighs_classes(rows.metric)
+    of_classes = metrics.weighs_classes(rows.metric)
     for key, learned in _learned(db, [key for key in members if key not in always], members).items():
         found = rows.outside(learned) if learned is not None else None
         if found is not None and (
@@ -516,7 +517,7 @@ def _fidelity(db: Database, model: Model, found: _Measured) -> dict[str, Any]:
     figures = found.figures[model.id]
     value, rows = registry.recorded_fidelity(db, model)
     interval = (
-        measure.share_interval(value, rows)
+        metrics.share_interval(value, rows)
         if value is not None and rows and model.task != "regression"
         else None
     )

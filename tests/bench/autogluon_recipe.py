@@ -19,8 +19,8 @@ from typing import Any
 
 import lightgbm
 import numpy as np
-from pg_distill import measure
 from pg_distill.frame import FloatArray, Frame, Strings, Task
+from pg_distill.measure import metrics
 from pg_distill.search import Candidate, Problem, latency_ms
 from pg_distill.soft_labels import softmax
 from pg_distill.students import Shape, load_family
@@ -110,15 +110,15 @@ def within(
             artifact=artifact,
             expression=None,
             size_bytes=len(artifact),
-            metric_select=measure.score(problem.metric, known, outputs),
+            metric_select=metrics.score(problem.metric, known, outputs),
             fidelity_select=float("nan"),
             latency_ms=float("nan"),
             on_frontier=False,
             reason="",
             is_control=False,
             seconds=time.monotonic() - begun,
-            tie_break_select=measure.score(smooth, known, outputs),
-            jackknife_select=tuple(measure.jackknife(problem.metric, known, outputs)),
+            tie_break_select=metrics.score(smooth, known, outputs),
+            jackknife_select=tuple(metrics.jackknife(problem.metric, known, outputs)),
         )
 
     sizes = {family: load_family(family).sizes(shape) for family in FAMILIES}

@@ -36,11 +36,12 @@ import frontier_plot
 import numpy as np
 import servers
 import strong_teachers
-from pg_distill import measure, onnx_graph
+from pg_distill import onnx_graph
 from pg_distill.database.backend import PsycopgDatabase
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.latency import measure_latency, predict_contender
-from pg_distill.measure import Latency
+from pg_distill.measure import metrics
+from pg_distill.measure.metrics import Latency
 from pg_distill.onnx_model import Model, Signature
 from pg_distill.search import Candidate, Config, Problem, best_within, latency_ms, search
 from pg_distill.serving import OFFERED, offer
@@ -199,7 +200,7 @@ class Contest:
         return max(min(there) - min(here), 0.0)
 
     def score(self, outputs: FloatArray) -> float:
-        return measure.score(self.metric, self.test.y, outputs)
+        return metrics.score(self.metric, self.test.y, outputs)
 
     def outputs(self, candidate: Candidate) -> FloatArray:
         """Return probabilities (n, K), or values (n, 1), for the test rows."""
@@ -237,7 +238,7 @@ class Contest:
         return chosen
 
     def difference(self, ours: FloatArray, theirs: FloatArray) -> list[float]:
-        interval = measure.paired_interval(self.metric, self.test.y, ours, theirs, seed=0)
+        interval = metrics.paired_interval(self.metric, self.test.y, ours, theirs, seed=0)
         return [interval.low, interval.high]
 
 

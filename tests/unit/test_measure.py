@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 import sklearn.metrics as reference
-from pg_distill import measure
 from pg_distill.errors import InvalidParameter
+from pg_distill.measure import metrics as measure
 
 
 def outputs(classes: int, n: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

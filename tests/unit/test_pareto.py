@@ -7,8 +7,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pg_distill import pareto
 from pg_distill.errors import InvalidParameter, NullNotAllowed
+from pg_distill.measure import pareto
 
 # Few distinct values, so that ties and equal points are common.
 points = st.tuples(st.sampled_from([1.0, 2.0, 3.0, 5.0]), st.sampled_from([0.1, 0.2, 0.5, 0.9]))

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pg_distill import pareto, search
+from pg_distill import search
 from pg_distill.errors import InvalidData
 from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.measure import pareto
 from pg_distill.search import Candidate, Config, Problem, recipes, rows, stages
 from pg_distill.search.training import Recipe
 from pg_distill.soft_labels import softmax

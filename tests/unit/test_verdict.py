@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pg_distill import measure, record, search, verdict
+from pg_distill import record, search, verdict
 from pg_distill.frame import Feature, Frame
 from pg_distill.latency import Timing
+from pg_distill.measure import metrics
 from pg_distill.onnx_model import Signature
 from pg_distill.options import Options
 from pg_distill.registry import Model
@@ -42,7 +43,7 @@ def trial(number: int, select: float, latency: float = 0.1, **fields: Any) -> Tr
 
 def timing(mean: float) -> Timing:
     none = dict.fromkeys(("p50_ms", "p95_ms", "p99_ms", "p50_high_ms", "p95_high_ms", "p99_high_ms"))
-    return Timing(measure.Latency(mean, mean, mean, **none, n_calls=1, n_blocks=1), 0.0, "predict")
+    return Timing(metrics.Latency(mean, mean, mean, **none, n_calls=1, n_blocks=1), 0.0, "predict")
 
 
 def timings(latencies: dict[int, float], **members: float) -> dict[str, Timing]:
@@ -254,7 +255,7 @@ def test_a_floor_that_nobody_asks_for_can_be_reached(
     asked = verdict.floor(Options("t", min_accuracy=0.9), metric, task, teacher, majority)  # type: ignore[arg-type]
     assert asked is not None
     assert (asked.value, asked.is_relative) == (0.9, False)
-    assert measure.is_unit_metric(asked.metric)
+    assert metrics.is_unit_metric(asked.metric)
 
 
 def test_a_floor_is_out_of_reach_only_far_beyond_the_teacher() -> None:

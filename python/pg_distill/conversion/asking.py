@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from pg_distill.comparison import important_first
 from pg_distill.conversion import Converted
 from pg_distill.conversion.original import Answers
 from pg_distill.database.backend import Database, Row, quote_identifier
 from pg_distill.errors import InvalidData
 from pg_distill.frame import Column, Feature, Frame, Kind, Strings
+from pg_distill.measure.comparison import important_first
 from pg_distill.quoting import quote_literal
 from pg_distill.rows.sample import Source
 

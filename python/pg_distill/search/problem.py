@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pg_distill import measure
 from pg_distill.frame import FloatArray, Task
+from pg_distill.measure import metrics
 from pg_distill.students import FAMILIES
 from pg_distill.transfer_set import TransferSet
 
@@ -89,7 +89,7 @@ def best_within(candidates: Iterable[Candidate], allowed_ms: float) -> list[Cand
     fitting = [
         c for c in candidates if c.artifact and np.isfinite(c.metric_select) and c.latency_ms <= allowed_ms
     ]
-    order = measure.rank(
+    order = metrics.rank(
         [c.metric_select for c in fitting],
         [c.tie_break_select for c in fitting],
         [c.jackknife_select for c in fitting],

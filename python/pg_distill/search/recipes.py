@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pg_distill.measure import AGREEMENT
+from pg_distill.measure.metrics import AGREEMENT
 from pg_distill.search.problem import Config
 from pg_distill.search.rows import Rows
 from pg_distill.search.training import Recipe

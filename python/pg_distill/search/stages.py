@@ -38,9 +38,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import measure, pareto
 from pg_distill.errors import InvalidData, PgDistillError
 from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.measure import metrics, pareto
 from pg_distill.search.problem import Candidate, Config, Problem, any_label
 from pg_distill.search.recipes import Recipes
 from pg_distill.search.rows import Rows
@@ -175,8 +175,8 @@ class Search:
         self.names_classes = (
             problem.task == "binary"
             and self.has_label
-            and problem.metric != measure.AGREEMENT
-            and measure.judges_classes(problem.metric)
+            and problem.metric != metrics.AGREEMENT
+            and metrics.judges_classes(problem.metric)
         )
         self.rows = Rows(problem, config, label, self.deadline)
         self.recipes = Recipes(config, self.rows, has_label=self.has_label)
@@ -204,19 +204,19 @@ class Search:
         fidelity = float("nan")
         if teacher is not None:
             if self.task == "regression":
-                fidelity = measure.score("r2", teacher[:, 0], outputs, select.weights)
+                fidelity = metrics.score("r2", teacher[:, 0], outputs, select.weights)
             else:
                 classes = teacher.argmax(axis=1)
-                fidelity = measure.score("accuracy", classes, outputs, select.weights, class_threshold)
+                fidelity = metrics.score("accuracy", classes, outputs, select.weights, class_threshold)
         if not self.has_label or self.problem.metric == "agreement":
             assert teacher is not None
             distance = (teacher - logits) ** 2 if self.task == "regression" else kl(teacher, logits)
             return fidelity, -float(np.average(distance.reshape(-1), weights=select.weights)), fidelity
         metric, y, known = self.truth()
         weights = None if select.weights is None else select.weights[known]
-        value = measure.score(metric, y[known], outputs[known], weights, class_threshold)
+        value = metrics.score(metric, y[known], outputs[known], weights, class_threshold)
         loss = "neg_root_mean_squared_error" if self.task == "regression" else "neg_log_loss"
-        return value, measure.score(loss, y[known], outputs[known], weights), fidelity
+        return value, metrics.score(loss, y[known], outputs[known], weights), fidelity
 
     def outputs(self, logits: FloatArray) -> FloatArray:
         """Return probabilities, or values, of logits."""
@@ -230,10 +230,10 @@ class Search:
         weights = None if weights is None else weights[known]
         outputs = self.outputs(logits)[known]
         if self.names_classes:
-            entry.class_threshold = measure.best_threshold(metric, y[known], outputs, weights)
-            outputs = measure.decided(outputs, entry.class_threshold)
+            entry.class_threshold = metrics.best_threshold(metric, y[known], outputs, weights)
+            outputs = metrics.decided(outputs, entry.class_threshold)
         entry.metric, entry.tie_break, entry.fidelity = self.judge(logits, entry.class_threshold)
-        left_out = measure.jackknife(metric, y[known], outputs, weights)
+        left_out = metrics.jackknife(metric, y[known], outputs, weights)
         entry.jackknife = tuple(left_out.tolist())
 
     def constant(self) -> FloatArray:
@@ -947,7 +947,7 @@ def _together_ms(parts: Sequence[_Entry]) -> float:
 
 def _ranked(usable: Sequence[_Entry]) -> list[_Entry]:
     """Return usable entries, best first; see ``measure.rank``."""
-    order = measure.rank(
+    order = metrics.rank(
         [e.metric for e in usable], [e.tie_break for e in usable], [e.jackknife for e in usable]
     )
     return [usable[i] for i in order]
