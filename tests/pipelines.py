@@ -19,7 +19,7 @@ from pg_distill.errors import PgDistillError
 from pg_distill.frame import Column, Feature, Frame, Kind, Strings
 from pg_distill.measure.comparison import Difference, compare
 from pg_distill.measure.metrics import decided
-from pg_distill.onnx_model import Signature
+from pg_distill.onnx_model.session import Signature
 
 ROWS = 700
 NUMBERS = ["a", "b", "c", "d", "e"]
@@ -721,7 +721,7 @@ class Tried:
 def try_pipeline(fitted: Fitted) -> Tried:
     """Convert a pipeline, run it as a server does, and hold it against its library on every row."""
     from pg_distill.conversion import convert
-    from pg_distill.onnx_graph import approve
+    from pg_distill.onnx_model.check import approve
 
     table = fitted.rows
     kinds: dict[str, Kind | None] = {**kinds_of(table)}

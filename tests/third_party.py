@@ -22,8 +22,8 @@ import pipelines
 from fuzz.run import Child, operator_cases, operator_seeds
 from pg_distill.errors import PgDistillError
 from pg_distill.frame import Column, Feature, Frame, Strings
-from pg_distill.onnx_graph import check, derive_signature, trial_run
-from pg_distill.onnx_model import Model, decode
+from pg_distill.onnx_model.check import check, derive_signature, trial_run
+from pg_distill.onnx_model.session import Model, decode
 
 TABLE = Path(__file__).resolve().parents[1] / "extension" / "doc" / "third_party_models.md"
 TOLERANCE = 1e-4  # of probabilities, and of values relative to their spread: the graphs compute in float32

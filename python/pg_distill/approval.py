@@ -14,7 +14,7 @@ from dataclasses import replace
 from pg_distill import places, registry
 from pg_distill.database.backend import Database
 from pg_distill.errors import TooManyInspections
-from pg_distill.onnx_model import Signature
+from pg_distill.onnx_model.session import Signature
 from pg_distill.process import Limits
 from pg_distill.trainer import Trainer
 

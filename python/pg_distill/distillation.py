@@ -29,7 +29,7 @@ from pg_distill.latency import (
     statement_latency_ms,
 )
 from pg_distill.material import Material, prepare
-from pg_distill.onnx_model import Signature
+from pg_distill.onnx_model.session import Signature
 from pg_distill.options import Options
 from pg_distill.progress import SEARCH, STAGES, Progress, Watch, latency_seconds
 from pg_distill.record import Outcome, Report, Run

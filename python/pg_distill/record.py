@@ -17,7 +17,7 @@ from pg_distill.job_queue import Job
 from pg_distill.latency import SQL_PATH, Timing, predict_path
 from pg_distill.material import Material
 from pg_distill.measure import metrics, pareto
-from pg_distill.onnx_model import Signature
+from pg_distill.onnx_model.session import Signature
 from pg_distill.options import Options
 from pg_distill.registration import default_metric, latency_figures
 from pg_distill.registry import Model

@@ -25,7 +25,7 @@ from pg_distill.errors import (
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
 from pg_distill.latency import Timing, contender_for, describe_machine, measure_latency
 from pg_distill.measure import metrics
-from pg_distill.onnx_model import Signature
+from pg_distill.onnx_model.session import Signature
 from pg_distill.rows.canonical import match_labels
 from pg_distill.rows.sample import (
     Label,

@@ -36,8 +36,8 @@ from pg_distill.errors import (
     UndefinedModel,
 )
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
-from pg_distill.onnx_model import RUN_BYTES, Cost, Signature, read_number
-from pg_distill.onnx_model import Model as Session
+from pg_distill.onnx_model.session import RUN_BYTES, Cost, Signature, read_number
+from pg_distill.onnx_model.session import Model as Session
 from pg_distill.rows.canonical import base_of, decode_row, json_readers, stored_types
 
 if TYPE_CHECKING:

@@ -475,7 +475,7 @@ def offer_models(
     cascades: str | None,
 ) -> list[float]:
     from pg_distill import approval
-    from pg_distill.onnx_model import Signature
+    from pg_distill.onnx_model.session import Signature
 
     found = _texts(names, "names")
     if found is None or artifacts is None or schemas is None or cascades is None or None in artifacts:

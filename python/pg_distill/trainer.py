@@ -31,13 +31,14 @@ import numpy.typing as npt
 
 from pg_distill.errors import InvalidData, InvalidParameter, TrainerDied
 from pg_distill.frame import Column, Feature, FloatArray, Frame, ModelForm, Strings, Task
-from pg_distill.onnx_model import RUN_BYTES, Cost, Signature
+from pg_distill.onnx_model.session import RUN_BYTES, Cost, Signature
 from pg_distill.process import Channel, ChildProcess, Limits, child_main
 from pg_distill.wire import Message
 
 if TYPE_CHECKING:
-    from pg_distill import onnx_graph, search
+    from pg_distill import search
     from pg_distill.measure import metrics
+    from pg_distill.onnx_model import check as onnx_graph
     from pg_distill.probe import Finding
 
 __all__ = ["Inspection", "Trainer", "Trial", "label_within"]
@@ -458,7 +459,7 @@ class _Workshop:
         return Message("looked", {"own": own, "found": found})
 
     def inspect(self, request: Message, channel: Channel) -> Message:
-        from pg_distill import onnx_graph
+        from pg_distill.onnx_model import check as onnx_graph
 
         fields = request.fields
         artifact = request.blobs["artifact"]
@@ -482,7 +483,7 @@ class _Workshop:
         )
 
     def check(self, request: Message, channel: Channel) -> Message:
-        from pg_distill import onnx_graph
+        from pg_distill.onnx_model import check as onnx_graph
 
         limits = _limits(request.fields)
         found = [
@@ -492,7 +493,8 @@ class _Workshop:
         return Message("checked", {"signatures": list(map(_write_signature, found))}, {}, {})
 
     def load(self, request: Message, channel: Channel) -> Message:
-        from pg_distill import onnx_graph, search, transfer_set
+        from pg_distill import search, transfer_set
+        from pg_distill.onnx_model import check as onnx_graph
         from pg_distill.rows import sample
         from pg_distill.soft_labels import logits_from_probabilities
 
@@ -676,7 +678,8 @@ class _Workshop:
         return Message("surveyed", reply, {}, {})
 
     def probe(self, request: Message, channel: Channel) -> Message:
-        from pg_distill import onnx_graph, search
+        from pg_distill import search
+        from pg_distill.onnx_model import check as onnx_graph
         from pg_distill.students import Shape, load_family
 
         problem = self.problem
@@ -703,7 +706,8 @@ class _Workshop:
         return Message("probed", fields, {}, {"artifact": artifact})
 
     def search(self, request: Message, channel: Channel) -> Message:
-        from pg_distill import onnx_graph, search
+        from pg_distill import search
+        from pg_distill.onnx_model import check as onnx_graph
 
         fields = dict(request.fields)
         fields["families"] = tuple(fields["families"])
@@ -840,8 +844,8 @@ class _Workshop:
         return np.where(own.max(axis=1, keepdims=True) >= threshold, own, self.test_teacher)
 
     def evaluate(self, request: Message, channel: Channel) -> Message:
-        from pg_distill import onnx_graph
-        from pg_distill.onnx_model import Model
+        from pg_distill.onnx_model import check as onnx_graph
+        from pg_distill.onnx_model.session import Model
 
         fields = request.fields
         for number in fields["numbers"]:
@@ -941,7 +945,7 @@ class _Workshop:
 
 
 def _limits(fields: Mapping[str, Any]) -> onnx_graph.Limits:
-    from pg_distill import onnx_graph
+    from pg_distill.onnx_model import check as onnx_graph
 
     return replace(
         onnx_graph.DEFAULT_LIMITS, artifact_bytes=fields["max_bytes"], run_bytes=fields["run_bytes"]

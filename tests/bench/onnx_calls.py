@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
-from pg_distill.onnx_graph import check, derive_signature
-from pg_distill.onnx_model import Model
+from pg_distill.onnx_model.check import check, derive_signature
+from pg_distill.onnx_model.session import Model
 
 FEATURES = 20
 ROUNDS = 200

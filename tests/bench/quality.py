@@ -36,13 +36,13 @@ import frontier_plot
 import numpy as np
 import servers
 import strong_teachers
-from pg_distill import onnx_graph
 from pg_distill.database.backend import PsycopgDatabase
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.latency import measure_latency, predict_contender
 from pg_distill.measure import metrics
 from pg_distill.measure.metrics import Latency
-from pg_distill.onnx_model import Model, Signature
+from pg_distill.onnx_model import check
+from pg_distill.onnx_model.session import Model, Signature
 from pg_distill.search import Candidate, Config, Problem, best_within, latency_ms, search
 from pg_distill.serving import OFFERED, offer
 from pg_distill.soft_labels import softmax
@@ -118,7 +118,7 @@ class Labeller:
 
     def __init__(self, artifact: bytes, data: datasets.DataSet, rows: Frame) -> None:
         self.signature = signature_of(artifact, data, rows)
-        self.teacher = onnx_graph.TeacherModel(artifact, self.signature, rows)
+        self.teacher = check.TeacherModel(artifact, self.signature, rows)
         self.pool = ThreadPoolExecutor(2)
 
     def __call__(self, frame: Frame) -> FloatArray:
@@ -130,8 +130,8 @@ class Labeller:
 
 def signature_of(artifact: bytes, data: datasets.DataSet, rows: Frame | None = None) -> Signature:
     """Return what an ONNX file takes and gives, as a registration derives it."""
-    return onnx_graph.derive_signature(
-        onnx_graph.check(artifact),
+    return check.derive_signature(
+        check.check(artifact),
         features=data.frame.features,
         task=data.task,
         classes=data.classes or None,

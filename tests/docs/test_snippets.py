@@ -30,9 +30,10 @@ from docs.conftest import (
 )
 from docs.reference import FILE, reference
 from docs.snippets import LANGUAGES, Reader, indented, snippets
-from pg_distill import onnx_graph, registry
+from pg_distill import registry
 from pg_distill.conversion import convert
 from pg_distill.frame import Kind
+from pg_distill.onnx_model import check
 
 pytestmark = pytest.mark.one_server("pg17")
 
@@ -271,7 +272,7 @@ def test_the_page_on_security_has_every_limit() -> None:
         default, forms, description = rows.pop(name)
         assert (default, description) == (text.default, text.description)
         assert "dask+tls://host:port" in forms
-    fixed = asdict(onnx_graph.Limits())
+    fixed = asdict(check.Limits())
     del fixed["artifact_bytes"]  # which the setting replaces
     for name, value in fixed.items():
         (said,) = rows.pop(name)

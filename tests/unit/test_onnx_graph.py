@@ -23,7 +23,7 @@ from pg_distill.errors import (
     PgDistillError,
 )
 from pg_distill.frame import Feature, Frame, Strings, Task
-from pg_distill.onnx_graph import (
+from pg_distill.onnx_model.check import (
     DEFAULT_LIMITS,
     STUDENT_KEY,
     Limits,
@@ -34,7 +34,7 @@ from pg_distill.onnx_graph import (
     tree_thresholds,
     trial_run,
 )
-from pg_distill.onnx_model import Model, Signature
+from pg_distill.onnx_model.session import Model, Signature
 
 FLOAT = TensorProto.FLOAT
 MB = 1 << 20

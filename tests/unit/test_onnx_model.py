@@ -17,7 +17,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, numpy_helper
-from pg_distill import onnx_model, serving
+from pg_distill import serving
 from pg_distill.errors import (
     ArtifactCorrupted,
     DatatypeMismatch,
@@ -29,7 +29,9 @@ from pg_distill.errors import (
     ValueOutOfRange,
 )
 from pg_distill.frame import Feature, Frame, Strings
-from pg_distill.onnx_model import (
+from pg_distill.onnx_model import session as onnx_model
+from pg_distill.onnx_model.cut import prune
+from pg_distill.onnx_model.session import (
     NULL_STRING,
     FeatureSpec,
     InputSpec,
@@ -38,7 +40,6 @@ from pg_distill.onnx_model import (
     Signature,
     open_session,
 )
-from pg_distill.onnx_wire import prune
 
 NAN = math.nan
 

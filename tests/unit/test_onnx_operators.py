@@ -15,9 +15,9 @@ import pytest
 from fuzz import run
 from onnx import TensorProto, helper, numpy_helper
 from pg_distill.errors import FeatureNotSupported, InvalidArtifact, LimitExceeded, PgDistillError
-from pg_distill.onnx_model import InputSpec
-from pg_distill.onnx_operators import RULES, Amount, Tensor, constant, elements
-from pg_distill.onnx_survey import Survey, step_of, survey
+from pg_distill.onnx_model.operators import RULES, Amount, Tensor, constant, elements
+from pg_distill.onnx_model.session import InputSpec
+from pg_distill.onnx_model.survey import Survey, step_of, survey
 
 ROWS = Amount(0, 1)
 

@@ -8,7 +8,7 @@ import pytest
 from models import EXPORTERS, Exported
 from pg_distill.errors import FeatureNotSupported, InvalidData
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
-from pg_distill.onnx_model import open_session
+from pg_distill.onnx_model.session import open_session
 from pg_distill.soft_labels import logits_from_probabilities
 from pg_distill.students import Shape
 from pg_distill.students.boosted import Boosted

@@ -12,7 +12,7 @@ from pg_distill import record, search, verdict
 from pg_distill.frame import Feature, Frame
 from pg_distill.latency import Timing
 from pg_distill.measure import metrics
-from pg_distill.onnx_model import Signature
+from pg_distill.onnx_model.session import Signature
 from pg_distill.options import Options
 from pg_distill.registry import Model
 from pg_distill.soft_labels import softmax

@@ -1,7 +1,7 @@
 """From a model of scikit-learn, LightGBM, XGBoost or CatBoost to ONNX (the extra ``convert``).
 
 `load_model` opens a file, `convert` makes a graph of it, `Original` is the model in its own library: what it says of rows is held
-against what predict says of them before anything is registered (`pg_distill.comparison`). A pickle runs code when it is read: a
+against what predict says of them before anything is registered (`pg_distill.measure.comparison`). A pickle runs code when it is read: a
 model file is opened by whoever calls the command line, never by the server, which gets ONNX and checks it.
 """
 
@@ -142,7 +142,7 @@ def _convert(
         else:
             output, name = add_decision(graph, model, table), "logits"
             width = 1 if width == 2 else width
-    from pg_distill.onnx_model import CONVERTED_KEY
+    from pg_distill.onnx_model.session import CONVERTED_KEY
 
     said = {"library": original.version, "model": type(original.inner).__name__}
     artifact = graph.finish(output, name, width, {CONVERTED_KEY: json.dumps(said)})

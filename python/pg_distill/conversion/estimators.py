@@ -18,7 +18,7 @@ from pg_distill.conversion.foreign import add_foreign
 from pg_distill.conversion.graph import Graph, Matrix, Numbers
 from pg_distill.conversion.preprocessing import TRANSFORMERS, add_function, kind_of, unsupported
 from pg_distill.conversion.trees import Tree, add_trees, find_intervals
-from pg_distill.onnx_model import open_session
+from pg_distill.onnx_model.session import open_session
 
 __all__ = [
     "add_decision",

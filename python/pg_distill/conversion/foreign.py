@@ -84,7 +84,7 @@ def _converted(model: Any, width: int, method: str, wide: bool) -> onnx.ModelPro
 
 def _try(proto: onnx.ModelProto, width: int, output: str, wide: bool) -> None:
     """Open and run the graph, of which ONNX Runtime may have no kernel for float64, on two rows."""
-    from pg_distill.onnx_model import open_session
+    from pg_distill.onnx_model.session import open_session
 
     rows = np.zeros((2, width), np.float64 if wide else np.float32)
     found = open_session(proto.SerializeToString()).run([output], {"X": rows})[0]

@@ -72,10 +72,10 @@ class Rows:
             if self.problem.teacher is not None:
                 import onnx
 
-                from pg_distill import onnx_graph
+                from pg_distill.onnx_model import check
 
                 features = self.problem.fit.frame.features
-                found = onnx_graph.tree_thresholds(onnx.load_from_string(self.problem.teacher))
+                found = check.tree_thresholds(onnx.load_from_string(self.problem.teacher))
                 self._thresholds = {features[p].name: cuts for p, cuts in found.items() if p < len(features)}
         return self._thresholds
 

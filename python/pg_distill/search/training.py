@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import onnx_model, onnx_wire
 from pg_distill.errors import FeatureNotSupported, LimitExceeded, PgDistillError
 from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.onnx_model import cut
+from pg_distill.onnx_model import session as onnx_model
 from pg_distill.soft_labels import softmax
 from pg_distill.students import Student, load_family
 from pg_distill.transfer_set import TransferSet
@@ -150,9 +151,7 @@ def make_student(task: Training) -> Student:
     return student
 
 
-def _feeds(
-    session: Any, frame: Frame, lookups: Sequence[onnx_wire.Lookup] = ()
-) -> dict[str, npt.NDArray[Any]]:
+def _feeds(session: Any, frame: Frame, lookups: Sequence[cut.Lookup] = ()) -> dict[str, npt.NDArray[Any]]:
     """Return what a student's session takes for ``frame``; ``lookups`` are those that were cut from its graph."""
     by_target = {lookup.target: lookup for lookup in lookups}
     strings = [frame.strings(name).to_objects(onnx_model.NULL_STRING) for name in frame.string_names]
@@ -182,7 +181,7 @@ def disagreement(artifact: bytes, frame: Frame, logits: FloatArray, task: Task) 
 
 def latency_ms(artifact: bytes, frame: Frame) -> float:
     """Return the median of one-row ``session.run`` calls over real rows, in ms, of the graph that predict would run."""
-    graph, lookups = onnx_wire.cut_lookups(artifact, {"strings"})
+    graph, lookups = cut.cut_lookups(artifact, {"strings"})
     session = onnx_model.open_session(graph)
     rows = [
         _feeds(session, frame.take(np.array([i])), lookups)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from pg_distill import native
 from pg_distill.frame import FloatArray, Frame, Task
-from pg_distill.onnx_model import NULL_STRING
+from pg_distill.onnx_model.session import NULL_STRING
 from pg_distill.soft_labels import distillation_loss, distillation_value_loss
 from pg_distill.students import Shape
 from pg_distill.students.encoding import MAX_CATEGORIES, CategoryEncoder

@@ -38,7 +38,7 @@ from pg_distill.errors import (
     UndefinedColumn,
 )
 from pg_distill.frame import FloatArray, Frame, Kind, Task
-from pg_distill.onnx_wire import Lookup, cut_lookups, prune
+from pg_distill.onnx_model.cut import Lookup, cut_lookups, prune
 from pg_distill.rows import canonical
 
 __all__ = [

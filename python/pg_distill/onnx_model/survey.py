@@ -15,8 +15,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from pg_distill.errors import FeatureNotSupported, InvalidArtifact, LimitExceeded
-from pg_distill.onnx_model import Cost, InputSpec
-from pg_distill.onnx_operators import (
+from pg_distill.onnx_model.operators import (
     MAX_VALUES,
     ONE,
     RULES,
@@ -27,6 +26,7 @@ from pg_distill.onnx_operators import (
     elements,
     item_bytes,
 )
+from pg_distill.onnx_model.session import Cost, InputSpec
 
 __all__ = ["Step", "Survey", "step_of", "survey"]
 

@@ -47,7 +47,9 @@ from pg_distill.errors import (
     UndefinedColumn,
 )
 from pg_distill.frame import Feature, FloatArray, Frame, Kind, Strings, Task
-from pg_distill.onnx_model import (
+from pg_distill.onnx_model.cut import prune
+from pg_distill.onnx_model.operators import RULES, Tensor, item_bytes
+from pg_distill.onnx_model.session import (
     BATCH_ROWS,
     CONVERTED_KEY,
     RUN_BYTES,
@@ -66,9 +68,7 @@ from pg_distill.onnx_model import (
     open_session,
     runtime_errors,
 )
-from pg_distill.onnx_operators import RULES, Tensor, item_bytes
-from pg_distill.onnx_survey import ELEMENT_TYPES, Survey, survey
-from pg_distill.onnx_wire import prune
+from pg_distill.onnx_model.survey import ELEMENT_TYPES, Survey, survey
 
 __all__ = [
     "DEFAULT_LIMITS",
