@@ -426,7 +426,7 @@ def _file(name: str, make: Callable[[], Fitted]) -> Fitted:
     """A model as it is read from its own library's file."""
     import tempfile
 
-    from pg_distill.conversion import load_model
+    from pg_distill.conversion.convert import load_model
 
     fitted = make()
     with tempfile.TemporaryDirectory() as folder:
@@ -720,7 +720,7 @@ class Tried:
 
 def try_pipeline(fitted: Fitted) -> Tried:
     """Convert a pipeline, run it as a server does, and hold it against its library on every row."""
-    from pg_distill.conversion import convert
+    from pg_distill.conversion.convert import convert
     from pg_distill.onnx_model.check import approve
 
     table = fitted.rows

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from pg_distill.students import mlp
-from pg_distill.transfer_set import TransferSet
+from pg_distill.students.transfer_set import TransferSet
 
 
 class Numpy:

@@ -411,7 +411,7 @@ plpy.execute(plan, [json.dumps(found)])
 
 def _register_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="the model's name in the registry")
-    from pg_distill.conversion import KINDS
+    from pg_distill.conversion.convert import KINDS
 
     parser.add_argument("model", help=KINDS)
     parser.add_argument("--sample", help="relation or query whose rows the model is for")
@@ -487,14 +487,14 @@ def _converted(connection: psycopg.Connection[Any], arguments: argparse.Namespac
     """Convert a model, ask its library about rows of the sample, and register it with what the library says."""
     import psycopg
 
-    from pg_distill import conversion
+    from pg_distill.conversion import convert
     from pg_distill.conversion.asking import ask
     from pg_distill.database.backend import PsycopgDatabase
     from pg_distill.rows.sample import resolve_source
 
-    model = conversion.load_model(arguments.model)
+    model = convert.load_model(arguments.model)
     if arguments.sample is None:
-        made = conversion.convert(model, None, arguments.features, arguments.label)
+        made = convert.convert(model, None, arguments.features, arguments.label)
         _warn("the model was not held against its own library, because no sample is named")
         claim: tuple[Any, ...] | None = None
     else:
@@ -502,7 +502,7 @@ def _converted(connection: psycopg.Connection[Any], arguments: argparse.Namespac
             db = PsycopgDatabase(other)
             source = resolve_source(db, arguments.sample)
             kinds = {name: source.kinds.get(name) for name in source.types}
-            made = conversion.convert(model, kinds, arguments.features, arguments.label)
+            made = convert.convert(model, kinds, arguments.features, arguments.label)
             for name in made.features:
                 if source.kind(name) == "timestamp":
                     _warn(f'column "{name}" is given to the model as seconds since 1970')

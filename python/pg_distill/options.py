@@ -9,7 +9,7 @@ import numpy as np
 
 from pg_distill.errors import InvalidParameter, NullNotAllowed
 from pg_distill.registry import check_name
-from pg_distill.students import FAMILIES
+from pg_distill.students.families import FAMILIES
 
 __all__ = ["PREFERENCES", "Options"]
 

@@ -36,10 +36,10 @@ from pg_distill.process import Channel, ChildProcess, Limits, child_main
 from pg_distill.wire import Message
 
 if TYPE_CHECKING:
-    from pg_distill import search
     from pg_distill.measure import metrics
     from pg_distill.onnx_model import check as onnx_graph
     from pg_distill.probe import Finding
+    from pg_distill.search.problem import Candidate, Problem
 
 __all__ = ["Inspection", "Trainer", "Trial", "label_within"]
 
@@ -434,14 +434,14 @@ class _Workshop:
     """What the child knows between requests."""
 
     def __init__(self) -> None:
-        self.problem: search.Problem
+        self.problem: Problem
         self.test: Frame
         self.test_y: npt.NDArray[Any]
         self.test_weights: FloatArray | None
         self.test_teacher: FloatArray
         self.label: Callable[[Frame], FloatArray] | None = None
         self.teacher_artifact: bytes | None = None
-        self.candidates: dict[int, search.Candidate] = {}
+        self.candidates: dict[int, Candidate] = {}
         self.signatures: dict[int, Signature] = {}
         self.cascades: dict[int, tuple[int, float]] = {}
         self.class_thresholds: dict[int, float | None] = {}
@@ -493,10 +493,11 @@ class _Workshop:
         return Message("checked", {"signatures": list(map(_write_signature, found))}, {}, {})
 
     def load(self, request: Message, channel: Channel) -> Message:
-        from pg_distill import search, transfer_set
         from pg_distill.onnx_model import check as onnx_graph
         from pg_distill.rows import sample
-        from pg_distill.soft_labels import logits_from_probabilities
+        from pg_distill.search.problem import Problem
+        from pg_distill.students import transfer_set
+        from pg_distill.students.soft_labels import logits_from_probabilities
 
         fields = request.fields
         task: Task = fields["task"]
@@ -563,7 +564,7 @@ class _Workshop:
             )
 
         unlabelled = part(sample.UNLABELLED)
-        self.problem = search.Problem(
+        self.problem = Problem(
             task=task,
             classes=tuple(fields["classes"]),
             metric=fields["metric"],
@@ -678,9 +679,9 @@ class _Workshop:
         return Message("surveyed", reply, {}, {})
 
     def probe(self, request: Message, channel: Channel) -> Message:
-        from pg_distill import search
         from pg_distill.onnx_model import check as onnx_graph
-        from pg_distill.students import Shape, load_family
+        from pg_distill.search.training import latency_ms
+        from pg_distill.students.families import Shape, load_family
 
         problem = self.problem
         n_classes = len(problem.classes) or 1
@@ -701,13 +702,14 @@ class _Workshop:
         )
         fields = {
             **_write_signature(signature),
-            "latency_ms": search.latency_ms(artifact, few.frame),
+            "latency_ms": latency_ms(artifact, few.frame),
         }
         return Message("probed", fields, {}, {"artifact": artifact})
 
     def search(self, request: Message, channel: Channel) -> Message:
-        from pg_distill import search
         from pg_distill.onnx_model import check as onnx_graph
+        from pg_distill.search.problem import Config
+        from pg_distill.search.stages import search
 
         fields = dict(request.fields)
         fields["families"] = tuple(fields["families"])
@@ -719,9 +721,9 @@ class _Workshop:
 
                 executor = stack.enter_context(DaskExecutor(address))
                 fields["threads"] = executor.slots
-            candidates = search.search(
+            candidates = search(
                 self.problem,
-                search.Config(**fields),
+                Config(**fields),
                 self.label,
                 executor=executor,
                 report=lambda progress: channel.send(Message("progress", dict(progress), {}, {})),
@@ -1032,7 +1034,7 @@ def label_within(
 
 
 def _probabilities(logits: FloatArray, task: Task) -> FloatArray:
-    from pg_distill.soft_labels import softmax
+    from pg_distill.students.soft_labels import softmax
 
     return logits if task == "regression" else softmax(logits, 1.0)
 

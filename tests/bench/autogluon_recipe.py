@@ -21,10 +21,11 @@ import lightgbm
 import numpy as np
 from pg_distill.frame import FloatArray, Frame, Strings, Task
 from pg_distill.measure import metrics
-from pg_distill.search import Candidate, Problem, latency_ms
-from pg_distill.soft_labels import softmax
-from pg_distill.students import Shape, load_family
-from pg_distill.transfer_set import AUGMENTED, TransferSet, stack
+from pg_distill.search.problem import Candidate, Problem
+from pg_distill.search.training import latency_ms
+from pg_distill.students.families import Shape, load_family
+from pg_distill.students.soft_labels import softmax
+from pg_distill.students.transfer_set import AUGMENTED, TransferSet, stack
 from sklearn.ensemble import RandomForestRegressor
 
 __all__ = ["mean_call_ms", "students", "within"]

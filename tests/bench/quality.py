@@ -43,11 +43,13 @@ from pg_distill.measure import metrics
 from pg_distill.measure.metrics import Latency
 from pg_distill.onnx_model import check
 from pg_distill.onnx_model.session import Model, Signature
-from pg_distill.search import Candidate, Config, Problem, best_within, latency_ms, search
+from pg_distill.search.problem import Candidate, Config, Problem, best_within
+from pg_distill.search.stages import search
+from pg_distill.search.training import latency_ms
 from pg_distill.serving import OFFERED, offer
-from pg_distill.soft_labels import softmax
-from pg_distill.students import load_family
-from pg_distill.transfer_set import TransferSet
+from pg_distill.students.families import load_family
+from pg_distill.students.soft_labels import softmax
+from pg_distill.students.transfer_set import TransferSet
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_SETS = ("letter", "magic", "flights", "diamonds")

@@ -38,8 +38,8 @@ import servers  # noqa: E402
 from pg_distill.errors import PgDistillError  # noqa: E402
 from pg_distill.frame import Feature, Frame, Strings  # noqa: E402
 from pg_distill.onnx_model.session import NULL_STRING  # noqa: E402
-from pg_distill.students import load_family  # noqa: E402
-from pg_distill.transfer_set import TransferSet  # noqa: E402
+from pg_distill.students.families import load_family  # noqa: E402
+from pg_distill.students.transfer_set import TransferSet  # noqa: E402
 
 DATABASE = "pg_distill_bench"
 ROWS = 100_000  # of a scan, so that planning and the client's round trip are small beside it

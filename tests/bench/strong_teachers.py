@@ -28,7 +28,7 @@ from pg_distill.frame import Frame
 from pg_distill.students.encoding import CategoryEncoder, look_up
 from pg_distill.students.export import Graph, Numbers
 from pg_distill.students.mlp import Mlp
-from pg_distill.transfer_set import TransferSet
+from pg_distill.students.transfer_set import TransferSet
 from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor

@@ -31,7 +31,7 @@ from docs.conftest import (
 from docs.reference import FILE, reference
 from docs.snippets import LANGUAGES, Reader, indented, snippets
 from pg_distill import registry
-from pg_distill.conversion import convert
+from pg_distill.conversion.convert import convert
 from pg_distill.frame import Kind
 from pg_distill.onnx_model import check
 

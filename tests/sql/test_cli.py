@@ -222,7 +222,7 @@ def test_models_of_each_library_by_import_path(
 def test_xgboost_and_lightgbm_over_named_columns(db: psycopg.Connection, tmp_path: Path) -> None:
     """The names that they were fitted on are the features, in their order."""
     pd = pytest.importorskip("pandas")
-    from pg_distill.conversion import convert
+    from pg_distill.conversion.convert import convert
 
     rng = np.random.default_rng(0)
     table = pd.DataFrame(rng.normal(size=(300, 2)), columns=["amount", "age"])

@@ -11,13 +11,13 @@ import numpy as np
 import psycopg
 import pytest
 from models import EXPORTERS
-from pg_distill import native
 from pg_distill.database.backend import quote_identifier
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.session import NULL_STRING
-from pg_distill.soft_labels import logits_from_probabilities
+from pg_distill.students import expression as native
 from pg_distill.students.first_trees import FirstTrees
-from pg_distill.transfer_set import TransferSet
+from pg_distill.students.soft_labels import logits_from_probabilities
+from pg_distill.students.transfer_set import TransferSet
 from servers import Server
 from student_rows import TASKS, edge_rows, make, rows, run, transfer, unsure
 

@@ -11,9 +11,9 @@ import numpy as np
 import psycopg
 import pytest
 import servers
-from pg_distill import native
 from pg_distill.database.backend import quote_identifier
 from pg_distill.frame import FloatArray, Strings, Task
+from pg_distill.students import expression as native
 from psycopg import errors
 from sql.conftest import load_survival
 from sql.test_serving import register, set_expression, value

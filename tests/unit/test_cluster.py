@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from clusters import PATIENCE_S, Cluster
-from pg_distill import search
 from pg_distill.errors import InvalidState
-from pg_distill.search import Candidate, Config, Problem, recipes, stages
-from pg_distill.students import load_family
+from pg_distill.search import recipes, stages
+from pg_distill.search.problem import Candidate, Config, Problem
+from pg_distill.students.families import load_family
 from student_rows import transfer, truth
 
 pytest.importorskip("distributed", reason="Dask is not installed (the extra dask)")
@@ -62,7 +62,7 @@ def _found(cluster: Cluster | None, kill_at: tuple[int, ...] = ()) -> list[tuple
     problem = Problem("binary", ("a", "b"), "roc_auc", fit, select)
     config = Config(target_latency_ms=5.0, families=("mlp",), epochs=1, time_budget_s=1800.0, threads=2)
     if cluster is None:
-        return _identities(search.search(problem, config, lambda frame: truth(frame, "binary")))
+        return _identities(stages.search(problem, config, lambda frame: truth(frame, "binary")))
     before = cluster.transitions()
 
     def kill() -> None:
@@ -77,7 +77,7 @@ def _found(cluster: Cluster | None, kill_at: tuple[int, ...] = ()) -> list[tuple
     try:
         with DaskExecutor(f"dask://{cluster.address}") as executor:
             return _identities(
-                search.search(problem, config, lambda frame: truth(frame, "binary"), executor=executor)
+                stages.search(problem, config, lambda frame: truth(frame, "binary"), executor=executor)
             )
     finally:
         killer.join()

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
 from pg_distill.students.objective import Lines, Objective, Steps, backfit, resolve_targets
-from pg_distill.transfer_set import TransferSet
+from pg_distill.students.transfer_set import TransferSet
 from student_rows import TASKS, difference, edge_rows, make, rows, run, transfer
 
 BINS = [0, 16]

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from pg_distill.frame import Frame, Task
-from pg_distill.students import Shape
+from pg_distill.students.families import Shape
 from pg_distill.students.mlp import Mlp, _Trainer
 from student_rows import CLASSES, FEATURES, TASKS, difference, edge_rows, make, rows, transfer
 

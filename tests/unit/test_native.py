@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from pg_distill import native
 from pg_distill.errors import LimitExceeded
+from pg_distill.students import expression
 from student_rows import make, transfer
 
 
@@ -17,26 +17,26 @@ def depth(text: str) -> int:
 
 def test_sums_are_balanced() -> None:
     terms = [f"a{i}" for i in range(1000)]
-    text = native.balanced_sum(terms)
+    text = expression.balanced_sum(terms)
     assert re.findall(r"a\d+", text) == terms
     assert depth(text) <= 10
-    assert native.balanced_sum([]) == "0"
+    assert expression.balanced_sum([]) == "0"
 
 
 def test_literals_read_back_the_same() -> None:
     for value in [0.1, -1e300, 5e-324, 1 / 3, 7.0, float("inf"), float("-inf")]:
-        text = native.literal(value).removesuffix("::float").strip("'")
+        text = expression.literal(value).removesuffix("::float").strip("'")
         assert float(text.replace("Infinity", "inf")) == value
-    assert native.literal(float("nan")) == "'NaN'::float"
+    assert expression.literal(float("nan")) == "'NaN'::float"
 
 
 def test_choose_finds_every_value_in_few_comparisons() -> None:
     results = {f"v{i:03}": i for i in range(500)}
-    text = native.choose("c", results, -1, -1)
+    text = expression.choose("c", results, -1, -1)
     assert all(f"'{value}' THEN {code} " in text for value, code in results.items())
-    assert text.count("CASE c ") * native.MAX_CHAIN >= 500
+    assert text.count("CASE c ") * expression.MAX_CHAIN >= 500
     assert "IS NULL" not in text
-    assert native.choose("c", {}, 3, 4) == "CASE WHEN c IS NULL THEN 4 ELSE 3 END"
+    assert expression.choose("c", {}, 3, 4) == "CASE WHEN c IS NULL THEN 4 ELSE 3 END"
 
 
 def test_a_large_student_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,8 +46,8 @@ def test_a_large_student_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         make("mlp", "binary", hidden=[16], epochs=1).fit(transfer(500, "binary"), transfer(100, "binary", 1)),
     ]
     for student in students:
-        assert len(student.to_sql()) < native.MAX_BYTES
-    monkeypatch.setattr(native, "MAX_BYTES", 500)
+        assert len(student.to_sql()) < expression.MAX_BYTES
+    monkeypatch.setattr(expression, "MAX_BYTES", 500)
     for student in students:
         with pytest.raises(LimitExceeded):
             student.to_sql()

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from models import exported
 from pg_distill.frame import Feature, Frame, Strings, Task
-from pg_distill.soft_labels import log_softmax, logits_from_probabilities, one_hot, softmax
-from pg_distill.students import Shape, load_family
 from pg_distill.students.blend import Blend
 from pg_distill.students.encoding import CategoryEncoder
+from pg_distill.students.families import Shape, load_family
 from pg_distill.students.first_trees import FirstTrees
 from pg_distill.students.mlp import MAX_ONE_HOT
-from pg_distill.transfer_set import TransferSet
+from pg_distill.students.soft_labels import log_softmax, logits_from_probabilities, one_hot, softmax
+from pg_distill.students.transfer_set import TransferSet
 from student_rows import TASKS, difference, make, run, transfer, unsure
 
 COLUMNS, CLASSES = 500, 100

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pg_distill import search
 from pg_distill.errors import InvalidData
 from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.measure import pareto
-from pg_distill.search import Candidate, Config, Problem, recipes, rows, stages
+from pg_distill.search import recipes, rows, stages
+from pg_distill.search.problem import Candidate, Config, Problem, best_within
 from pg_distill.search.training import Recipe
-from pg_distill.soft_labels import softmax
-from pg_distill.students import FAMILIES, load_family
+from pg_distill.students.families import FAMILIES, load_family
+from pg_distill.students.soft_labels import softmax
 from student_rows import CLASSES, TASKS, run, transfer, truth
 
 CLASS_NAMES = {"binary": ("a", "b"), "multiclass": ("a", "b", "c", "d"), "regression": ()}
@@ -47,7 +47,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_candidate_has_a_reason_and_the_frontier_is_one(task: Task) -> None:
-    found = search.search(problem(task), FAST, teacher(task))
+    found = stages.search(problem(task), FAST, teacher(task))
     assert all(c.reason for c in found)
     assert [c.number for c in found] == list(range(len(found)))
     trained = [c for c in found if c.artifact]
@@ -58,7 +58,7 @@ def test_every_candidate_has_a_reason_and_the_frontier_is_one(task: Task) -> Non
     undominated = set(pareto.frontier([(c.latency_ms, c.metric_select) for c in trained]))
     assert frontier >= undominated
     for c in trained:
-        first = search.best_within(found, c.latency_ms)[0]
+        first = best_within(found, c.latency_ms)[0]
         assert first.on_frontier
         assert not c.on_frontier or c == first or (c.latency_ms, c.metric_select) in undominated
     test = transfer(200, task, 7)
@@ -109,9 +109,9 @@ def test_candidates_do_not_depend_on_the_executor(
         sizes = load_family(family).sizes
         monkeypatch.setattr(load_family(family), "sizes", lambda shape, sizes=sizes: sizes(shape)[:2])
     config = replace(FAST, families=families, time_budget_s=1000.0)
-    one = search.search(problem("binary"), replace(config, threads=1), teacher("binary"))
-    two = search.search(problem("binary"), config, teacher("binary"))
-    other = search.search(problem("binary"), config, teacher("binary"), executor=Backwards())
+    one = stages.search(problem("binary"), replace(config, threads=1), teacher("binary"))
+    two = stages.search(problem("binary"), config, teacher("binary"))
+    other = stages.search(problem("binary"), config, teacher("binary"), executor=Backwards())
 
     assert {c.family for c in one if c.artifact} >= set(families)
     assert [identity(c) for c in one] == [identity(c) for c in two] == [identity(c) for c in other]
@@ -121,7 +121,7 @@ def test_nothing_is_trained_that_cannot_meet_the_target(monkeypatch: pytest.Monk
     trained: list[Any] = []
     monkeypatch.setattr(stages, "train", lambda task, data, select: trained.append(task))
     config = replace(FAST, target_latency_ms=0.0001, families=tuple(FAMILIES))
-    found = search.search(problem("binary"), config, teacher("binary"))
+    found = stages.search(problem("binary"), config, teacher("binary"))
     assert not trained
     assert {c.family for c in found} == set(FAMILIES) - {"first_trees"}  # the teacher has no trees
     assert all("not trained" in c.reason and not c.artifact for c in found)
@@ -148,13 +148,13 @@ def test_what_was_too_slow_in_a_slow_moment_is_measured_again(monkeypatch: pytes
 
     monkeypatch.setattr(stages, "latency_ms", latency_ms)
     config = replace(FAST, families=("mlp", "tree"))
-    found = search.search(problem("binary"), config, teacher("binary"), report=report)
+    found = stages.search(problem("binary"), config, teacher("binary"), report=report)
     trees = [c for c in found if c.family == "tree"]
     assert refused  # in the gate, and trained all the same
     assert any(c.artifact for c in trees) and not any("not trained" in c.reason for c in trees)
     assert all(c.latency_ms < allowed for c in trees if c.artifact)
     is_slow = True
-    found = search.search(problem("binary"), config, teacher("binary"))
+    found = stages.search(problem("binary"), config, teacher("binary"))
     trees = [c for c in found if c.family == "tree"]
     assert trees and not any(c.artifact for c in trees)
     assert all("not trained" in c.reason and c.latency_ms > allowed for c in trees)
@@ -162,7 +162,7 @@ def test_what_was_too_slow_in_a_slow_moment_is_measured_again(monkeypatch: pytes
 
 def test_call_overhead_counts_against_the_target() -> None:
     config = replace(FAST, target_latency_ms=1.0, call_overhead_ms=0.9999)
-    found = search.search(problem("binary"), config, teacher("binary"))
+    found = stages.search(problem("binary"), config, teacher("binary"))
     assert not any(c.artifact for c in found)
 
 
@@ -173,7 +173,7 @@ def test_the_budget_is_kept_and_what_was_found_is_returned() -> None:
 
     start = time.monotonic()
     config = replace(FAST, time_budget_s=5.0, epochs=1000)
-    found = search.search(problem("binary", 3000), config, slow)
+    found = stages.search(problem("binary", 3000), config, slow)
     assert time.monotonic() - start < 9.0
     assert any(c.on_frontier for c in found)
 
@@ -189,7 +189,7 @@ def test_real_rows_are_learned_from_however_little_time_a_teacher_leaves(task: T
         return truth(frame, task)
 
     start = time.monotonic()
-    found = search.search(problem(task), replace(FAST, time_budget_s=0.05), slow)
+    found = stages.search(problem(task), replace(FAST, time_budget_s=0.05), slow)
     assert time.monotonic() - start < 20.0
     usable = [c for c in found if c.artifact]
     assert {c.is_control for c in usable} == {True, False}
@@ -202,14 +202,14 @@ def test_real_rows_are_learned_from_however_little_time_a_teacher_leaves(task: T
 
 
 def test_a_teacher_that_cannot_label_gets_no_augmented_rows() -> None:
-    found = search.search(problem("binary"), FAST, None)
+    found = stages.search(problem("binary"), FAST, None)
     assert any(c.artifact and not c.is_control for c in found)
     kinds = {kind for c in found for kind in dict(c.configuration.get("transfer_set", {}))}
     assert kinds == {"real"}
 
 
 def test_without_labels_agreement_chooses_and_there_is_no_control() -> None:
-    found = search.search(problem("multiclass", labels=False), FAST, teacher("multiclass"))
+    found = stages.search(problem("multiclass", labels=False), FAST, teacher("multiclass"))
     trained = [c for c in found if c.artifact]
     assert trained
     assert not any(c.is_control for c in found)
@@ -223,7 +223,7 @@ def test_a_candidate_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> 
         raise ValueError("no luck")
 
     monkeypatch.setattr(Mlp, "fit", broken)
-    found = search.search(problem("binary"), FAST, teacher("binary"))
+    found = stages.search(problem("binary"), FAST, teacher("binary"))
     assert any(c.reason == "ValueError: no luck" for c in found if c.family == "mlp")
     assert any(c.artifact for c in found if c.family == "linear")
 
@@ -237,7 +237,7 @@ def test_a_teacher_that_fails_on_augmented_rows_is_a_reason() -> None:
             raise RuntimeError("teacher fell over")
         return truth(frame, "binary")
 
-    found = search.search(whole, replace(FAST, families=("linear",)), label)
+    found = stages.search(whole, replace(FAST, families=("linear",)), label)
     assert any(c.reason == "no transfer set: RuntimeError: teacher fell over" for c in found)
     assert any(c.on_frontier and not c.is_control for c in found)
 
@@ -247,7 +247,7 @@ def test_a_graph_that_disagrees_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     honest = Linear.predict_logits
     monkeypatch.setattr(Linear, "predict_logits", lambda self, frame: honest(self, frame) * 1.5)
-    found = search.search(problem("binary"), replace(FAST, families=("linear",)), teacher("binary"))
+    found = stages.search(problem("binary"), replace(FAST, families=("linear",)), teacher("binary"))
     tried = [c for c in found if c.seconds > 0]
     assert tried
     assert all("differ" in c.reason and not c.artifact for c in tried)
@@ -255,7 +255,7 @@ def test_a_graph_that_disagrees_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_blends_are_candidates_and_average_their_parts() -> None:
     config = replace(FAST, families=("boosted", "mlp"), time_budget_s=60.0)
-    found = search.search(problem("regression", 1500), config, teacher("regression"))
+    found = stages.search(problem("regression", 1500), config, teacher("regression"))
     blends = [c for c in found if c.family == "blend" and c.artifact]
     assert {c.is_control for c in blends} == {True, False}  # what a student is compared with is blended too
     frame = transfer(100, "regression", 5).frame
@@ -308,12 +308,12 @@ def test_a_blend_of_a_lucky_student_still_takes_what_lowers_its_loss() -> None:
 
 
 def test_candidates_and_blends_are_calibrated_on_select() -> None:
-    from pg_distill.soft_labels import fit_sharpness
+    from pg_distill.students.soft_labels import fit_sharpness
 
     whole = problem("multiclass", 800)
     assert whole.select.y is not None
     config = replace(FAST, families=("linear", "tree"))  # these are not trained again with the select rows
-    found = search.search(whole, config, teacher("multiclass"))
+    found = stages.search(whole, config, teacher("multiclass"))
     trained = [c for c in found if c.artifact]
     assert {c.family for c in trained} >= {"linear", "tree", "blend"}
     for c in trained:
@@ -325,7 +325,7 @@ def test_candidates_and_blends_are_calibrated_on_select() -> None:
 
 def test_progress_is_reported() -> None:
     said: list[dict[str, Any]] = []
-    search.search(problem("binary"), replace(FAST, families=("linear",)), None, report=said.append)
+    stages.search(problem("binary"), replace(FAST, families=("linear",)), None, report=said.append)
     assert said[0]["stage"] == "latency"
     assert said[-1]["stage"] == "done"
     assert {"screen", "sizes"} <= {s["stage"] for s in said}
@@ -335,7 +335,7 @@ def test_progress_is_reported() -> None:
 def test_no_rows_is_an_error() -> None:
     whole = problem("binary")
     with pytest.raises(InvalidData):
-        search.search(replace(whole, fit=whole.fit.take(np.arange(0))), FAST, None)
+        stages.search(replace(whole, fit=whole.fit.take(np.arange(0))), FAST, None)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -344,7 +344,7 @@ def test_ten_rows_and_a_constant_label_are_no_crash(task: Task) -> None:
     few = whole.fit.take(np.arange(10))
     assert few.y is not None
     few.y[:] = few.y[0]
-    found = search.search(replace(whole, fit=few), FAST, teacher(task))
+    found = stages.search(replace(whole, fit=few), FAST, teacher(task))
     assert all(c.reason for c in found)
     assert any(c.artifact for c in found)
 
@@ -390,7 +390,7 @@ def test_a_student_is_not_replaced_by_a_refit_that_the_time_left_cuts(family: st
     [(0.5, {0.5}), (1.0, {1.0}), (3.0, {1.0, 1.7321, 3.0}), (10.0, {1.0, 3.1623, 10.0})],
 )
 def test_temperatures_go_up_to_the_softest_allowed(softest: float, expected: set[float]) -> None:
-    found = search.search(
+    found = stages.search(
         problem("binary"), replace(FAST, families=("linear",), temperature=softest), teacher("binary")
     )
     assert {c.configuration["temperature"] for c in found if c.artifact and c.family == "linear"} == expected
@@ -509,7 +509,7 @@ def test_an_undefined_metric_is_the_reason() -> None:
     whole = problem("binary")
     assert whole.select.y is not None
     whole.select.y[:] = 1
-    found = search.search(whole, replace(FAST, families=("linear",)), None)
+    found = stages.search(whole, replace(FAST, families=("linear",)), None)
     trained = [c for c in found if c.artifact]
     assert trained
     assert all("roc_auc is not defined" in c.reason and not c.on_frontier for c in trained)
@@ -532,7 +532,7 @@ def test_an_executor_that_gives_no_answer_is_given_up(monkeypatch: pytest.Monkey
     monkeypatch.setattr(stages, "RESCUE_SECONDS", 0.5)
     start = time.monotonic()
     config = replace(FAST, families=("linear",), time_budget_s=4.0)
-    found = search.search(problem("binary"), config, teacher("binary"), executor=Silent())
+    found = stages.search(problem("binary"), config, teacher("binary"), executor=Silent())
     assert time.monotonic() - start < 15.0
     assert any(c.reason == "its executor gave no answer" for c in found)
     assert any(c.on_frontier for c in found)

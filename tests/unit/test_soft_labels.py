@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pg_distill.soft_labels import (
+from pg_distill.students.soft_labels import (
     CLIP,
     distillation_loss,
     distillation_value_loss,

@@ -9,13 +9,13 @@ from models import EXPORTERS, Exported
 from pg_distill.errors import FeatureNotSupported, InvalidData
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.session import open_session
-from pg_distill.soft_labels import logits_from_probabilities
-from pg_distill.students import Shape
 from pg_distill.students.boosted import Boosted
 from pg_distill.students.ensemble import Columns, floor_float32
+from pg_distill.students.families import Shape
 from pg_distill.students.first_trees import FirstTrees, _read_onnx
+from pg_distill.students.soft_labels import logits_from_probabilities
+from pg_distill.students.transfer_set import TransferSet
 from pg_distill.students.tree import Tree
-from pg_distill.transfer_set import TransferSet
 from student_rows import (
     CLASSES,
     FEATURES,

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pg_distill import record, search, verdict
+from pg_distill import record, verdict
 from pg_distill.frame import Feature, Frame
 from pg_distill.latency import Timing
 from pg_distill.measure import metrics
 from pg_distill.onnx_model.session import Signature
 from pg_distill.options import Options
 from pg_distill.registry import Model
-from pg_distill.soft_labels import softmax
+from pg_distill.search.problem import Candidate, Problem
+from pg_distill.students.soft_labels import softmax
+from pg_distill.students.transfer_set import TransferSet
 from pg_distill.trainer import Trial, _Workshop
-from pg_distill.transfer_set import TransferSet
 from pg_distill.wire import Message
 
 SIGNATURE = Signature((), (), None, "binary", ("0", "1"))  # type: ignore[arg-type]
@@ -360,9 +361,9 @@ def test_cascades_are_planned_on_rows_that_their_student_has_not_learned() -> No
     rows = TransferSet(frame, labelled, y, None, np.zeros(200, np.uint8))
     before = rng.normal(size=(200, 2))
     workshop = _Workshop()
-    workshop.problem = search.Problem("binary", ("0", "1"), "accuracy", rows, rows)
+    workshop.problem = Problem("binary", ("0", "1"), "accuracy", rows, rows)
     workshop.candidates = {
-        7: search.Candidate(
+        7: Candidate(
             7, "mlp", {}, b"a file", None, 6, 0.5, 0.5, 0.1, True, "", False, 1.0, select_logits=before
         )
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pg_distill.conversion import Converted
+from pg_distill.conversion.convert import Converted
 from pg_distill.conversion.original import Answers
 from pg_distill.database.backend import Database, Row, quote_identifier
 from pg_distill.errors import InvalidData

@@ -10,8 +10,8 @@ import numpy as np
 
 from pg_distill.frame import FloatArray, Task
 from pg_distill.measure import metrics
-from pg_distill.students import FAMILIES
-from pg_distill.transfer_set import TransferSet
+from pg_distill.students.families import FAMILIES
+from pg_distill.students.transfer_set import TransferSet
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pg_distill.measure.metrics import AGREEMENT
 from pg_distill.search.problem import Config
 from pg_distill.search.rows import Rows
 from pg_distill.search.training import Recipe
-from pg_distill.students import ITERATIVE, load_family
+from pg_distill.students.families import ITERATIVE, load_family
 
 SCREEN_ROWS, REPEAT, TREE_REPEAT = 80_000, 6, 3
 """Rows that a transfer set of the screen is filled up to, by at most this many times the real rows: augmented rows, or for

@@ -10,7 +10,14 @@ import numpy as np
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.search.problem import Config, Problem
 from pg_distill.search.training import Recipe
-from pg_distill.transfer_set import AUGMENTED, KINDS, Augmenter, TransferSet, labelling_seconds, stack
+from pg_distill.students.transfer_set import (
+    AUGMENTED,
+    KINDS,
+    Augmenter,
+    TransferSet,
+    labelling_seconds,
+    stack,
+)
 
 LABEL_SHARE = 0.15
 """Share of the time budget that labelling augmented rows may take."""

@@ -56,10 +56,10 @@ from pg_distill.search.training import (
     make_student,
     train,
 )
-from pg_distill.soft_labels import kl, one_hot, softmax
-from pg_distill.students import FAMILIES, ITERATIVE, Shape, load_family
 from pg_distill.students.blend import Blend
-from pg_distill.transfer_set import AUGMENTED, TransferSet, stack
+from pg_distill.students.families import FAMILIES, ITERATIVE, Shape, load_family
+from pg_distill.students.soft_labels import kl, one_hot, softmax
+from pg_distill.students.transfer_set import AUGMENTED, TransferSet, stack
 
 RESERVE_SECONDS, RESERVE_SHARE = 2.0, 0.1
 """Kept back at the end of the budget, for the last measurements: so long, but no more than this share of it."""

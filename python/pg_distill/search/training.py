@@ -18,9 +18,9 @@ from pg_distill.errors import FeatureNotSupported, LimitExceeded, PgDistillError
 from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.onnx_model import cut
 from pg_distill.onnx_model import session as onnx_model
-from pg_distill.soft_labels import softmax
-from pg_distill.students import Student, load_family
-from pg_distill.transfer_set import TransferSet
+from pg_distill.students.families import Student, load_family
+from pg_distill.students.soft_labels import softmax
+from pg_distill.students.transfer_set import TransferSet
 
 WARM_UP_CALLS, TIMED_CALLS, TIMED_ROWS = 50, 400, 256
 """Calls before and while a candidate's latency is measured, and the rows that they go round."""

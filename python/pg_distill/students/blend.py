@@ -10,10 +10,10 @@ import numpy as np
 
 from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import FloatArray, Frame, Task
-from pg_distill.students import Student
 from pg_distill.students.export import Graph, Numbers
+from pg_distill.students.families import Student
 from pg_distill.students.objective import sharpness
-from pg_distill.transfer_set import TransferSet
+from pg_distill.students.transfer_set import TransferSet
 
 __all__ = ["Blend"]
 

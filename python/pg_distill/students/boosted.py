@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Frame, Task
-from pg_distill.students import Shape
 from pg_distill.students.ensemble import (
     LEAF,
     PREDICT_CELLS,
@@ -21,9 +20,10 @@ from pg_distill.students.ensemble import (
     floor_float32,
     n_outputs,
 )
+from pg_distill.students.families import Shape
 from pg_distill.students.objective import Objective, ordering, resolve_targets, take_targets
+from pg_distill.students.transfer_set import AUGMENTED, TransferSet
 from pg_distill.students.tree_student import LEAST_ROWS, MOST_TREES, TreeStudent
-from pg_distill.transfer_set import AUGMENTED, TransferSet
 
 __all__ = ["Boosted"]
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import native
 from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.students import expression
 from pg_distill.students.encoding import CategoryEncoder, look_up
 from pg_distill.students.export import Graph, Numbers
 
@@ -137,15 +137,15 @@ class Columns:
                 out[np.isnan(out[:, position]), position] = np.inf
         return out
 
-    def to_sql(self, columns: Mapping[str, str] | None) -> list[native.Number | native.Categories]:
+    def to_sql(self, columns: Mapping[str, str] | None) -> list[expression.Number | expression.Categories]:
         """Return the matrix's columns as SQL; ``columns`` as in ``native.sources``."""
-        found = native.sources(self.numbers.features, columns)
-        out: list[native.Number | native.Categories] = []
+        found = expression.sources(self.numbers.features, columns)
+        out: list[expression.Number | expression.Categories] = []
         for name, centre in zip(self.names, self.numbers.centre, strict=False):
-            out.append(native.Number(found[name], float(centre)))
+            out.append(expression.Number(found[name], float(centre)))
         for name, encoder, table in zip(self.string_names, self.encoders, self.tables, strict=True):
             places = dict(zip(encoder.values, table[encoder.FIRST :].tolist(), strict=True))
-            out.append(native.Categories(found[name], places))
+            out.append(expression.Categories(found[name], places))
         return out
 
     def add_to(self, graph: Graph) -> str:
@@ -393,10 +393,10 @@ class Ensemble:
             attributes["post_transform"] = "SOFTMAX"
         return graph.node("TreeEnsembleRegressor", [matrix], domain="ai.onnx.ml", output=output, **attributes)
 
-    def to_sql(self, columns: Sequence[native.Number | native.Categories], task: Task) -> str:
+    def to_sql(self, columns: Sequence[expression.Number | expression.Categories], task: Task) -> str:
         """Return the prediction as one SQL expression."""
-        sums, unit = native.tree_sums(self, columns)
-        return native.output(sums, task, bound=self.bound / unit, unit=unit)
+        sums, unit = expression.tree_sums(self, columns)
+        return expression.output(sums, task, bound=self.bound / unit, unit=unit)
 
     @property
     def bound(self) -> float:

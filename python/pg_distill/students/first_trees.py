@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import Frame, Task
-from pg_distill.students import Shape
 from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, n_outputs
+from pg_distill.students.families import Shape
 from pg_distill.students.objective import Objective, Steps, backfit, resolve_targets, take_targets
+from pg_distill.students.transfer_set import TransferSet
 from pg_distill.students.tree_student import MOST_TREES, TreeStudent
-from pg_distill.transfer_set import TransferSet
 
 __all__ = ["FirstTrees"]
 

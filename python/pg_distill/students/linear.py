@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import native
 from pg_distill.frame import FloatArray, Frame, Task
-from pg_distill.students import Shape
+from pg_distill.students import expression
 from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, cut, quantile_thresholds
 from pg_distill.students.export import Graph
+from pg_distill.students.families import Shape
 from pg_distill.students.objective import (
     Calibrated,
     Lines,
@@ -26,7 +26,7 @@ from pg_distill.students.objective import (
     resolve_targets,
     take_targets,
 )
-from pg_distill.transfer_set import TransferSet
+from pg_distill.students.transfer_set import TransferSet
 
 __all__ = ["Linear"]
 
@@ -243,21 +243,23 @@ class Linear(Calibrated):
         found = self.columns_.to_sql(columns)
         if self._only_trees():
             return self.ensemble_.to_sql(found, self.task)
-        sums, unit = native.tree_sums(self.ensemble_, found)
+        sums, unit = expression.tree_sums(self.ensemble_, found)
         missing = self.columns_.missing
         bound = self.ensemble_.bound
         for k, slopes in enumerate(self.slopes_.T):
-            terms, constant = [f"{sums[k]} * {native.literal(unit)}"], 0.0
+            terms, constant = [f"{sums[k]} * {expression.literal(unit)}"], 0.0
             for j in np.flatnonzero(slopes):
                 column = found[j]
-                assert isinstance(column, native.Number)
+                assert isinstance(column, expression.Number)
                 ends = float(self.centre_[j]), float(self.low_[j]), float(self.high_[j])
-                term, shift = native.line_term(column, native.Line(float(slopes[j]), *ends, bool(missing[j])))
+                term, shift = expression.line_term(
+                    column, expression.Line(float(slopes[j]), *ends, bool(missing[j]))
+                )
                 terms.append(term)
                 constant += shift
                 bound += abs(slopes[j]) * float(self.high_[j] - self.low_[j])
-            sums[k] = native.balanced_sum([*terms, native.literal(constant)])
-        return native.output(sums, self.task, bound=bound)
+            sums[k] = expression.balanced_sum([*terms, expression.literal(constant)])
+        return expression.output(sums, self.task, bound=bound)
 
     def _arguments(self) -> dict[str, Any]:
         return {

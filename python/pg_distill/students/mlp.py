@@ -20,15 +20,15 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import native
 from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.onnx_model.session import NULL_STRING
-from pg_distill.soft_labels import distillation_loss, distillation_value_loss
-from pg_distill.students import Shape
+from pg_distill.students import expression
 from pg_distill.students.encoding import MAX_CATEGORIES, CategoryEncoder
 from pg_distill.students.export import Graph, Numbers
+from pg_distill.students.families import Shape
 from pg_distill.students.objective import Calibrated, resolve_targets
-from pg_distill.transfer_set import TransferSet, usual_range
+from pg_distill.students.soft_labels import distillation_loss, distillation_value_loss
+from pg_distill.students.transfer_set import TransferSet, usual_range
 
 __all__ = ["Mlp"]
 
@@ -462,7 +462,7 @@ class Mlp(Calibrated):
     def to_sql(self, columns: Mapping[str, str] | None = None) -> Any:
         """Return the network as one SQL expression of nested sub-selects; see ``native``."""
         encoding, layers = self.encoding_, self.layers_
-        found = native.sources(encoding.numbers.features, columns)
+        found = expression.sources(encoding.numbers.features, columns)
         weights = [w.astype(np.float64) for w in layers.weights]
         biases = [b.astype(np.float64) for b in layers.biases]
         if self.task == "binary":
@@ -475,11 +475,11 @@ class Mlp(Calibrated):
         for j, (name, centre) in enumerate(zip(names, encoding.numbers.centre, strict=True)):
             slope = 1.0 if encoding.bins else 1.0 / float(encoding.scale[j])
             ends = float(encoding.fill[j]), float(encoding.lowest[j]), float(encoding.highest[j])
-            column = native.Number(found[name], float(centre))
-            term, constant = native.line_term(column, native.Line(slope, *ends, missing=True))
+            column = expression.Number(found[name], float(centre))
+            term, constant = expression.line_term(column, expression.Line(slope, *ends, missing=True))
             if not encoding.bins:
                 constant += (ends[0] - float(encoding.mean[j])) * slope
-            inputs.append(f"({term}) + {native.literal(constant)}")
+            inputs.append(f"({term}) + {expression.literal(constant)}")
         inputs += [
             f"CASE WHEN {found[names[j]]} < 'NaN' THEN '0'::float ELSE '1'::float END"
             for j in encoding.null_columns
@@ -493,11 +493,11 @@ class Mlp(Calibrated):
             encoding.string_names, encoding.categories, encoding.offsets, strict=True
         ):
             codes = {value: code + 1 for code, value in enumerate(encoder.values, encoder.FIRST)}
-            code = native.choose(found[name], codes, encoder.OTHER + 1, encoder.NULL + 1)
+            code = expression.choose(found[name], codes, encoder.OTHER + 1, encoder.NULL + 1)
             start = rows + int(offset)
             tables.append((code, weights[0][start : start + encoder.size]))
         weights[0] = weights[0][:rows]
-        return native.perceptron(inputs, list(ramps), tables, weights, biases, self.task)
+        return expression.perceptron(inputs, list(ramps), tables, weights, biases, self.task)
 
     def _arguments(self) -> dict[str, Any]:
         return {

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from pg_distill.errors import InvalidData
 from pg_distill.frame import FloatArray, Task
-from pg_distill.soft_labels import Targets, distillation_loss, fit_sharpness, softmax, targets
 from pg_distill.students.ensemble import n_outputs
-from pg_distill.transfer_set import AUGMENTED, TAIL, TransferSet
+from pg_distill.students.soft_labels import Targets, distillation_loss, fit_sharpness, softmax, targets
+from pg_distill.students.transfer_set import AUGMENTED, TAIL, TransferSet
 
 LEAST_GAIN = 1e-3
 """A sweep that lowers the loss by a smaller share ends backfitting."""

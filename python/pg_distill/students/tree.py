@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Task
-from pg_distill.students import Shape
 from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, cut, quantile_thresholds
+from pg_distill.students.families import Shape
 from pg_distill.students.objective import Objective, ordering, resolve_targets, take_targets
+from pg_distill.students.transfer_set import TransferSet
 from pg_distill.students.tree_student import LEAST_ROWS, TreeStudent
-from pg_distill.transfer_set import TransferSet
 
 __all__ = ["Tree"]
 

@@ -12,7 +12,7 @@ from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, n_outputs
 from pg_distill.students.export import Graph
 from pg_distill.students.objective import Calibrated
-from pg_distill.transfer_set import TransferSet
+from pg_distill.students.transfer_set import TransferSet
 
 __all__ = ["LEAST_ROWS", "MOST_TREES", "TreeStudent"]
 
