@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pg_distill import approval, doubts, record, registry, serving, verdict
 from pg_distill.approval import trainer_limits
+from pg_distill.child.trainer import Trainer, Trial
 from pg_distill.database.backend import Database
 from pg_distill.database.lexer import exact
 from pg_distill.errors import FeatureNotSupported
@@ -37,7 +38,6 @@ from pg_distill.registry import Model
 from pg_distill.rows.learned import Digest, Identity, Learned
 from pg_distill.rows.sample import Source, identities_of, identity_columns, resolve_source
 from pg_distill.teachers import label_by_sql
-from pg_distill.trainer import Trainer, Trial
 from pg_distill.verdict import Verdict
 
 __all__ = ["Outcome", "distill", "fits", "identities_of_family", "known_to_registered", "outside_rows"]

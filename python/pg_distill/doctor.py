@@ -6,6 +6,8 @@ import errno
 
 from pg_distill import __version__
 from pg_distill.approval import trainer_limits
+from pg_distill.child.process import Limits
+from pg_distill.child.trainer import Trainer
 from pg_distill.database import backend
 from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidState, OutOfMemory, TrainerDied
@@ -18,8 +20,6 @@ from pg_distill.probe import (
     describe_traceback,
     look_for_dependency,
 )
-from pg_distill.process import Limits
-from pg_distill.trainer import Trainer
 
 __all__ = ["check_server"]
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pg_distill import job_queue, registry, verdict
+from pg_distill.child.trainer import Trial
 from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidParameter, InvalidState, UndefinedModel
 from pg_distill.frame import ModelForm
@@ -22,7 +23,6 @@ from pg_distill.options import Options
 from pg_distill.registration import default_metric, latency_figures
 from pg_distill.registry import Model
 from pg_distill.rows.sample import FIT, SELECT, TEST, UNLABELLED
-from pg_distill.trainer import Trial
 from pg_distill.verdict import Verdict, is_offered, offer_name, predict_name, stands_in
 
 __all__ = [

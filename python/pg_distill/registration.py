@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pg_distill import claims, registry
 from pg_distill.approval import inspector, model_limits
+from pg_distill.child.trainer import Inspection, label_within
 from pg_distill.database.backend import Database, quote_identifier
 from pg_distill.errors import (
     InvalidData,
@@ -37,7 +38,6 @@ from pg_distill.rows.sample import (
     resolve_source,
 )
 from pg_distill.teachers import check_outputs, label_by_sql, logged_outputs, signature_without_graph
-from pg_distill.trainer import Inspection, label_within
 
 __all__ = [
     "default_metric",

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pg_distill import registry, verdict
 from pg_distill.approval import trainer_limits
+from pg_distill.child.trainer import Trainer
 from pg_distill.database.backend import Database
 from pg_distill.distillation import fits, identities_of_family, known_to_registered
 from pg_distill.errors import InvalidData, InvalidParameter
@@ -42,7 +43,6 @@ from pg_distill.rows.sample import (
     split_times,
 )
 from pg_distill.teachers import check_outputs, label_by_sql, logged_columns, logged_outputs
-from pg_distill.trainer import Trainer
 from pg_distill.verdict import comparable_interval, predict_name, stands_in
 
 __all__ = ["check", "remeasure"]

@@ -15,9 +15,9 @@ import servers
 from sql.conftest import cancer, load_table
 
 DATABASE = "pg_distill_faults"
-TRAINER = r"-m pg_distill\.trainer"
-GUARD = r"-m pg_distill\.guard"
-OURS = r"pg_distill\.(trainer|guard)"
+TRAINER = r"-m pg_distill\.child\.trainer"
+GUARD = r"-m pg_distill\.child\.guard"
+OURS = r"pg_distill\.child\.(trainer|guard)"
 GONE_SECONDS = 3.0  # for a process table that is read through docker exec
 
 FEW = 200  # rows, so that a distillation takes a second or two and none of its stages is missing

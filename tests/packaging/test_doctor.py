@@ -124,8 +124,8 @@ BREAKS: dict[str, tuple[str, str, str, str]] = {
         "rm -r $SITE/lightgbm",
     ),
     "a training process dies": (
-        "cp $RELEASE/pg_distill/guard.py /root; sed -i 's/^    main()$/    os.abort()/' $RELEASE/pg_distill/guard.py",
-        "trainer_died", "training process", "cp /root/guard.py $RELEASE/pg_distill/",
+        "cp $RELEASE/pg_distill/child/guard.py /root; sed -i 's/^    main()$/    os.abort()/' $RELEASE/pg_distill/child/guard.py",
+        "trainer_died", "training process", "cp /root/guard.py $RELEASE/pg_distill/child/",
     ),
     "PL/Python is gone": ("mv $SHARE/plpython3u.control /root", "no_plpython", "plpython3u", "mv /root/plpython3u.control $SHARE"),
     "the extension's files are gone": (

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pg_distill.child.process import Channel, child_main
+from pg_distill.child.wire import Message
 from pg_distill.errors import InvalidData
-from pg_distill.process import Channel, child_main
-from pg_distill.wire import Message
 
 
 def echo(request: Message, channel: Channel) -> Message:

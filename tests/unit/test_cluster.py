@@ -20,8 +20,8 @@ from student_rows import transfer, truth
 
 pytest.importorskip("distributed", reason="Dask is not installed (the extra dask)")
 
-from pg_distill import cluster as cluster_module
-from pg_distill.cluster import DaskExecutor
+from pg_distill.child import cluster as cluster_module
+from pg_distill.child.cluster import DaskExecutor
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from pg_distill.child.trainer import _Workshop, label_within
+from pg_distill.child.wire import Message
 from pg_distill.errors import InvalidParameter
 from pg_distill.frame import Feature, FloatArray, Frame
 from pg_distill.rows.sample import FIT, LEFT_OUT, SELECT, TEST, UNLABELLED
-from pg_distill.trainer import _Workshop, label_within
-from pg_distill.wire import Message
 
 ROWS = Frame((Feature("x", "number"),), {"x": np.arange(3000.0)})
 

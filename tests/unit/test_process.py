@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pg_distill.child.guard import ENDING_SIGNALS
+from pg_distill.child.process import ChildProcess, Limits
+from pg_distill.child.wire import Message
 from pg_distill.errors import DiskFull, InvalidData, OutOfMemory, PgDistillError, TrainerDied
-from pg_distill.guard import ENDING_SIGNALS
-from pg_distill.process import ChildProcess, Limits
-from pg_distill.wire import Message
 
 MODULE = "unit.child"
 PR_SET_CHILD_SUBREAPER = 36
@@ -395,8 +395,8 @@ def test_guard_and_child_killed_together(child: ChildProcess) -> None:
 
 BACKEND = """
 import json, sys, time
-from pg_distill.process import ChildProcess
-from pg_distill.wire import Message
+from pg_distill.child.process import ChildProcess
+from pg_distill.child.wire import Message
 kind, fields = json.loads(sys.argv[1])
 with ChildProcess("unit.child") as child:
     found = child.call(Message("describe"), on_message=lambda m: None, check_interrupts=lambda: None).fields

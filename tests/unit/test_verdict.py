@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from pg_distill import record, verdict
+from pg_distill.child.trainer import Trial, _Workshop
+from pg_distill.child.wire import Message
 from pg_distill.frame import Feature, Frame
 from pg_distill.latency import Timing
 from pg_distill.measure import metrics
@@ -18,8 +20,6 @@ from pg_distill.registry import Model
 from pg_distill.search.problem import Candidate, Problem
 from pg_distill.students.soft_labels import softmax
 from pg_distill.students.transfer_set import TransferSet
-from pg_distill.trainer import Trial, _Workshop
-from pg_distill.wire import Message
 
 SIGNATURE = Signature((), (), None, "binary", ("0", "1"))  # type: ignore[arg-type]
 OPTIONS = Options("t", target_latency_ms=1.0, min_accuracy=0.8)

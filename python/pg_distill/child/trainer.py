@@ -12,7 +12,7 @@ pipe once:
     evaluate   score candidates and the family on the test rows, which nothing before has looked at
     compare    the choice with its teacher and a control, in every metric
 
-``python -m pg_distill.trainer`` is the child.
+``python -m pg_distill.child.trainer`` is the child.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from pg_distill.child.process import Channel, ChildProcess, Limits, child_main
+from pg_distill.child.wire import Message
 from pg_distill.errors import InvalidData, InvalidParameter, TrainerDied
 from pg_distill.frame import Column, Feature, FloatArray, Frame, ModelForm, Strings, Task
 from pg_distill.onnx_model.session import RUN_BYTES, Cost, Signature
-from pg_distill.process import Channel, ChildProcess, Limits, child_main
-from pg_distill.wire import Message
 
 if TYPE_CHECKING:
     from pg_distill.measure import metrics
@@ -176,7 +176,7 @@ class Trainer:
         report: Callable[[Mapping[str, Any]], None] = lambda progress: None,
         label: Callable[[Frame], FloatArray] | None = None,
     ) -> None:
-        self._child = ChildProcess("pg_distill.trainer", limits)
+        self._child = ChildProcess("pg_distill.child.trainer", limits)
         self._check_interrupts = check_interrupts
         self._report = report
         self._label = label
@@ -717,7 +717,7 @@ class _Workshop:
         with contextlib.ExitStack() as stack:
             executor = None
             if address != LOCAL:
-                from pg_distill.cluster import DaskExecutor
+                from pg_distill.child.cluster import DaskExecutor
 
                 executor = stack.enter_context(DaskExecutor(address))
                 fields["threads"] = executor.slots

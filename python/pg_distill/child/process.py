@@ -32,9 +32,9 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import NoReturn, Self
 
+from pg_distill.child.guard import ENDING_SIGNALS
+from pg_distill.child.wire import MAX_MESSAGE_BYTES, Decoder, Message, WireError, encode
 from pg_distill.errors import OutOfMemory, PgDistillError, TrainerDied, by_sqlstate
-from pg_distill.guard import ENDING_SIGNALS
-from pg_distill.wire import MAX_MESSAGE_BYTES, Decoder, Message, WireError, encode
 
 __all__ = ["Channel", "ChildProcess", "Limits", "child_main"]
 
@@ -194,7 +194,7 @@ class ChildProcess:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
             try:
                 self._guard = subprocess.Popen(
-                    [_interpreter(), "-m", "pg_distill.guard", str(there.fileno())],
+                    [_interpreter(), "-m", "pg_distill.child.guard", str(there.fileno())],
                     stdin=requests[0],
                     stdout=replies[1],
                     stderr=stderr[1],

@@ -11,7 +11,7 @@ which holds no memory, runs nobody's code and always exits with 0. It kills the 
 backend's end of the control socket closes, which happens however a backend ends, and tells the backend how
 the training process ended.
 
-Run as ``python -m pg_distill.guard CONTROL``, with requests on descriptor 0, replies on 1 and a first line on
+Run as ``python -m pg_distill.child.guard CONTROL``, with requests on descriptor 0, replies on 1 and a first line on
 the control socket that says what to run. It imports nothing that starts threads: it forks.
 """
 
