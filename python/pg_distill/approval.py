@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from pg_distill import places, registry
 from pg_distill.child.process import Limits
 from pg_distill.child.trainer import Trainer
 from pg_distill.database.backend import Database
 from pg_distill.errors import TooManyInspections
 from pg_distill.onnx_model.session import Signature
+from pg_distill.registry import models as registry
+from pg_distill.registry import places
 
 __all__ = ["approve", "approve_registered", "inspector", "model_limits", "require", "trainer_limits"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import approval, doubts, record, registry, serving, verdict
+from pg_distill import approval, doubts, record, serving, verdict
 from pg_distill.approval import trainer_limits
 from pg_distill.child.trainer import Trainer, Trial
 from pg_distill.database.backend import Database
@@ -34,7 +34,8 @@ from pg_distill.onnx_model.session import Signature
 from pg_distill.options import Options
 from pg_distill.progress import SEARCH, STAGES, Progress, Watch, latency_seconds
 from pg_distill.record import Outcome, Report, Run
-from pg_distill.registry import Model
+from pg_distill.registry import models
+from pg_distill.registry.models import Model
 from pg_distill.rows.learned import Digest, Identity, Learned
 from pg_distill.rows.sample import Source, identities_of, identity_columns, resolve_source
 from pg_distill.teachers import label_by_sql
@@ -160,7 +161,7 @@ def distill(
         The sample does not fit the teacher.
     """
     run = Run(run_id or str(uuid.uuid4()), options, datetime.now(UTC), describe_machine(db))
-    with registry.admitted(db, run.id):
+    with models.admitted(db, run.id):
         return _distill(db, run, watch, store or (lambda report: record.store(db, report)))
 
 
@@ -174,8 +175,8 @@ def _distill(
     clock = _Clock(db, Progress(options.time_budget_s), watch)
 
     # Find the teacher.
-    teacher = registry.find_model(db, options.teacher)
-    student_name = options.student_name or registry.check_name(f"{teacher.name}_distilled", "student name")
+    teacher = models.find_model(db, options.teacher)
+    student_name = options.student_name or models.check_name(f"{teacher.name}_distilled", "student name")
 
     if options.families is not None and options.cascade_wanted and not _can_stand_behind(teacher):
         raise FeatureNotSupported(
@@ -186,8 +187,8 @@ def _distill(
         raise FeatureNotSupported(
             f'model "{teacher.qualified_name}" is a cascade', hint="Distil its teacher."
         )
-    registry.require_writable(db)
-    registry.require_name(db, student_name)
+    models.require_writable(db)
+    models.require_name(db, student_name)
     require_expressions(db, teacher)
 
     # Sample, and split.
@@ -309,7 +310,7 @@ def _search(
     trials = [*trials, *forms]
     finalists = [*finalists, *twins, *forms]
     members, files = _family(db, teacher, material.sample.frame)
-    before = registry.measured_on(db, members)
+    before = models.measured_on(db, members)
     outside = outside_rows(db, members, material)
     timings = _time_all(db, teacher, members, files, finalists, material, options)
     cascades = []
@@ -373,7 +374,7 @@ def _training_rows(db: Database, teacher: Model, options: Options) -> Source | N
     """Return the rows that the teacher was trained on, as an earlier run named them, where this one names none."""
     if options.trained_on is not None:
         return None
-    known = registry.training_rows(db, teacher)
+    known = models.training_rows(db, teacher)
     if known is None:
         return None
     source = db.attempt(lambda: resolve_source(db, known["query"]))
@@ -393,8 +394,8 @@ def _training_rows(db: Database, teacher: Model, options: Options) -> Source | N
 
 def identities_of_family(db: Database, teacher: Model, limit: int = MAX_MEMBERS) -> set[Identity]:
     """Return by which columns the members of the family know the rows that they have learned from."""
-    members = {m.id: m for m in registry.family_members(db, teacher, limit)}
-    learned = registry.read_learned(db, members)
+    members = {m.id: m for m in models.family_members(db, teacher, limit)}
+    learned = models.read_learned(db, members)
     return {
         found.identity if (found := learned[key]) is not None else identity_columns(member.signature.features)
         for key, member in members.items()
@@ -405,7 +406,7 @@ def outside_rows(
     db: Database, members: Mapping[str, Model], material: Material
 ) -> dict[str, npt.NDArray[np.bool_]]:
     """Return by member which of the test rows may judge it; those that none may judge, or too few, are left out."""
-    learned = registry.read_learned(db, members)
+    learned = models.read_learned(db, members)
     found: dict[str, npt.NDArray[np.bool_]] = {}
     for key, member in members.items():
         known = learned[key]
@@ -421,7 +422,7 @@ def known_to_registered(db: Database, member: Model) -> Learned | None:
     """Return the rows that a registered model was trained on, as its runs named them: as far as anybody has said, no others."""
     identity = identity_columns(member.signature.features)
     hashes = np.empty(0, np.int64)
-    named = registry.training_rows(db, member)
+    named = models.training_rows(db, member)
     if named is not None:
         source = db.attempt(lambda: resolve_source(db, named["query"]))
         read = identities_of(db, source, identity) if source is not None else None
@@ -440,8 +441,8 @@ def _family(
     From here on a member is what was read: whoever drops one meanwhile takes it out of the registry, not out of the run. A
     version with other classes, or of columns that these rows have not, is left as it is.
     """
-    members = {m.id: m for m in registry.family_members(db, teacher, MAX_MEMBERS) if fits(m, teacher, rows)}
-    artifacts = registry.read_artifacts(db, members.values())
+    members = {m.id: m for m in models.family_members(db, teacher, MAX_MEMBERS) if fits(m, teacher, rows)}
+    artifacts = models.read_artifacts(db, members.values())
     files = {key: (artifact, members[key].signature) for key, artifact in artifacts.items()}
     if db.in_backend:  # which is going to open them
         approval.require(db, files)
@@ -571,9 +572,9 @@ def _search_configuration(
         "seed": options.seed,
         "families": options.student_families,
         "time_budget_s": max(options.time_budget_s - labelled_s, 1.0),
-        "transfer_bytes": int(TRANSFER_SHARE * registry.get_setting(db, "trainer_memory_mb") * 2**20),
-        "threads": registry.get_setting(db, "trainer_threads"),
-        "executor": registry.get_text_setting(db, "executor"),
+        "transfer_bytes": int(TRANSFER_SHARE * models.get_setting(db, "trainer_memory_mb") * 2**20),
+        "threads": models.get_setting(db, "trainer_threads"),
+        "executor": models.get_text_setting(db, "executor"),
         "sql": options.sql_wanted,
     }
 

@@ -12,7 +12,7 @@ from pg_distill.frame import Frame, Strings
 from pg_distill.material import Material
 from pg_distill.measure import metrics
 from pg_distill.options import Options
-from pg_distill.registry import Model
+from pg_distill.registry.models import Model
 from pg_distill.verdict import Verdict
 
 __all__ = ["is_out_of_reach", "of_floor", "of_rows", "of_student"]

@@ -18,7 +18,7 @@ from pg_distill.errors import (
     InvalidState,
 )
 from pg_distill.onnx_model.session import FeatureSpec
-from pg_distill.registry import MAX_NAME_BYTES, Dropped, Model, find_model
+from pg_distill.registry.models import MAX_NAME_BYTES, Dropped, Model, find_model
 from pg_distill.rows.canonical import base_of
 from pg_distill.students import expression as native
 

@@ -35,13 +35,15 @@ from dataclasses import replace
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from pg_distill import __version__, approval, distillation, job_queue, record, registry
+from pg_distill import __version__, approval, distillation, record
 from pg_distill.database.backend import Database, PsycopgDatabase, extension_version
 from pg_distill.errors import InvalidParameter, InvalidState, PgDistillError
-from pg_distill.job_queue import Job
 from pg_distill.options import Options
 from pg_distill.progress import Progress
 from pg_distill.record import Outcome, Report
+from pg_distill.registry import models
+from pg_distill.registry import queue as job_queue
+from pg_distill.registry.queue import Job
 from pg_distill.text import printable, storable
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def submit(db: Database, options: Options, arguments: Mapping[str, Any]) -> str:
     UndefinedModel
         There is no such teacher.
     """
-    registry.find_model(db, options.teacher)
+    models.find_model(db, options.teacher)
     return job_queue.enqueue(db, {key: value for key, value in arguments.items() if value is not None})
 
 

@@ -27,7 +27,7 @@ from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure.metrics import Latency, latency_statistics
 from pg_distill.onnx_model.session import Signature
 from pg_distill.quoting import array_text, number_array_text
-from pg_distill.registry import Model, server_figures
+from pg_distill.registry.models import Model, server_figures
 from pg_distill.rows.canonical import constant_sql, from_canonical, rows_sql
 
 __all__ = [

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import registry
 from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.measure import metrics
 from pg_distill.options import Options
 from pg_distill.registration import default_metric, positions
-from pg_distill.registry import Model
+from pg_distill.registry import models
+from pg_distill.registry.models import Model
 from pg_distill.rows.learned import Digest, Identity, Learned, are_enough
 from pg_distill.rows.sample import (
     FIT,
@@ -115,14 +115,14 @@ class Material:
 
     def for_trainer(self, db: Database, teacher: Model) -> dict[str, Any]:
         """Return the arguments of ``Trainer.load``."""
-        artifact = registry.read_artifact(db, teacher) if teacher.kind == "onnx" else None
+        artifact = models.read_artifact(db, teacher) if teacher.kind == "onnx" else None
         return {
             "task": teacher.task,
             "classes": teacher.signature.classes,
             "metric": self.metric,
             "seed": self.options.seed,
             "time_budget_s": self.options.time_budget_s,
-            "threads": registry.get_setting(db, "trainer_threads"),
+            "threads": models.get_setting(db, "trainer_threads"),
             "frame": self.sample.frame,
             "split": self.sample.split,
             "y": self.y,
@@ -172,7 +172,7 @@ def prepare(
     InvalidParameter, InvalidData, UndefinedColumn, DatatypeMismatch
         Rows and options do not fit the teacher.
     """
-    source = resolve_source(db, registry.sample_of(db, teacher, options.sample), stored=True)
+    source = resolve_source(db, models.sample_of(db, teacher, options.sample), stored=True)
     source = source.read_as(teacher.signature.features)
     if options.trained_on is not None:
         trained_on = resolve_source(db, options.trained_on)
@@ -196,7 +196,7 @@ def prepare(
         max_rows=options.max_rows,
         label_texts=teacher.task != "regression",
         with_rows=with_rows,
-        teacher=registry.read_learned(db, [teacher.id])[teacher.id],
+        teacher=models.read_learned(db, [teacher.id])[teacher.id],
         identities=sorted(identities),
     )
     if sample.label is not None:

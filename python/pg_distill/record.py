@@ -9,19 +9,20 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from pg_distill import job_queue, registry, verdict
+from pg_distill import verdict
 from pg_distill.child.trainer import Trial
 from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidParameter, InvalidState, UndefinedModel
 from pg_distill.frame import ModelForm
-from pg_distill.job_queue import Job
 from pg_distill.latency import SQL_PATH, Timing, predict_path
 from pg_distill.material import Material
 from pg_distill.measure import metrics, pareto
 from pg_distill.onnx_model.session import Signature
 from pg_distill.options import Options
 from pg_distill.registration import default_metric, latency_figures
-from pg_distill.registry import Model
+from pg_distill.registry import models, queue
+from pg_distill.registry.models import Model
+from pg_distill.registry.queue import Job
 from pg_distill.rows.sample import FIT, SELECT, TEST, UNLABELLED
 from pg_distill.verdict import Verdict, is_offered, offer_name, predict_name, stands_in
 
@@ -322,19 +323,19 @@ def store(
     complete
         Called with the outcome at the end; what it raises undoes the run.
     """
-    teacher = registry.find_by_id(db, report.teacher_id)
+    teacher = models.find_by_id(db, report.teacher_id)
     if teacher is None:
         raise UndefinedModel(f'model "{report.run["teacher_name"]}" was dropped meanwhile')
     with db.subtransaction():
-        registry.lock_family(db, teacher, report.names)
+        models.lock_family(db, teacher, report.names)
         run = {**report.run, "teacher_id": teacher.id, "student_id": None, "student_version": None}
         if report.student is not None:
-            made = registry.insert_model(db, **report.student, attested=attested, checked=checked)
+            made = models.insert_model(db, **report.student, attested=attested, checked=checked)
             run |= {"student_id": made.id, "student_version": made.version}
         if attested:
             for key, figures in report.family.items():
-                registry.update_figures(db, key, figures)
-        registry.insert_run(db, run, report.candidates, attested=attested)
+                models.update_figures(db, key, figures)
+        models.insert_run(db, run, report.candidates, attested=attested)
         outcome = Outcome(run["run_id"], run["student_id"], run["summary"])
         complete(outcome)
     return outcome
@@ -358,7 +359,7 @@ def store_job(db: Database, job: Job, report: Report, *, checked: Sequence[bytes
     InvalidState
         The job was cancelled or taken over meanwhile.
     """
-    teacher = registry.find_model(db, str(job.read_arguments().get("teacher")))
+    teacher = models.find_model(db, str(job.read_arguments().get("teacher")))
     made = report.student
     if report.run.get("run_id") != job.run_id or report.teacher_id != teacher.id:
         raise InvalidParameter(f'the report is not of job "{job.run_id}"')
@@ -375,15 +376,15 @@ def store_job(db: Database, job: Job, report: Report, *, checked: Sequence[bytes
             raise InvalidParameter(f'the student is not of job "{job.run_id}"')
         if surplus := set(made) - _STUDENT:
             raise InvalidParameter(f'a student has no "{min(surplus)}"')
-        if surplus := set(made["figures"]) - registry.REPORTED:
+        if surplus := set(made["figures"]) - models.REPORTED:
             raise InvalidParameter(f'figure "{min(surplus)}" of a student is not for its worker to say')
-        registry.check_name(str(made.get("name")), "student name")
+        models.check_name(str(made.get("name")), "student name")
     return store(
         db,
         report,
-        attested=registry.current_role(db).is_superuser,
+        attested=models.current_role(db).is_superuser,
         checked=True,
-        complete=lambda outcome: job_queue.complete(db, job, outcome.student_id, outcome.summary),
+        complete=lambda outcome: queue.complete(db, job, outcome.student_id, outcome.summary),
     )
 
 
@@ -462,12 +463,12 @@ def promote(db: Database, run_id: str, number: int) -> str:
     InvalidState
         Its file was not kept, because it was on no frontier; or its teacher has been dropped.
     """
-    run = registry.find_run(db, run_id)
+    run = models.find_run(db, run_id)
     # Its sample, its student's expression and types would count as the caller's own from here on.
-    registry.require_owner(
+    models.require_owner(
         db, run["owner"], f'the SQL of run "{run_id}"', hint="Have that role promote it, or SET ROLE to it."
     )
-    found = registry.find_candidate(db, run_id, number)
+    found = models.find_candidate(db, run_id, number)
     if found["artifact"] is None:
         raise InvalidState(
             f"candidate {number} of run {run_id} was not kept",
@@ -477,15 +478,15 @@ def promote(db: Database, run_id: str, number: int) -> str:
         )
     if run["teacher_id"] is None:
         raise InvalidState(f'the teacher of run "{run_id}" has been dropped')
-    teacher = registry.find_model(db, f"{run['teacher_name']}:{run['teacher_version']}")
-    registry.lock_family(db, teacher, [run["student_name"]])
+    teacher = models.find_model(db, f"{run['teacher_name']}:{run['teacher_version']}")
+    models.lock_family(db, teacher, [run["student_name"]])
     resolved = json.loads(run["resolved"])
     measured = {key: found[key] for key in _CANDIDATE_FIGURES}
     form: ModelForm = found["form"]
-    by_predict = registry.predict_latency(db, run_id, found["sha256"]) if form == "sql" else {}
+    by_predict = models.predict_latency(db, run_id, found["sha256"]) if form == "sql" else {}
     input_schema = json.loads(found["input_schema"])
     signature = Signature.from_json(input_schema, json.loads(found["output_schema"]))
-    made = registry.insert_model(
+    made = models.insert_model(
         db,
         attested=run["attested"],
         name=run["student_name"],

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import claims, registry
+from pg_distill import claims
 from pg_distill.approval import inspector, model_limits
 from pg_distill.child.trainer import Inspection, label_within
 from pg_distill.database.backend import Database, quote_identifier
@@ -27,6 +27,7 @@ from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
 from pg_distill.latency import Timing, contender_for, describe_machine, measure_latency
 from pg_distill.measure import metrics
 from pg_distill.onnx_model.session import Signature
+from pg_distill.registry import models
 from pg_distill.rows.canonical import match_labels
 from pg_distill.rows.sample import (
     Label,
@@ -194,10 +195,10 @@ def _checked_arguments(
 ) -> None:
     if name is None:
         raise NullNotAllowed("name must not be NULL")
-    registry.check_name(name)
-    registry.require_name(db, name)
+    models.check_name(name)
+    models.require_name(db, name)
     if version is not None:
-        registry.check_name(version, "version")
+        models.check_name(version, "version")
     if task not in (None, "binary", "multiclass", "regression"):
         raise InvalidParameter(
             f'task "{task}" does not exist', hint="Tasks are binary, multiclass and regression."
@@ -380,7 +381,7 @@ def register_onnx(
             _accuracy_figures(signature.task, signature.classes, labels, found.outputs, class_threshold)
         )
         _warn_of_classes(db, name, signature.task, signature.classes, labels, found.outputs)
-    model = registry.insert_model(
+    model = models.insert_model(
         db,
         name=name,
         version=version,
@@ -404,7 +405,7 @@ def register_onnx(
         timing = measure_latency(db, [contender], frame, seed=SEED, seconds=LATENCY_SECONDS)[contender.name]
         figures.update(latency_figures(timing))
         figures.update(_measured_on(db, len(frame), contender.path, timing))
-    registry.update_figures(db, model.id, figures)
+    models.update_figures(db, model.id, figures)
     _say_what_is_missing(db, sample, label, figures)
     return model.id
 
@@ -493,7 +494,7 @@ def register_sql(
     signature = signature_without_graph(columns, found_task, found_classes)
     types = {f.name: source.types[f.name] for f in columns}
     with db.subtransaction():
-        model = registry.insert_model(
+        model = models.insert_model(
             db,
             name=name,
             version=version,
@@ -528,7 +529,7 @@ def register_sql(
         timing = measure_latency(db, [contender], frame, seed=SEED, seconds=LATENCY_SECONDS)[contender.name]
         figures.update(latency_figures(timing))
         figures.update(_measured_on(db, len(frame), contender.path, timing))
-        registry.update_figures(db, model.id, figures)
+        models.update_figures(db, model.id, figures)
         _say_what_is_missing(db, sample, label, figures)
     return model.id
 
@@ -569,7 +570,7 @@ def register_logged(
     _warn_of_classes(db, name, found_task, found_classes, labels, checked)
     figures.update(_measured_on(db, len(frame), "declared" if latency_ms is not None else "none", None))
     figures.update({"avg_latency_ms": latency_ms, "latency_declared": latency_ms is not None})
-    model = registry.insert_model(
+    model = models.insert_model(
         db,
         name=name,
         version=version,

@@ -41,7 +41,7 @@ from pg_distill.onnx_model.session import Model as Session
 from pg_distill.rows.canonical import base_of, decode_row, json_readers, stored_types
 
 if TYPE_CHECKING:
-    from pg_distill.registry import Model
+    from pg_distill.registry.models import Model
 
 __all__ = [
     "OFFERED",
@@ -506,7 +506,7 @@ def offer_here(
     db: Database, models: Mapping[str, tuple[bytes, Signature]], cascades: Mapping[str, tuple[str, float]]
 ) -> dict[str, float]:
     """Let this backend's predict find ``models``, until they are withdrawn; return the milliseconds that each took to open."""
-    from pg_distill import registry
+    from pg_distill.registry import models as registry
 
     opened = {}
     guard, run_bytes = Watchdog(db.check_interrupts), registry.get_setting(db, "predict_memory_mb") * 2**20
@@ -583,7 +583,7 @@ def _resolve(db: Database, model: str | None) -> Predictor:
 
 
 def _resolve_sql(db: Database, name: str) -> Predictor:
-    from pg_distill import registry
+    from pg_distill.registry import models as registry
 
     model = registry.find_model(db, name)
     if model.kind == "logged":

@@ -171,11 +171,12 @@ _place: Any = None
 
 @_boundary
 def take_place(plpy: Any, run_id: str | None) -> None:
-    from pg_distill import job_queue, registry
+    from pg_distill.registry import models as registry
+    from pg_distill.registry import queue
 
     global _place
     db = _database(plpy)
-    job_queue.find_claimed(db, _not_null(run_id, "run_id"))
+    queue.find_claimed(db, _not_null(run_id, "run_id"))
     if _place is None:
         _place = registry.take_place(db)
 
@@ -188,7 +189,7 @@ def _not_null(value: T | None, name: str) -> T:
 
 @_boundary
 def show_settings(plpy: Any) -> list[tuple[str, str, str, bool, str]]:
-    from pg_distill import registry
+    from pg_distill.registry import models as registry
 
     db = _database(plpy)
     rows = []
@@ -203,7 +204,7 @@ def show_settings(plpy: Any) -> list[tuple[str, str, str, bool, str]]:
 
 @_boundary
 def change_setting(plpy: Any, name: str | None, value: str | None) -> None:
-    from pg_distill import registry
+    from pg_distill.registry import models as registry
 
     if name is None:
         raise NullNotAllowed("name must not be NULL")
@@ -216,7 +217,7 @@ def check_changed_setting(plpy: Any, old: Mapping[str, Any] | None, new: Mapping
     db.check_search_path()
     if backend.is_superuser(db):  # who restores
         return
-    from pg_distill import registry
+    from pg_distill.registry import models as registry
 
     if old is not None:
         registry.check_setting(db, old["name"], None)
@@ -400,7 +401,7 @@ def _texts(values: Sequence[Any] | None, name: str) -> list[str] | None:
 
 @_boundary
 def activate_model(plpy: Any, name: str | None, version: str | None) -> str:
-    from pg_distill import registry
+    from pg_distill.registry import models as registry
 
     if name is None or version is None:
         raise NullNotAllowed("name and version must not be NULL")
@@ -409,7 +410,8 @@ def activate_model(plpy: Any, name: str | None, version: str | None) -> str:
 
 @_boundary
 def drop_model(plpy: Any, model: str | None) -> None:
-    from pg_distill import functions, registry
+    from pg_distill import functions
+    from pg_distill.registry import models as registry
 
     if model is None:
         raise NullNotAllowed("model must not be NULL")
@@ -452,11 +454,11 @@ def submit(plpy: Any, *arguments: Any) -> str:
 
 @_boundary
 def cancel(plpy: Any, run_id: str | None) -> bool:
-    from pg_distill import job_queue
+    from pg_distill.registry import queue
 
     if run_id is None:
         raise NullNotAllowed("run_id must not be NULL")
-    return job_queue.request_cancel(_database(plpy), run_id)
+    return queue.request_cancel(_database(plpy), run_id)
 
 
 @_boundary
@@ -530,7 +532,7 @@ def promote_candidate(plpy: Any, run_id: str | None, candidate: int | None) -> s
 
 @_boundary
 def last_run(plpy: Any, teacher: str | None) -> str | None:
-    from pg_distill import registry
+    from pg_distill.registry import models as registry
 
     if teacher is None:
         raise NullNotAllowed("teacher must not be NULL")
@@ -539,7 +541,7 @@ def last_run(plpy: Any, teacher: str | None) -> str | None:
 
 @_boundary
 def run_report(plpy: Any, run_id: str | None) -> dict[str, Any]:
-    from pg_distill import registry
+    from pg_distill.registry import models as registry
 
     if run_id is None:
         raise NullNotAllowed("run_id must not be NULL")
@@ -548,8 +550,9 @@ def run_report(plpy: Any, run_id: str | None) -> dict[str, Any]:
 
 @_boundary
 def run_rows(plpy: Any, run_id: str | None) -> Iterator[tuple[str | None, str]]:
-    from pg_distill import material, registry
+    from pg_distill import material
     from pg_distill.options import Options
+    from pg_distill.registry import models as registry
     from pg_distill.rows.sample import SPLIT_NAMES
 
     if run_id is None:
@@ -715,7 +718,7 @@ def choose_model(
     min_accuracy: float | None,
     snapshot: bytes | None,
 ) -> str:
-    from pg_distill import registry
+    from pg_distill.registry import models as registry
 
     db = _serving(plpy)
     db.check_search_path()
@@ -806,7 +809,8 @@ def remeasure(plpy: Any, model: str | None) -> list[dict[str, Any]]:
 def prune(
     plpy: Any, keep_versions: int | None, older_than: str | None, model_name: str | None, dry_run: bool | None
 ) -> list[dict[str, Any]]:
-    from pg_distill import functions, registry
+    from pg_distill import functions
+    from pg_distill.registry import models as registry
 
     if dry_run is None:
         raise NullNotAllowed("dry_run must not be NULL")

@@ -18,7 +18,7 @@ from pg_distill.latency import Timing
 from pg_distill.measure import metrics, pareto
 from pg_distill.options import Options
 from pg_distill.registration import default_metric
-from pg_distill.registry import Model
+from pg_distill.registry.models import Model
 
 __all__ = [
     "Floor",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import registry, verdict
+from pg_distill import verdict
 from pg_distill.approval import trainer_limits
 from pg_distill.child.trainer import Trainer
 from pg_distill.database.backend import Database
@@ -32,7 +32,8 @@ from pg_distill.measure import metrics
 from pg_distill.options import Options
 from pg_distill.record import accuracy_columns, accuracy_origin
 from pg_distill.registration import default_metric, latency_figures, positions
-from pg_distill.registry import Model
+from pg_distill.registry import models as registry
+from pg_distill.registry.models import Model
 from pg_distill.rows.learned import Learned, are_enough
 from pg_distill.rows.sample import (
     TEST,

@@ -200,7 +200,7 @@ def locks_held(connection: psycopg.Connection) -> int:
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' OR relation = 'distill.trainings'::regclass"
     ).fetchone()
     connection.execute(
-        "DO $$\nfrom pg_distill import places\n"
+        "DO $$\nfrom pg_distill.registry import places\n"
         "taken = [place for place in range(64) if places.take(places.TRAININGS + place, 1) is None]\n"
         "plpy.execute(\"select set_config('pg_distill_test.taken', '%d', false)\" % len(taken)) $$ LANGUAGE plpython3u"
     )

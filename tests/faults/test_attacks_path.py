@@ -96,10 +96,10 @@ class Victim:
 
 RECORD = """
 DO LANGUAGE plpython3u $$
-from pg_distill import database
+from pg_distill.database import backend
 
-if not hasattr(database, "recorded"):
-    database.recorded = recorded = set()
+if not hasattr(backend, "recorded"):
+    backend.recorded = recorded = set()
 
     class Recorder:
         def __init__(self, plpy):
@@ -118,8 +118,8 @@ if not hasattr(database, "recorded"):
 
         execute, prepare, cursor = map(_note, ("execute", "prepare", "cursor"))
 
-    construct = database.PlpyDatabase.__init__
-    database.PlpyDatabase.__init__ = lambda self, plpy: construct(self, Recorder(plpy))
+    construct = backend.PlpyDatabase.__init__
+    backend.PlpyDatabase.__init__ = lambda self, plpy: construct(self, Recorder(plpy))
 $$
 """
 
@@ -312,7 +312,7 @@ def test_nothing_planted_is_run(server: servers.Server) -> None:
         # What was planted is the like of all that was run.
         admin.execute(
             "CREATE FUNCTION victim.recorded() RETURNS SETOF text LANGUAGE plpython3u AS $$"
-            "from pg_distill import database; return sorted(database.recorded)$$"
+            "from pg_distill.database import backend; return sorted(backend.recorded)$$"
         )
         recorded = [row[0] for row in victim.run("SELECT * FROM victim.recorded()")]
         ran = planting.used([*recorded, *generated], known)

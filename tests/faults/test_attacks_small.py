@@ -209,8 +209,8 @@ def test_no_row_of_a_queue_ends_a_worker_or_a_view(
 @pytest.mark.parametrize("what", ["deep lists", "deep objects", "many keys", "a long number"])
 def test_nor_what_the_table_would_not_hold(what: str) -> None:
     from pg_distill.errors import InvalidParameter
-    from pg_distill.job_queue import Job
     from pg_distill.jobs import _options
+    from pg_distill.registry.queue import Job
 
     with pytest.raises(InvalidParameter) as caught:
         _options(Job("id", ARGUMENTS[what], "", "claim", 1))
@@ -697,7 +697,7 @@ FINE = [
 def test_a_name_that_is_seen_as_another_is_refused(kind: str) -> None:
     from pg_distill.errors import InvalidName
     from pg_distill.options import Options
-    from pg_distill.registry import check_name
+    from pg_distill.registry.models import check_name
 
     for check in (
         check_name,
@@ -711,7 +711,7 @@ def test_a_name_that_is_seen_as_another_is_refused(kind: str) -> None:
 
 @pytest.mark.parametrize("name", FINE)
 def test_names_of_all_alphabets_are_fine(name: str) -> None:
-    from pg_distill.registry import check_name
+    from pg_distill.registry.models import check_name
 
     assert check_name(name) == name
 
@@ -914,9 +914,10 @@ def test_who_waits_for_a_place_can_be_interrupted(
 
 
 def test_who_has_waited_for_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pg_distill import approval, places
+    from pg_distill import approval
     from pg_distill.errors import TooManyInspections
     from pg_distill.onnx_model.session import OutputSpec, Signature
+    from pg_distill.registry import places
 
     class Nothing:
         interrupts = 0
@@ -941,7 +942,9 @@ def test_who_has_waited_for_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     signature: Any = Signature((), (), OutputSpec("", "value", 1, "float64"), "regression", ())
     monkeypatch.setattr(places, "take", lambda first, count: next(found))
     monkeypatch.setattr(approval, "Trainer", lambda *given: pytest.fail("a child was started"))
-    monkeypatch.setattr("pg_distill.registry.costs_meanwhile", lambda db, ids: dict.fromkeys(ids, cost))
+    monkeypatch.setattr(
+        "pg_distill.registry.models.costs_meanwhile", lambda db, ids: dict.fromkeys(ids, cost)
+    )
     [approved] = approval.approve_registered(db, {"id": (b"", signature)})
     assert approved.cost is cost
 

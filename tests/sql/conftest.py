@@ -43,7 +43,7 @@ def held_place(connection: psycopg.Connection) -> Iterator[None]:
     """Hold a place for trainings in a superuser's session."""
     block = "DO $$\n{}\n$$ LANGUAGE plpython3u"
     connection.execute(
-        block.format("from pg_distill import places\nGD['place'] = places.take(places.TRAININGS, 1)")
+        block.format("from pg_distill.registry import places\nGD['place'] = places.take(places.TRAININGS, 1)")
     )
     yield
     connection.execute(block.format("GD.pop('place').close()"))

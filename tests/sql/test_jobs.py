@@ -465,8 +465,8 @@ def test_a_job_outlives_restarts_of_the_server(
 
 def test_a_cancel_is_heard_whatever_the_worker_does_next(db: psycopg.Connection, connect: Connect) -> None:
     """A job that goes back to the queue after a cancel was asked for is not begun again."""
-    from pg_distill import job_queue
     from pg_distill.database.backend import PsycopgDatabase
+    from pg_distill.registry import queue as job_queue
 
     queue = PsycopgDatabase(connect())
     for give_back in (
@@ -657,11 +657,11 @@ def test_a_worker_under_set_role_does_not_start(
 
 
 def test_offered_models_are_checked_and_named_apart(db: psycopg.Connection, connect: Connect) -> None:
-    from pg_distill import registry
     from pg_distill.database.backend import PsycopgDatabase
+    from pg_distill.registry import models
 
     load_cancer(db)
-    schemas = json.dumps([registry.find_model(PsycopgDatabase(connect()), "cancer").signature.to_json()])
+    schemas = json.dumps([models.find_model(PsycopgDatabase(connect()), "cancer").signature.to_json()])
     with pytest.raises(errors.InvalidBinaryRepresentation):
         db.execute(
             "SELECT distill._offer_models(ARRAY[E'\\x1fx'], ARRAY['no model'::bytea], %s, '{}')", (schemas,)
@@ -674,13 +674,14 @@ def test_large_offers_go_in_several_messages(
     db: psycopg.Connection, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message has 1 GB at most."""
-    from pg_distill import registry, serving
+    from pg_distill import serving
     from pg_distill.database.backend import PsycopgDatabase
+    from pg_distill.registry import models
 
     load_cancer(db)
     client = PsycopgDatabase(connect())
-    model = registry.find_model(client, "cancer")
-    artifact = registry.read_artifact(client, model)
+    model = models.find_model(client, "cancer")
+    artifact = models.read_artifact(client, model)
     names = [f"{serving.OFFERED}{i}" for i in range(3)]
     offered = dict.fromkeys(names, (artifact, model.signature))
     monkeypatch.setattr(serving, "OFFER_BYTES", 2 * len(artifact))

@@ -16,7 +16,7 @@ from pg_distill.latency import Timing
 from pg_distill.measure import metrics
 from pg_distill.onnx_model.session import Signature
 from pg_distill.options import Options
-from pg_distill.registry import Model
+from pg_distill.registry.models import Model
 from pg_distill.search.problem import Candidate, Problem
 from pg_distill.students.soft_labels import softmax
 from pg_distill.students.transfer_set import TransferSet

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pg_distill import __version__, places
+from pg_distill import __version__
 from pg_distill.database.backend import Argument, Database, Row, is_superuser, quote_identifier
 from pg_distill.errors import (
     ArtifactCorrupted,
@@ -26,6 +26,7 @@ from pg_distill.errors import (
 )
 from pg_distill.frame import ModelForm, Task
 from pg_distill.onnx_model.session import Cost, Signature
+from pg_distill.registry import places
 from pg_distill.rows.canonical import stored_types
 from pg_distill.rows.learned import Learned
 from pg_distill.text import name_fault, printable, skeleton
