@@ -12,23 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import approval, doubts, record, serving, verdict
-from pg_distill.approval import trainer_limits
+from pg_distill import doubts, record, verdict
 from pg_distill.child.trainer import Trainer, Trial
 from pg_distill.database.backend import Database
 from pg_distill.database.lexer import exact
 from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import Frame
-from pg_distill.latency import (
-    Timing,
-    contender_for,
-    describe_machine,
-    measure_latency,
-    predict_contender,
-    require_expressions,
-    sql_contender,
-    statement_latency_ms,
-)
 from pg_distill.material import Material, prepare
 from pg_distill.onnx_model.session import Signature
 from pg_distill.options import Options
@@ -38,7 +27,19 @@ from pg_distill.registry import models
 from pg_distill.registry.models import Model
 from pg_distill.rows.learned import Digest, Identity, Learned
 from pg_distill.rows.sample import Source, identities_of, identity_columns, resolve_source
-from pg_distill.teachers import label_by_sql
+from pg_distill.serving import approval, predict
+from pg_distill.serving.approval import trainer_limits
+from pg_distill.serving.sql_models import label_by_sql
+from pg_distill.serving.timing import (
+    Timing,
+    contender_for,
+    describe_machine,
+    measure_latency,
+    predict_contender,
+    require_expressions,
+    sql_contender,
+    statement_latency_ms,
+)
 from pg_distill.verdict import Verdict
 
 __all__ = ["Outcome", "distill", "fits", "identities_of_family", "known_to_registered", "outside_rows"]
@@ -548,7 +549,7 @@ def _time_cascades(
         offered[verdict.offer_name(t.number)] = t.artifact, t.signature
         behind[verdict.offer_name(t.number)] = teacher.qualified_name, float(t.fields["threshold"])
     contenders = [predict_contender(name, signature) for name, (_, signature) in offered.items()]
-    with serving.offer(db, offered, behind) as opened_ms:
+    with predict.offer(db, offered, behind) as opened_ms:
         timings = measure_latency(db, contenders, material.timing_rows, seed=seed, seconds=CASCADE_SECONDS)
     return _with_opening(timings, opened_ms)
 
@@ -589,7 +590,7 @@ def _call_overhead(db: Database, trainer: Trainer, rows: Frame, seed: int) -> fl
     for _ in range(PROBES):
         artifact, signature, there_ms = trainer.probe()
         contender = predict_contender(_PROBE, signature)
-        with serving.offer(db, {_PROBE: (artifact, signature)}):
+        with predict.offer(db, {_PROBE: (artifact, signature)}):
             timing = measure_latency(db, [contender], rows, seed=seed, seconds=PROBE_SECONDS)[_PROBE]
         here.append(timing.latency.mean_ms)
         there.append(there_ms)
@@ -618,7 +619,7 @@ def _time_all(
     contenders = {name: predict_contender(name, signature) for name, (_, signature) in offered.items()}
     behind = {}
     for key, member in members.items():
-        name = f"{serving.OFFERED}member {key}"
+        name = f"{predict.OFFERED}member {key}"
         offered[name] = files[key]
         if member.threshold is not None:
             behind[name] = teacher.qualified_name, member.threshold
@@ -636,7 +637,7 @@ def _time_all(
             name = verdict.offer_name(t.number)
             types = material.source.types
             contenders[name] = sql_contender(name, exact(t.fields["expression"]), t.signature, types)
-    with serving.offer(db, offered, behind) as opened_ms:
+    with predict.offer(db, offered, behind) as opened_ms:
         timings = measure_latency(
             db,
             list(contenders.values()),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 
 from pg_distill import __version__
-from pg_distill.approval import trainer_limits
 from pg_distill.child.process import Limits
 from pg_distill.child.trainer import Trainer
 from pg_distill.database import backend
@@ -20,6 +19,7 @@ from pg_distill.probe import (
     describe_traceback,
     look_for_dependency,
 )
+from pg_distill.serving.approval import trainer_limits
 
 __all__ = ["check_server"]
 

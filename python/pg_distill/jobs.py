@@ -35,7 +35,7 @@ from dataclasses import replace
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from pg_distill import __version__, approval, distillation, record
+from pg_distill import __version__, distillation, record
 from pg_distill.database.backend import Database, PsycopgDatabase, extension_version
 from pg_distill.errors import InvalidParameter, InvalidState, PgDistillError
 from pg_distill.options import Options
@@ -44,6 +44,7 @@ from pg_distill.record import Outcome, Report
 from pg_distill.registry import models
 from pg_distill.registry import queue as job_queue
 from pg_distill.registry.queue import Job
+from pg_distill.serving import approval
 from pg_distill.text import printable, storable
 
 if TYPE_CHECKING:

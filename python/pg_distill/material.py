@@ -31,7 +31,7 @@ from pg_distill.rows.sample import (
     identity_columns,
     resolve_source,
 )
-from pg_distill.teachers import check_outputs, logged_columns, logged_outputs
+from pg_distill.serving.sql_models import check_outputs, logged_columns, logged_outputs
 
 __all__ = ["Material", "prepare"]
 

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill import claims
-from pg_distill.approval import inspector, model_limits
 from pg_distill.child.trainer import Inspection, label_within
 from pg_distill.database.backend import Database, quote_identifier
 from pg_distill.errors import (
@@ -24,7 +23,6 @@ from pg_distill.errors import (
     NullNotAllowed,
 )
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
-from pg_distill.latency import Timing, contender_for, describe_machine, measure_latency
 from pg_distill.measure import metrics
 from pg_distill.onnx_model.session import Signature
 from pg_distill.registry import models
@@ -38,7 +36,9 @@ from pg_distill.rows.sample import (
     lost_microseconds,
     resolve_source,
 )
-from pg_distill.teachers import check_outputs, label_by_sql, logged_outputs, signature_without_graph
+from pg_distill.serving.approval import inspector, model_limits
+from pg_distill.serving.sql_models import check_outputs, label_by_sql, logged_outputs, signature_without_graph
+from pg_distill.serving.timing import Timing, contender_for, describe_machine, measure_latency
 
 __all__ = [
     "default_metric",

@@ -19,7 +19,7 @@ try:
 finally:
     signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
 
-from pg_distill import __version__, serving  # noqa: E402
+from pg_distill import __version__  # noqa: E402
 from pg_distill.database import backend  # noqa: E402
 from pg_distill.database.backend import PlpyDatabase  # noqa: E402
 from pg_distill.errors import (  # noqa: E402
@@ -29,6 +29,7 @@ from pg_distill.errors import (  # noqa: E402
     NullNotAllowed,
     PgDistillError,
 )
+from pg_distill.serving import predict as serving  # noqa: E402
 
 __all__ = [
     "activate_model",
@@ -410,8 +411,8 @@ def activate_model(plpy: Any, name: str | None, version: str | None) -> str:
 
 @_boundary
 def drop_model(plpy: Any, model: str | None) -> None:
-    from pg_distill import functions
     from pg_distill.registry import models as registry
+    from pg_distill.serving import functions
 
     if model is None:
         raise NullNotAllowed("model must not be NULL")
@@ -476,8 +477,8 @@ def offer_models(
     schemas: str | None,
     cascades: str | None,
 ) -> list[float]:
-    from pg_distill import approval
     from pg_distill.onnx_model.session import Signature
+    from pg_distill.serving import approval
 
     found = _texts(names, "names")
     if found is None or artifacts is None or schemas is None or cascades is None or None in artifacts:
@@ -507,18 +508,18 @@ def offer_models(
 
 @_boundary
 def statement_seconds(plpy: Any, statement: str | None) -> float:
-    from pg_distill import latency
+    from pg_distill.serving import timing
 
     if statement is None:
         raise NullNotAllowed("statement must not be NULL")
-    return latency.statement_seconds(_database(plpy), statement)
+    return timing.statement_seconds(_database(plpy), statement)
 
 
 @_boundary
 def describe_machine(plpy: Any) -> str:
-    from pg_distill import latency
+    from pg_distill.serving import timing
 
-    return json.dumps(latency.describe_machine(_database(plpy)))
+    return json.dumps(timing.describe_machine(_database(plpy)))
 
 
 @_boundary
@@ -674,7 +675,7 @@ def predict_class_batch(
 def score(
     plpy: Any, model: str | None, query: str | None, key: str | None, snapshot: bytes | None
 ) -> Iterator[tuple[str | None, ...]]:
-    from pg_distill import scoring
+    from pg_distill.serving import score as scoring
 
     return _chunks(plpy, scoring.score, model, query, key, snapshot)
 
@@ -683,7 +684,7 @@ def score(
 def score_class(
     plpy: Any, model: str | None, query: str | None, key: str | None, snapshot: bytes | None
 ) -> Iterator[tuple[str | None, ...]]:
-    from pg_distill import scoring
+    from pg_distill.serving import score as scoring
 
     return _chunks(plpy, scoring.score_class, model, query, key, snapshot)
 
@@ -740,7 +741,7 @@ def create_function(
     replace: bool | None,
     keep_dependents: bool | None,
 ) -> str:
-    from pg_distill import functions
+    from pg_distill.serving import functions
 
     if model is None or function_name is None:
         raise NullNotAllowed("model and function_name must not be NULL")
@@ -756,7 +757,7 @@ def create_function(
 
 @_boundary
 def to_sql(plpy: Any, model: str | None) -> str:
-    from pg_distill import functions
+    from pg_distill.serving import functions
 
     if model is None:
         raise NullNotAllowed("model must not be NULL")
@@ -809,8 +810,8 @@ def remeasure(plpy: Any, model: str | None) -> list[dict[str, Any]]:
 def prune(
     plpy: Any, keep_versions: int | None, older_than: str | None, model_name: str | None, dry_run: bool | None
 ) -> list[dict[str, Any]]:
-    from pg_distill import functions
     from pg_distill.registry import models as registry
+    from pg_distill.serving import functions
 
     if dry_run is None:
         raise NullNotAllowed("dry_run must not be NULL")

@@ -13,20 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill import verdict
-from pg_distill.approval import trainer_limits
 from pg_distill.child.trainer import Trainer
 from pg_distill.database.backend import Database
 from pg_distill.distillation import fits, identities_of_family, known_to_registered
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import FloatArray, Frame
-from pg_distill.latency import (
-    Timing,
-    contender_for,
-    describe_machine,
-    measure_latency,
-    predict_contender,
-    require_expressions,
-)
 from pg_distill.material import prepare
 from pg_distill.measure import metrics
 from pg_distill.options import Options
@@ -43,7 +34,16 @@ from pg_distill.rows.sample import (
     resolve_source,
     split_times,
 )
-from pg_distill.teachers import check_outputs, label_by_sql, logged_columns, logged_outputs
+from pg_distill.serving.approval import trainer_limits
+from pg_distill.serving.sql_models import check_outputs, label_by_sql, logged_columns, logged_outputs
+from pg_distill.serving.timing import (
+    Timing,
+    contender_for,
+    describe_machine,
+    measure_latency,
+    predict_contender,
+    require_expressions,
+)
 from pg_distill.verdict import comparable_interval, predict_name, stands_in
 
 __all__ = ["check", "remeasure"]

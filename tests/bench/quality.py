@@ -38,7 +38,6 @@ import servers
 import strong_teachers
 from pg_distill.database.backend import PsycopgDatabase
 from pg_distill.frame import FloatArray, Frame
-from pg_distill.latency import measure_latency, predict_contender
 from pg_distill.measure import metrics
 from pg_distill.measure.metrics import Latency
 from pg_distill.onnx_model import check
@@ -46,7 +45,8 @@ from pg_distill.onnx_model.session import Model, Signature
 from pg_distill.search.problem import Candidate, Config, Problem, best_within
 from pg_distill.search.stages import search
 from pg_distill.search.training import latency_ms
-from pg_distill.serving import OFFERED, offer
+from pg_distill.serving.predict import OFFERED, offer
+from pg_distill.serving.timing import measure_latency, predict_contender
 from pg_distill.students.families import load_family
 from pg_distill.students.soft_labels import softmax
 from pg_distill.students.transfer_set import TransferSet

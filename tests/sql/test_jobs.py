@@ -674,26 +674,26 @@ def test_large_offers_go_in_several_messages(
     db: psycopg.Connection, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message has 1 GB at most."""
-    from pg_distill import serving
     from pg_distill.database.backend import PsycopgDatabase
     from pg_distill.registry import models
+    from pg_distill.serving import predict
 
     load_cancer(db)
     client = PsycopgDatabase(connect())
     model = models.find_model(client, "cancer")
     artifact = models.read_artifact(client, model)
-    names = [f"{serving.OFFERED}{i}" for i in range(3)]
+    names = [f"{predict.OFFERED}{i}" for i in range(3)]
     offered = dict.fromkeys(names, (artifact, model.signature))
-    monkeypatch.setattr(serving, "OFFER_BYTES", 2 * len(artifact))
-    assert serving._parts(offered) == [names[:2], names[2:]]
-    with serving.offer(client, offered) as opened:
+    monkeypatch.setattr(predict, "OFFER_BYTES", 2 * len(artifact))
+    assert predict._parts(offered) == [names[:2], names[2:]]
+    with predict.offer(client, offered) as opened:
         assert list(opened) == names and min(opened.values()) > 0
         row = "pg_catalog.array_fill(1::float8, array[30])"
         expected = client.query(f"select distill.predict('cancer', {row}) as p")
         for name in names:
             assert client.query(f"select distill.predict($1, {row}) as p", ("text", name)) == expected
-    monkeypatch.setattr(serving, "OFFER_BYTES", 1)
-    assert serving._parts(offered) == [[name] for name in names]
+    monkeypatch.setattr(predict, "OFFER_BYTES", 1)
+    assert predict._parts(offered) == [[name] for name in names]
 
 
 def test_run_next_job_in_a_session(db: psycopg.Connection) -> None:

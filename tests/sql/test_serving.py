@@ -554,7 +554,7 @@ def test_sessions_are_evicted_by_memory(versions: psycopg.Connection) -> None:
     versions.execute("SELECT distill.change_setting('session_cache_mb', '8')")
     versions.execute(
         "CREATE FUNCTION kept() RETURNS int LANGUAGE plpython3u AS"
-        " $$ from pg_distill import serving; return len(serving._sessions) $$"
+        " $$ from pg_distill.serving import predict; return len(predict._sessions) $$"
     )
     every = f"SELECT array_agg(distill.predict('m' || i, ARRAY[0]) ORDER BY i) FROM generate_series(0, {count - 1}) i"
     for _ in range(2):

@@ -17,7 +17,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, numpy_helper
-from pg_distill import serving
 from pg_distill.errors import (
     ArtifactCorrupted,
     DatatypeMismatch,
@@ -40,6 +39,7 @@ from pg_distill.onnx_model.session import (
     Signature,
     open_session,
 )
+from pg_distill.serving import predict
 
 NAN = math.nan
 
@@ -534,9 +534,9 @@ def test_an_offer_that_fails_leaves_no_model_behind() -> None:
         query_exact=lambda *arguments: [],
     )
     offered = {"good": (SOFTMAX, numeric(2)), "bad": (b"no model", numeric(2))}
-    with pytest.raises(InvalidArtifact), serving.offer(backend, offered):
+    with pytest.raises(InvalidArtifact), predict.offer(backend, offered):
         pass
-    assert serving._offered == {}
+    assert predict._offered == {}
 
 
 def test_serving_imports_no_training_code() -> None:

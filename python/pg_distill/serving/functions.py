@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from pg_distill.database.backend import Database, Row, quote_identifier, quote_literal
 from pg_distill.database.lexer import exact
-from pg_distill.dependents import OWN, StoredResults, find_blocking, find_stored_results
 from pg_distill.errors import (
     DependentObjects,
     FeatureNotSupported,
@@ -20,6 +19,7 @@ from pg_distill.errors import (
 from pg_distill.onnx_model.session import FeatureSpec
 from pg_distill.registry.models import MAX_NAME_BYTES, Dropped, Model, find_model
 from pg_distill.rows.canonical import base_of
+from pg_distill.serving.dependents import OWN, StoredResults, find_blocking, find_stored_results
 from pg_distill.students import expression as native
 
 __all__ = ["create_function", "drop_functions", "to_sql"]

@@ -395,7 +395,7 @@ class _SqlPredictor(Predictor):
         return self.run_frame(Frame(features, {name: rows[:, i] for i, name in enumerate(names)}))
 
     def run_frame(self, frame: Frame) -> FloatArray:
-        from pg_distill.teachers import evaluate
+        from pg_distill.serving.sql_models import evaluate
 
         return evaluate(self._db, self._expression, self._model, frame.select(self.signature.names))
 
@@ -621,7 +621,7 @@ def _open(db: Database, model_id: str) -> Predictor:
     artifact: bytes = row["artifact"]
     if row["cost"] is None:
         # It was restored, or written by a superuser: a child opens it first.
-        from pg_distill import approval
+        from pg_distill.serving import approval
 
         [signature] = approval.approve_registered(db, {model_id: (artifact, signature)})
     else:
