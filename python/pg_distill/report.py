@@ -24,7 +24,7 @@ from pg_distill.errors import InvalidParameter, InvalidState, PgDistillError, Un
 from pg_distill.frame import FloatArray, Strings
 from pg_distill.measure.comparison import describe
 from pg_distill.measure.metrics import Interval, decided, share_interval
-from pg_distill.registration import positions
+from pg_distill.teachers.register import positions
 from pg_distill.text import printable
 
 if TYPE_CHECKING:

@@ -241,9 +241,9 @@ def register_model(
     allow_difference: bool | None,
     class_threshold: float | None,
 ) -> str:
-    from pg_distill import registration
+    from pg_distill.teachers import register
 
-    return registration.register_onnx(
+    return register.register_onnx(
         _database(plpy),
         name=name,
         artifact=artifact,
@@ -277,12 +277,12 @@ def register_claimed(
     allow_difference: bool | None,
     class_threshold: float | None,
 ) -> str:
-    from pg_distill import claims, registration
+    from pg_distill.teachers import claims, register
 
     if rows is None or expected is None or origin is None:
         raise NullNotAllowed("rows, expected and origin must not be NULL")
     claim = claims.read_claim(_texts(rows, "rows") or [], _texts(arrays, "arrays"), expected, origin)
-    return registration.register_onnx(
+    return register.register_onnx(
         _database(plpy),
         name=name,
         artifact=artifact,
@@ -345,9 +345,9 @@ def register_sql_model(
     task: Any,
     classes: Sequence[str] | None,
 ) -> str:
-    from pg_distill import registration
+    from pg_distill.teachers import register
 
-    return registration.register_sql(
+    return register.register_sql(
         _database(plpy),
         name=name,
         expression=expression,
@@ -373,9 +373,9 @@ def register_logged_model(
     classes: Sequence[str] | None,
     latency_ms: float | None,
 ) -> str:
-    from pg_distill import registration
+    from pg_distill.teachers import register
 
-    return registration.register_logged(
+    return register.register_logged(
         _database(plpy),
         name=name,
         outputs=_texts(outputs, "outputs"),

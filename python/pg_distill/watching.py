@@ -22,7 +22,6 @@ from pg_distill.material import prepare
 from pg_distill.measure import metrics
 from pg_distill.options import Options
 from pg_distill.record import accuracy_columns, accuracy_origin
-from pg_distill.registration import default_metric, latency_figures, positions
 from pg_distill.registry import models as registry
 from pg_distill.registry.models import Model
 from pg_distill.rows.learned import Learned, are_enough
@@ -44,6 +43,7 @@ from pg_distill.serving.timing import (
     predict_contender,
     require_expressions,
 )
+from pg_distill.teachers.register import default_metric, latency_figures, positions
 from pg_distill.verdict import comparable_interval, predict_name, stands_in
 
 __all__ = ["check", "remeasure"]

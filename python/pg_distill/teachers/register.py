@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import claims
 from pg_distill.child.trainer import Inspection, label_within
 from pg_distill.database.backend import Database, quote_identifier
 from pg_distill.errors import (
@@ -39,6 +38,7 @@ from pg_distill.rows.sample import (
 from pg_distill.serving.approval import inspector, model_limits
 from pg_distill.serving.sql_models import check_outputs, label_by_sql, logged_outputs, signature_without_graph
 from pg_distill.serving.timing import Timing, contender_for, describe_machine, measure_latency
+from pg_distill.teachers import claims
 
 __all__ = [
     "default_metric",
