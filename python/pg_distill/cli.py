@@ -180,7 +180,7 @@ class _Bar:
     """A progress bar on a terminal; elsewhere a line each time that the stage changes."""
 
     def __init__(self, time_budget_s: float) -> None:
-        from pg_distill.progress import Progress
+        from pg_distill.runs.progress import Progress
 
         self._progress = Progress(time_budget_s)
         self._terminal = sys.stderr.isatty()

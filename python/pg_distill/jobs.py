@@ -35,15 +35,16 @@ from dataclasses import replace
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from pg_distill import __version__, distillation, record
+from pg_distill import __version__
 from pg_distill.database.backend import Database, PsycopgDatabase, extension_version
 from pg_distill.errors import InvalidParameter, InvalidState, PgDistillError
-from pg_distill.options import Options
-from pg_distill.progress import Progress
-from pg_distill.record import Outcome, Report
 from pg_distill.registry import models
 from pg_distill.registry import queue as job_queue
 from pg_distill.registry.queue import Job
+from pg_distill.runs import distill, record
+from pg_distill.runs.options import Options
+from pg_distill.runs.progress import Progress
+from pg_distill.runs.record import Outcome, Report
 from pg_distill.serving import approval
 from pg_distill.text import printable, storable
 
@@ -95,7 +96,7 @@ def run_next(db: Database) -> str | None:
         with db.subtransaction(), db.search_path(job.search_path):
             options = _options(job)
             db.check_search_path()
-            distillation.distill(
+            distill.distill(
                 db,
                 options,
                 run_id=job.run_id,
@@ -314,7 +315,7 @@ class Worker:
                 monitor.start()
                 with db.search_path(job.search_path):
                     db.check_search_path()
-                    outcome = distillation.distill(
+                    outcome = distill.distill(
                         db,
                         options,
                         run_id=job.run_id,

@@ -422,10 +422,10 @@ def drop_model(plpy: Any, model: str | None) -> None:
 
 @_boundary
 def distill_model(plpy: Any, *arguments: Any) -> str | None:
-    from pg_distill import distillation
-    from pg_distill.options import Options
+    from pg_distill.runs import distill
+    from pg_distill.runs.options import Options
 
-    outcome = distillation.distill(_database(plpy), Options(**_distill_arguments(arguments)))
+    outcome = distill.distill(_database(plpy), Options(**_distill_arguments(arguments)))
     if outcome.student_id is None:
         plpy.warning(
             outcome.summary, detail=f"This is run {outcome.run_id}; its candidates are in distill.candidates."
@@ -437,7 +437,7 @@ def distill_model(plpy: Any, *arguments: Any) -> str | None:
 
 def _distill_arguments(arguments: Sequence[Any]) -> dict[str, Any]:
     """Return distill_model's arguments by name."""
-    from pg_distill.options import Options
+    from pg_distill.runs.options import Options
 
     given = dict(zip(Options.__dataclass_fields__, arguments, strict=True))
     given["families"] = _texts(given["families"], "families")
@@ -447,7 +447,7 @@ def _distill_arguments(arguments: Sequence[Any]) -> dict[str, Any]:
 @_boundary
 def submit(plpy: Any, *arguments: Any) -> str:
     from pg_distill import jobs
-    from pg_distill.options import Options
+    from pg_distill.runs.options import Options
 
     given = _distill_arguments(arguments)
     return jobs.submit(_database(plpy), Options(**given), given)
@@ -524,7 +524,7 @@ def describe_machine(plpy: Any) -> str:
 
 @_boundary
 def promote_candidate(plpy: Any, run_id: str | None, candidate: int | None) -> str:
-    from pg_distill import record
+    from pg_distill.runs import record
 
     if run_id is None or candidate is None:
         raise NullNotAllowed("run_id and candidate must not be NULL")
@@ -551,10 +551,10 @@ def run_report(plpy: Any, run_id: str | None) -> dict[str, Any]:
 
 @_boundary
 def run_rows(plpy: Any, run_id: str | None) -> Iterator[tuple[str | None, str]]:
-    from pg_distill import material
-    from pg_distill.options import Options
     from pg_distill.registry import models as registry
     from pg_distill.rows.sample import SPLIT_NAMES
+    from pg_distill.runs import material
+    from pg_distill.runs.options import Options
 
     if run_id is None:
         raise NullNotAllowed("run_id must not be NULL")
@@ -782,7 +782,7 @@ def check(
     seed: int | None,
     include_learned: bool | None,
 ) -> list[dict[str, Any]]:
-    from pg_distill import watching
+    from pg_distill.runs import check as watching
 
     if model is None or max_rows is None or seed is None or include_learned is None:
         raise NullNotAllowed("model, max_rows, seed and include_learned must not be NULL")
@@ -799,7 +799,7 @@ def check(
 
 @_boundary
 def remeasure(plpy: Any, model: str | None) -> list[dict[str, Any]]:
-    from pg_distill import watching
+    from pg_distill.runs import check as watching
 
     if model is None:
         raise NullNotAllowed("model must not be NULL")

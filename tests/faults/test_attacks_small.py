@@ -696,8 +696,8 @@ FINE = [
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_name_that_is_seen_as_another_is_refused(kind: str) -> None:
     from pg_distill.errors import InvalidName
-    from pg_distill.options import Options
     from pg_distill.registry.models import check_name
+    from pg_distill.runs.options import Options
 
     for check in (
         check_name,

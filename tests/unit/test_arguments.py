@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from pg_distill import cli
-from pg_distill.options import PREFERENCES, Options
+from pg_distill.runs.options import PREFERENCES, Options
 
 ROOT = Path(__file__).resolve().parents[2]
 SQL = ROOT / "sql"

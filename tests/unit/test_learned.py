@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from pg_distill import verdict
 from pg_distill.measure import metrics
 from pg_distill.rows.learned import (
     MIN_CLASS_ROWS,
@@ -16,6 +15,7 @@ from pg_distill.rows.learned import (
     are_enough,
     identity_of,
 )
+from pg_distill.runs import verdict
 
 IDENTITY = identity_of([("b", False), ("a", True)])
 NOTHING = np.empty(0, np.int64)

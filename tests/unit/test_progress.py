@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pg_distill.progress import SEARCH, Progress, latency_seconds
+from pg_distill.runs.progress import SEARCH, Progress, latency_seconds
 from pg_distill.search import stages
 
 

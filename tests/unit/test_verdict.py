@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pg_distill import record, verdict
 from pg_distill.child.trainer import Trial, _Workshop
 from pg_distill.child.wire import Message
 from pg_distill.frame import Feature, Frame
 from pg_distill.measure import metrics
 from pg_distill.onnx_model.session import Signature
-from pg_distill.options import Options
 from pg_distill.registry.models import Model
+from pg_distill.runs import record, verdict
+from pg_distill.runs.options import Options
 from pg_distill.search.problem import Candidate, Problem
 from pg_distill.serving.timing import Timing
 from pg_distill.students.soft_labels import softmax

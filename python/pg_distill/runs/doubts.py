@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from pg_distill import verdict
 from pg_distill.frame import Frame, Strings
-from pg_distill.material import Material
 from pg_distill.measure import metrics
-from pg_distill.options import Options
 from pg_distill.registry.models import Model
-from pg_distill.verdict import Verdict
+from pg_distill.runs import verdict
+from pg_distill.runs.material import Material
+from pg_distill.runs.options import Options
+from pg_distill.runs.verdict import Verdict
 
 __all__ = ["is_out_of_reach", "of_floor", "of_rows", "of_student"]
 

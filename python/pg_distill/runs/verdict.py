@@ -15,8 +15,8 @@ import numpy as np
 from pg_distill.child.trainer import Trial
 from pg_distill.frame import ModelForm, Task
 from pg_distill.measure import metrics, pareto
-from pg_distill.options import Options
 from pg_distill.registry.models import Model
+from pg_distill.runs.options import Options
 from pg_distill.serving.timing import Timing
 from pg_distill.teachers.register import default_metric
 

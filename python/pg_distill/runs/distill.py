@@ -12,21 +12,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import doubts, record, verdict
 from pg_distill.child.trainer import Trainer, Trial
 from pg_distill.database.backend import Database
 from pg_distill.database.lexer import exact
 from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import Frame
-from pg_distill.material import Material, prepare
 from pg_distill.onnx_model.session import Signature
-from pg_distill.options import Options
-from pg_distill.progress import SEARCH, STAGES, Progress, Watch, latency_seconds
-from pg_distill.record import Outcome, Report, Run
 from pg_distill.registry import models
 from pg_distill.registry.models import Model
 from pg_distill.rows.learned import Digest, Identity, Learned
 from pg_distill.rows.sample import Source, identities_of, identity_columns, resolve_source
+from pg_distill.runs import doubts, record, verdict
+from pg_distill.runs.material import Material, prepare
+from pg_distill.runs.options import Options
+from pg_distill.runs.progress import SEARCH, STAGES, Progress, Watch, latency_seconds
+from pg_distill.runs.record import Outcome, Report, Run
+from pg_distill.runs.verdict import Verdict
 from pg_distill.serving import approval, predict
 from pg_distill.serving.approval import trainer_limits
 from pg_distill.serving.sql_models import label_by_sql
@@ -40,7 +41,6 @@ from pg_distill.serving.timing import (
     sql_contender,
     statement_latency_ms,
 )
-from pg_distill.verdict import Verdict
 
 __all__ = ["Outcome", "distill", "fits", "identities_of_family", "known_to_registered", "outside_rows"]
 

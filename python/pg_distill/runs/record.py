@@ -9,22 +9,22 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from pg_distill import verdict
 from pg_distill.child.trainer import Trial
 from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidParameter, InvalidState, UndefinedModel
 from pg_distill.frame import ModelForm
-from pg_distill.material import Material
 from pg_distill.measure import metrics, pareto
 from pg_distill.onnx_model.session import Signature
-from pg_distill.options import Options
 from pg_distill.registry import models, queue
 from pg_distill.registry.models import Model
 from pg_distill.registry.queue import Job
 from pg_distill.rows.sample import FIT, SELECT, TEST, UNLABELLED
+from pg_distill.runs import verdict
+from pg_distill.runs.material import Material
+from pg_distill.runs.options import Options
+from pg_distill.runs.verdict import Verdict, is_offered, offer_name, predict_name, stands_in
 from pg_distill.serving.timing import SQL_PATH, Timing, predict_path
 from pg_distill.teachers.register import default_metric, latency_figures
-from pg_distill.verdict import Verdict, is_offered, offer_name, predict_name, stands_in
 
 __all__ = [
     "Outcome",

@@ -13,7 +13,6 @@ from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.measure import metrics
-from pg_distill.options import Options
 from pg_distill.registry import models
 from pg_distill.registry.models import Model
 from pg_distill.rows.learned import Digest, Identity, Learned, are_enough
@@ -30,6 +29,7 @@ from pg_distill.rows.sample import (
     identity_columns,
     resolve_source,
 )
+from pg_distill.runs.options import Options
 from pg_distill.serving.sql_models import check_outputs, logged_columns, logged_outputs
 from pg_distill.teachers.register import default_metric, positions
 

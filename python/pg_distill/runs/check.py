@@ -12,16 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill import verdict
 from pg_distill.child.trainer import Trainer
 from pg_distill.database.backend import Database
-from pg_distill.distillation import fits, identities_of_family, known_to_registered
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import FloatArray, Frame
-from pg_distill.material import prepare
 from pg_distill.measure import metrics
-from pg_distill.options import Options
-from pg_distill.record import accuracy_columns, accuracy_origin
 from pg_distill.registry import models as registry
 from pg_distill.registry.models import Model
 from pg_distill.rows.learned import Learned, are_enough
@@ -33,6 +28,12 @@ from pg_distill.rows.sample import (
     resolve_source,
     split_times,
 )
+from pg_distill.runs import verdict
+from pg_distill.runs.distill import fits, identities_of_family, known_to_registered
+from pg_distill.runs.material import prepare
+from pg_distill.runs.options import Options
+from pg_distill.runs.record import accuracy_columns, accuracy_origin
+from pg_distill.runs.verdict import comparable_interval, predict_name, stands_in
 from pg_distill.serving.approval import trainer_limits
 from pg_distill.serving.sql_models import check_outputs, label_by_sql, logged_columns, logged_outputs
 from pg_distill.serving.timing import (
@@ -44,7 +45,6 @@ from pg_distill.serving.timing import (
     require_expressions,
 )
 from pg_distill.teachers.register import default_metric, latency_figures, positions
-from pg_distill.verdict import comparable_interval, predict_name, stands_in
 
 __all__ = ["check", "remeasure"]
 
