@@ -23,7 +23,7 @@ import numpy as np
 import psycopg
 import servers
 import third_party
-from pg_distill import cli
+from pg_distill.cli import main as cli
 from pg_distill.measure.comparison import TOLERANCE
 
 FITTED = 0.6  # of the rows; the others have values that the model has never seen

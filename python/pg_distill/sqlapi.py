@@ -134,7 +134,7 @@ def check_module(plpy: Any) -> None:
 
 @_boundary
 def check_server(plpy: Any) -> list[tuple[str, str | None, str, str | None]]:
-    from pg_distill import doctor
+    from pg_distill.cli import doctor
 
     return doctor.check_server(PlpyDatabase(plpy))
 
@@ -157,13 +157,13 @@ def run_write(plpy: Any) -> None:
 def record_job(
     plpy: Any, run_id: str | None, claim_id: str | None, report: str | None, artifacts: Sequence[bytes] | None
 ) -> str | None:
-    from pg_distill import jobs
+    from pg_distill.jobs import worker
 
     if run_id is None or claim_id is None or report is None or artifacts is None:
         raise NullNotAllowed("run_id, claim_id, report and artifacts must not be NULL")
     if not all(isinstance(artifact, bytes) for artifact in artifacts):
         raise InvalidParameter("artifacts must be a list of files, none of them NULL")
-    return jobs.record_job(_database(plpy), run_id, claim_id, report, artifacts)
+    return worker.record_job(_database(plpy), run_id, claim_id, report, artifacts)
 
 
 # Of the job that a worker trains for in this session.
@@ -446,11 +446,11 @@ def _distill_arguments(arguments: Sequence[Any]) -> dict[str, Any]:
 
 @_boundary
 def submit(plpy: Any, *arguments: Any) -> str:
-    from pg_distill import jobs
+    from pg_distill.jobs import worker
     from pg_distill.runs.options import Options
 
     given = _distill_arguments(arguments)
-    return jobs.submit(_database(plpy), Options(**given), given)
+    return worker.submit(_database(plpy), Options(**given), given)
 
 
 @_boundary
@@ -464,9 +464,9 @@ def cancel(plpy: Any, run_id: str | None) -> bool:
 
 @_boundary
 def run_next_job(plpy: Any) -> str | None:
-    from pg_distill import jobs
+    from pg_distill.jobs import worker
 
-    return jobs.run_next(_database(plpy))
+    return worker.run_next(_database(plpy))
 
 
 @_boundary

@@ -258,7 +258,7 @@ def call_of(victim: Victim, function: str) -> tuple[str]:
 
 def work(dsn: str) -> None:
     """Run the worker until no job waits."""
-    from pg_distill.jobs import Worker
+    from pg_distill.jobs.worker import Worker
 
     said: list[str] = []
     thread = threading.Thread(target=lambda: Worker(dsn, say=said.append).run(once=True))

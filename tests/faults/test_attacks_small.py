@@ -51,7 +51,7 @@ def work(
     server: servers.Server, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], list[str]]:
     """Run a role's jobs until none waits: work("mallory") gives what the worker said."""
-    from pg_distill import jobs
+    from pg_distill.jobs import worker as jobs
 
     monkeypatch.setattr(jobs, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(jobs, "BUSY_SECONDS", 0.01)
@@ -209,7 +209,7 @@ def test_no_row_of_a_queue_ends_a_worker_or_a_view(
 @pytest.mark.parametrize("what", ["deep lists", "deep objects", "many keys", "a long number"])
 def test_nor_what_the_table_would_not_hold(what: str) -> None:
     from pg_distill.errors import InvalidParameter
-    from pg_distill.jobs import _options
+    from pg_distill.jobs.worker import _options
     from pg_distill.registry.queue import Job
 
     with pytest.raises(InvalidParameter) as caught:
@@ -359,10 +359,10 @@ def test_a_terminal_is_shown_nothing_that_it_obeys(
 def test_a_progress_bar_draws_no_name_that_moves_the_cursor(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from pg_distill import cli
+    from pg_distill.cli import main
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    bar = cli._Bar(10.0)
+    bar = main._Bar(10.0)
     bar.take("screen", 0.5, HOSTILE)
     bar.draw()
     bar.draw((HOSTILE, 0.5, HOSTILE, 1.0))
@@ -371,9 +371,9 @@ def test_a_progress_bar_draws_no_name_that_moves_the_cursor(
 
 
 def test_a_notice_of_several_lines_forges_none_of_ours(capsys: Any) -> None:
-    from pg_distill import cli
+    from pg_distill.cli import main
 
-    cli._warn("a\npg-distill: all is well\r\x85pg-distill: yes")
+    main._warn("a\npg-distill: all is well\r\x85pg-distill: yes")
     assert [line.startswith(" ") for line in capsys.readouterr().err.splitlines()] == [
         False,
         True,
@@ -509,54 +509,56 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", MANIFESTS)
 def test_a_manifest_that_is_none_is_a_sentence(folder: Path, kind: str, capsys: Any) -> None:
-    from pg_distill import cli
+    from pg_distill.cli import main
 
     manifest = folder / "m.json"
     manifest.write_text(MANIFESTS[kind], errors="surrogatepass")
-    assert cli.main(["import", str(manifest), "--dsn", "host=/nowhere"]) == 1
+    assert main.main(["import", str(manifest), "--dsn", "host=/nowhere"]) == 1
     out, said = capsys.readouterr()
     assert out == "" and said.count("\n") == 1 and re.search(r"\((22P03|22023)\)$", said.strip()), said
 
 
 def test_a_manifest_of_export_is_taken(folder: Path, capsys: Any) -> None:
-    from pg_distill import cli
+    from pg_distill.cli import main
 
     (folder / "m.json").write_text(with_())
-    assert cli.main(["import", str(folder / "m.json"), "--dsn", "host=/nowhere"]) == 3  # as far as the server
+    assert (
+        main.main(["import", str(folder / "m.json"), "--dsn", "host=/nowhere"]) == 3
+    )  # as far as the server
 
 
 @pytest.mark.parametrize("what", ["/dev/zero", "a folder", "nothing"])
 def test_a_file_without_end_is_not_read_to_its_end(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pg_distill import cli
+    from pg_distill.cli import main
     from pg_distill.errors import PgDistillError
 
     path = {"/dev/zero": Path("/dev/zero"), "a folder": tmp_path, "nothing": tmp_path / "no"}[what]
     with pytest.raises(PgDistillError) as caught:
-        cli._read(path, 1 << 20)
+        main._read(path, 1 << 20)
     assert caught.value.sqlstate == ("54000" if what == "/dev/zero" else "22023")
 
 
 def test_what_is_written_goes_through_nobodys_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither where the file is to be nor beside it, whatever another user of the folder has put there."""
-    from pg_distill import cli
+    from pg_distill.cli import main
 
     victim = tmp_path / "victim"
     victim.write_text("kept")
     (tmp_path / "report.html").symlink_to(victim)
     (tmp_path / f".report.html.{os.getpid()}").symlink_to(victim)
     monkeypatch.setattr("secrets.token_hex", lambda count: "00")
-    cli._write(tmp_path / "report.html", b"page")
+    main._write(tmp_path / "report.html", b"page")
     assert (victim.read_text(), (tmp_path / "report.html").read_text()) == ("kept", "page")
     (tmp_path / ".pg_distill.00").symlink_to(victim)
     with pytest.raises(Exception, match="cannot be written"):
-        cli._write(tmp_path / "report.html", b"other")
+        main._write(tmp_path / "report.html", b"other")
     assert victim.read_text() == "kept"
 
 
 def test_files_of_an_export_have_names_that_are_no_options_and_no_others() -> None:
-    from pg_distill.cli import _stem
+    from pg_distill.cli.main import _stem
 
     names = [
         "fraud",

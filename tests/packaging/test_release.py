@@ -117,7 +117,7 @@ def test_the_wheel_has_all_that_the_module_needs(tmp_path: Path) -> None:
         packed = {file: wheel.read(file) for file in wheel.namelist()}
     module = ROOT / "python"
     wanted = [p for p in (module / "pg_distill").rglob("*") if p.is_file() and p.suffix != ".pyc"]
-    assert "pg_distill/report.html" in packed
+    assert "pg_distill/cli/report.html" in packed
     for path in wanted:
         assert packed[str(path.relative_to(module))] == path.read_bytes()
     assert not [file for file in packed if file.split("/")[0] not in ("pg_distill", f"{name}.dist-info")]
@@ -131,12 +131,12 @@ def test_the_wheel_has_all_that_the_module_needs(tmp_path: Path) -> None:
     site = tmp_path / "site"
     with zipfile.ZipFile(tmp_path / f"{name}-py3-none-any.whl") as wheel:
         wheel.extractall(site)
-    code = "import sys; from pg_distill import cli; print(cli.__file__); sys.exit(cli.main(['-V']))"
+    code = "import sys; from pg_distill.cli import main; print(main.__file__); sys.exit(main.main(['-V']))"
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(site)},
     ).stdout.split()  # fmt: skip
-    assert shown == [str(site / "pg_distill" / "cli.py"), "pg-distill", pg_distill.__version__]
+    assert shown == [str(site / "pg_distill" / "cli" / "main.py"), "pg-distill", pg_distill.__version__]
 
 
 def test_the_archive_for_pgxn_has_what_meta_names() -> None:

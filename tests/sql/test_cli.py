@@ -293,7 +293,9 @@ def test_a_model_card_says_what_answers(db: psycopg.Connection, run: Run, tmp_pa
 
 
 def test_without_psycopg_it_says_what_to_install() -> None:
-    program = "import sys; sys.modules['psycopg'] = None; from pg_distill.cli import main; sys.exit(main())"
+    program = (
+        "import sys; sys.modules['psycopg'] = None; from pg_distill.cli.main import main; sys.exit(main())"
+    )
     for arguments, code in ((["models"], 7), (["--help"], 0), (["nothing"], 2)):
         done = subprocess.run(
             [sys.executable, "-c", program, *arguments],
@@ -350,7 +352,7 @@ def test_jobs_from_the_shell(db: psycopg.Connection, run: Run) -> None:
 def test_check_tells_by_its_exit_code(
     db: psycopg.Connection, server: servers.Server, database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pg_distill import cli
+    from pg_distill.cli import main
 
     load_cancer(db)
     student_of_cancer(db, "small")
@@ -358,14 +360,14 @@ def test_check_tells_by_its_exit_code(
     db.execute("UPDATE changed SET malignant = 1 - malignant")
     where = ["--dsn", server.conninfo(dbname=database), "--json"]
     for sample in ("cancer", "changed"):
-        code = cli.main(["check", "small", "--sample", sample, "--max-rows", "500", *where])
+        code = main.main(["check", "small", "--sample", sample, "--max-rows", "500", *where])
         rows = {row["figure"]: row for row in json.loads(capsys.readouterr().out)}
         # On a busy machine a latency may not hold.
-        assert (code == cli.NO_LONGER_HOLDS) == any(row["holds"] is False for row in rows.values())
-        assert code in (cli.DONE, cli.NO_LONGER_HOLDS)
+        assert (code == main.NO_LONGER_HOLDS) == any(row["holds"] is False for row in rows.values())
+        assert code in (main.DONE, main.NO_LONGER_HOLDS)
         assert 0 < rows["accuracy"]["row_count"] < 500  # without those that the run learned from
     assert rows["accuracy"]["holds"] is False
-    assert cli.main(["check", "nobody", *where]) == cli.REFUSED
+    assert main.main(["check", "nobody", *where]) == main.REFUSED
 
 
 def test_prune(db: psycopg.Connection, run: Run) -> None:
@@ -412,9 +414,9 @@ def test_doctor(server: servers.Server, run: Run, role: Callable[..., str], data
 def test_every_command_has_help_and_the_entry_point_is_there(run: Run) -> None:
     import tomllib
 
-    from pg_distill.cli import COMMANDS
+    from pg_distill.cli.main import COMMANDS
 
     project = tomllib.loads((PYTHON / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {"pg-distill": "pg_distill.cli:main"}
+    assert project["scripts"] == {"pg-distill": "pg_distill.cli.main:main"}
     for name in COMMANDS:
         assert "usage" in run(name, "--help", plain=True)

@@ -12,7 +12,7 @@ import pipelines
 import psycopg
 import pytest
 import servers
-from pg_distill import cli
+from pg_distill.cli import main
 from sql.conftest import load_table
 
 pytestmark = pytest.mark.one_server("pg15")
@@ -37,7 +37,7 @@ def register(
             joblib.dump(model, path)
         given = ["register", name, str(path), *arguments, "--dsn", server.conninfo(dbname=database), "--json"]
         capsys.readouterr()
-        done = cli.main(given)
+        done = main.main(given)
         said = capsys.readouterr()
         assert done == code, said.err
         return said.err

@@ -50,7 +50,7 @@ def work_here(
     server: servers.Server, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., threading.Thread]]:
     """Run workers in threads of this process, which try again at once: work_here(once=True, lease=..., dsn=...)."""
-    from pg_distill import jobs
+    from pg_distill.jobs import worker as jobs
 
     monkeypatch.setattr(jobs, "RETRY_SECONDS", 0.1)
     monkeypatch.setattr(jobs, "BUSY_SECONDS", 0.1)
@@ -343,9 +343,9 @@ def test_errors_that_may_pass_are_tried_three_times_and_others_once(
     work_here: Callable[..., threading.Thread],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pg_distill import jobs
     from pg_distill.database.backend import PsycopgDatabase
     from pg_distill.errors import InvalidData, OutOfMemory, TrainerDied
+    from pg_distill.jobs import worker as jobs
 
     load_cancer(db)
     expected: dict[str, tuple[Exception, int, str]] = {
@@ -527,7 +527,7 @@ def test_an_idle_worker_is_woken(
     db: psycopg.Connection, work_here: Callable[..., threading.Thread], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the notification: it would not look at the queue again for a minute."""
-    from pg_distill import jobs
+    from pg_distill.jobs import worker as jobs
 
     monkeypatch.setattr(jobs, "POLL_SECONDS", 60.0)
     load_cancer(db)
@@ -650,7 +650,7 @@ def test_a_worker_under_set_role_does_not_start(
 ) -> None:
     low = engineer("low")
     from pg_distill.errors import InsufficientPrivilege
-    from pg_distill.jobs import Worker
+    from pg_distill.jobs.worker import Worker
 
     with pytest.raises(InsufficientPrivilege):
         Worker(server.conninfo(dbname=database, options=f"-c role={low}")).run(once=True)

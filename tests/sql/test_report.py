@@ -72,7 +72,7 @@ def hostile(db: psycopg.Connection) -> None:
 
 
 def test_the_page_holds_the_figures_and_nothing_foreign(db: psycopg.Connection, tmp_path: Path) -> None:
-    from pg_distill import report
+    from pg_distill.cli import report
 
     hostile(db)
     text = report.render(db, teacher=TEACHER)
@@ -158,7 +158,7 @@ def _look(text: str, folder: Path) -> None:
 
 def test_what_cannot_be_had_is_said(shared: Callable[[], psycopg.Connection]) -> None:
     """A regression has other figures; a stranger's rows are not read."""
-    from pg_distill import report
+    from pg_distill.cli import report
 
     db = shared()
     text = report.render(db, teacher="diabetes")
@@ -184,7 +184,7 @@ def test_what_cannot_be_had_is_said(shared: Callable[[], psycopg.Connection]) ->
 
 def test_every_kind_of_run_has_a_page(db: psycopg.Connection) -> None:
     """One with a cascade, one that nothing could be timed in, one whose teacher predicts elsewhere, at no known latency."""
-    from pg_distill import report
+    from pg_distill.cli import report
 
     load_cancer(db)
     distil = "SELECT distill_model(%s, min_accuracy => 0, time_budget_s => 3, families => %s, target_latency_ms => %s)"
@@ -214,23 +214,25 @@ def test_every_kind_of_run_has_a_page(db: psycopg.Connection) -> None:
 def test_the_command_line_writes_it(
     shared: Callable[[], psycopg.Connection], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pg_distill import cli
+    from pg_distill.cli import main
 
     info = shared().info
     where = ["--dsn", f"{info.dsn} password={info.password}" if info.password else info.dsn, "--json"]
     file = tmp_path / "cancer.html"
-    assert cli.main(["report", "cancer", "--output", str(file), *where]) == cli.DONE
+    assert main.main(["report", "cancer", "--output", str(file), *where]) == main.DONE
     assert json.loads(capsys.readouterr().out) == [{"file": str(file), "bytes": file.stat().st_size}]
     assert "cancer_distilled" in file.read_text(encoding="utf-8")
     if KEEP:
         shutil.copy(file, KEEP)
     [run] = shared().execute("SELECT distill.last_run('cancer')::text").fetchone() or [""]
     again = tmp_path / "run.html"
-    assert cli.main(["report", "--run", run, "--output", str(again), *where]) == cli.DONE
+    assert main.main(["report", "--run", run, "--output", str(again), *where]) == main.DONE
     assert run in again.read_text(encoding="utf-8")
-    assert cli.main(["report", "nobody", "--output", str(tmp_path / "none.html"), *where]) == cli.REFUSED
-    assert cli.main(["report", "cancer", "--output", str(tmp_path / "no" / "x.html"), *where]) == cli.REFUSED
+    assert main.main(["report", "nobody", "--output", str(tmp_path / "none.html"), *where]) == main.REFUSED
+    assert (
+        main.main(["report", "cancer", "--output", str(tmp_path / "no" / "x.html"), *where]) == main.REFUSED
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cancer.html", "run.html"]
     with pytest.raises(SystemExit) as ended:
-        cli.main(["report", *where])
-    assert ended.value.code == cli.USAGE
+        main.main(["report", *where])
+    assert ended.value.code == main.USAGE

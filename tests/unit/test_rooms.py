@@ -18,8 +18,6 @@ ROOMS = (
     "cli",
     "conversion",
     "jobs",
-    "report",
-    "doctor",
     "runs",
     "teachers",
     "serving",
@@ -55,7 +53,7 @@ PURE = (
 # Libraries that only some rooms may import: plpy is handed in, psycopg is the way from outside.
 CONFINED: dict[str, set[str]] = {
     "plpy": set(),
-    "psycopg": {"cli", "database", "jobs", "report"},
+    "psycopg": {"cli", "database", "jobs"},
     "pickle": set(),
 }
 

@@ -664,7 +664,7 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
 def report(arguments: argparse.Namespace) -> int:
     """Write a run as one self-contained HTML page."""
     try:
-        from pg_distill.report import render
+        from pg_distill.cli.report import render
 
         with _connect(arguments) as connection:
             page = render(connection, teacher=arguments.teacher, run_id=arguments.run)
@@ -1072,7 +1072,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _worker_options(parser: argparse.ArgumentParser) -> None:
-    from pg_distill.jobs import LEASE_SECONDS
+    from pg_distill.jobs.worker import LEASE_SECONDS
 
     parser.add_argument("--once", action="store_true", help="end when no job waits")
     parser.add_argument(
@@ -1087,7 +1087,7 @@ def worker(arguments: argparse.Namespace) -> int:
     """Run the jobs of the role that it logs in as, until it is told to end (SIGTERM)."""
     import psycopg
 
-    from pg_distill.jobs import Worker
+    from pg_distill.jobs.worker import Worker
 
     if not arguments.lease_seconds >= 1:
         raise InvalidParameter(f"--lease-seconds must be 1 or more, not {arguments.lease_seconds}")
@@ -1200,7 +1200,3 @@ def _complain(sqlstate: str | None, message: str, detail: str | None, hint: str 
     for text in (detail, hint):
         if text:
             _warn(f"  {text}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
