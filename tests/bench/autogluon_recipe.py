@@ -20,7 +20,7 @@ from typing import Any
 import lightgbm
 import numpy as np
 from pg_distill.frame import FloatArray, Frame, Strings, Task
-from pg_distill.measure import metrics
+from pg_distill.measure import confidence, metrics
 from pg_distill.search.problem import Candidate, Problem
 from pg_distill.search.training import latency_ms
 from pg_distill.students.families import Shape, load_family
@@ -119,7 +119,7 @@ def within(
             is_control=False,
             seconds=time.monotonic() - begun,
             tie_break_select=metrics.score(smooth, known, outputs),
-            jackknife_select=tuple(metrics.jackknife(problem.metric, known, outputs)),
+            jackknife_select=tuple(confidence.jackknife(problem.metric, known, outputs)),
         )
 
     sizes = {family: load_family(family).sizes(shape) for family in FAMILIES}

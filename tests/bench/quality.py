@@ -38,8 +38,8 @@ import servers
 import strong_teachers
 from pg_distill.database.backend import PsycopgDatabase
 from pg_distill.frame import FloatArray, Frame
-from pg_distill.measure import metrics
-from pg_distill.measure.metrics import Latency
+from pg_distill.measure import confidence, metrics
+from pg_distill.measure.latency import Latency
 from pg_distill.onnx_model import check
 from pg_distill.onnx_model.session import Model, Signature
 from pg_distill.search.problem import Candidate, Config, Problem, best_within
@@ -240,7 +240,7 @@ class Contest:
         return chosen
 
     def difference(self, ours: FloatArray, theirs: FloatArray) -> list[float]:
-        interval = metrics.paired_interval(self.metric, self.test.y, ours, theirs, seed=0)
+        interval = confidence.paired_interval(self.metric, self.test.y, ours, theirs, seed=0)
         return [interval.low, interval.high]
 
 

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from pg_distill.measure import metrics
+from pg_distill.measure.judge import Judge
 from pg_distill.rows.learned import (
     MIN_CLASS_ROWS,
     MIN_COMPARED_ROWS,
@@ -148,8 +148,8 @@ def test_a_figure_of_easy_rows_is_no_lead() -> None:
         y = rng.integers(0, 2, n)
         right = rng.random((2, n)) < np.where(easy, 0.95, 0.65)
         p = [np.eye(2)[np.where(r, y, 1 - y)] for r in right]
-        judge = metrics.Judge("accuracy", "binary", y, p[0], None, seed=0, resamples=200)
-        part = metrics.Judge("accuracy", "binary", y[easy], p[0][easy], None, seed=0, resamples=200)
+        judge = Judge("accuracy", "binary", y, p[0], None, seed=0, resamples=200)
+        part = Judge("accuracy", "binary", y[easy], p[0][easy], None, seed=0, resamples=200)
         found = {"score": part.value(p[1][easy])}
         beside = {
             "score": part.value(p[0][easy]),

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import sklearn.metrics as reference
 from pg_distill.errors import InvalidParameter
+from pg_distill.measure import confidence, decisions, latency
 from pg_distill.measure import metrics as measure
+from pg_distill.measure.judge import Judge
+from pg_distill.runs import summary
 
 
 def outputs(classes: int, n: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,7 +77,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         y = np.zeros(300, int)
         right = np.random.default_rng(seed).random(300) < truth
         p = np.where(right[:, None], [[0.9, 0.1]], [[0.1, 0.9]])
-        interval = measure.bootstrap_interval("accuracy", y, p, seed=seed, resamples=300)
+        interval = confidence.bootstrap_interval("accuracy", y, p, seed=seed, resamples=300)
         covered += interval.low <= truth <= interval.high
     assert 0.88 <= covered / rounds <= 0.99
 
@@ -83,10 +86,10 @@ def test_paired_interval_is_narrower_than_two_of_its_kind() -> None:
     y, p, _ = outputs(2, n=2000)
     other = p.copy()
     other[:40] = other[:40, ::-1]  # the two differ in 40 rows only
-    paired = measure.paired_interval("accuracy", y, p, other, seed=0)
-    single = measure.bootstrap_interval("accuracy", y, p, seed=0)
+    paired = confidence.paired_interval("accuracy", y, p, other, seed=0)
+    single = confidence.bootstrap_interval("accuracy", y, p, seed=0)
     assert paired.high - paired.low < single.high - single.low
-    assert measure.paired_interval("accuracy", y, p, p, seed=0) == measure.Interval(0.0, 0.0)
+    assert confidence.paired_interval("accuracy", y, p, p, seed=0) == confidence.Interval(0.0, 0.0)
 
 
 def test_resampled_metrics_are_those_of_the_resampled_rows() -> None:
@@ -120,7 +123,9 @@ def test_metrics_that_are_not_defined_are_nan() -> None:
     assert math.isnan(measure.score("r2", constant, constant[:, None] + 1))
     assert math.isnan(measure.score("accuracy", none[:0], p[:0]))
     assert math.isnan(measure.score("accuracy", none, p, np.zeros(400)))
-    assert measure.bootstrap_interval("roc_auc", none, p, seed=0, resamples=20) != measure.Interval(0, 0)
+    assert confidence.bootstrap_interval("roc_auc", none, p, seed=0, resamples=20) != confidence.Interval(
+        0, 0
+    )
 
 
 def test_r2_of_large_values_keeps_its_digits() -> None:
@@ -136,15 +141,15 @@ def test_intervals_of_many_rows_take_seconds() -> None:
     y, p, _ = outputs(2, n=100_000)
     started = time.process_time()
     for metric in ("accuracy", "average_precision"):
-        measure.bootstrap_interval(metric, y, p, seed=0)
+        confidence.bootstrap_interval(metric, y, p, seed=0)
     assert time.process_time() - started < 10
 
 
 def test_intervals_are_reproducible() -> None:
     y, p, w = outputs(3)
     for metric in ("accuracy", "roc_auc"):
-        first = measure.bootstrap_interval(metric, y, p, w, seed=3, resamples=50)
-        assert first == measure.bootstrap_interval(metric, y, p, w, seed=3, resamples=50)
+        first = confidence.bootstrap_interval(metric, y, p, w, seed=3, resamples=50)
+        assert first == confidence.bootstrap_interval(metric, y, p, w, seed=3, resamples=50)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +168,7 @@ def test_metric_that_cannot_be_measured_is_refused(metric: str, task: str, label
 
 def test_judge_scores_the_teacher_as_a_full_lift_and_the_majority_as_none() -> None:
     y, p, _ = outputs(3)
-    judge = measure.Judge("accuracy", "multiclass", y, p, None, seed=0, resamples=100)
+    judge = Judge("accuracy", "multiclass", y, p, None, seed=0, resamples=100)
     teacher = judge.figures(p)
     assert teacher["lift"] == 1.0
     assert teacher["fidelity"] == 1.0
@@ -176,14 +181,12 @@ def test_judge_scores_the_teacher_as_a_full_lift_and_the_majority_as_none() -> N
 def test_the_baseline_is_the_majority_by_weight() -> None:
     y, fitted = np.array([0, 1, 1, 1]), np.array([0, 0, 0, 1])
     p, weights = np.eye(2)[y], np.array([1.0, 1.0, 1.0, 9.0])
-    judge = measure.Judge("accuracy", "binary", y, p, None, seed=0, baseline_y=fitted)
+    judge = Judge("accuracy", "binary", y, p, None, seed=0, baseline_y=fitted)
     assert judge.baseline() == 0.25
-    judge = measure.Judge(
-        "accuracy", "binary", y, p, None, seed=0, baseline_y=fitted, baseline_weights=weights
-    )
+    judge = Judge("accuracy", "binary", y, p, None, seed=0, baseline_y=fitted, baseline_weights=weights)
     assert judge.baseline() == 0.75
     values, found = np.array([0.0, 0.0, 0.0, 4.0]), np.array([2.0, 4.0])
-    judge = measure.Judge(
+    judge = Judge(
         "neg_mean_absolute_error", "regression", found, found[:, None], None, seed=0, baseline_y=values,
         baseline_weights=weights,
     )  # fmt: skip
@@ -197,7 +200,7 @@ def test_every_metric_is_compared_on_the_same_draws(task: str) -> None:
         y, p = y.astype(float), p[:, :1]
     metric = "r2" if task == "regression" else "accuracy"
     other = 0.9 * p + 0.1 * p.mean(axis=0)
-    judge = measure.Judge(metric, task, y, p, w, seed=0, resamples=200)  # type: ignore[arg-type]
+    judge = Judge(metric, task, y, p, w, seed=0, resamples=200)  # type: ignore[arg-type]
     found = judge.compare({"teacher": p, "control": other, "student": p})
     own = judge.figures(other)
     assert found["intervals"]["control"][metric] == [own["score_low"], own["score_high"]]
@@ -209,14 +212,14 @@ def test_every_metric_is_compared_on_the_same_draws(task: str) -> None:
         versus = found["versus"]["student-control"][name]
         assert versus["low"] <= versus["difference"] <= versus["high"], name
         assert versus["high"] - versus["low"] < high - low, name
-    paired = measure.paired_interval(metric, y, p, other, w, seed=0, resamples=200)
+    paired = confidence.paired_interval(metric, y, p, other, w, seed=0, resamples=200)
     versus = found["versus"]["student-control"][metric]
     assert (versus["low"], versus["high"]) == (paired.low, paired.high)
 
 
 def test_judge_without_labels_measures_agreement() -> None:
     _, p, _ = outputs(2)
-    judge = measure.Judge("agreement", "binary", np.full(400, -1), p, None, seed=0, resamples=100)
+    judge = Judge("agreement", "binary", np.full(400, -1), p, None, seed=0, resamples=100)
     assert judge.figures(p)["score"] == 1.0
     assert judge.figures(p[:, ::-1])["score"] < 0.05  # ties go to the first class either way
 
@@ -226,7 +229,7 @@ def test_latency_interval_is_over_blocks() -> None:
     rng = np.random.default_rng(0)
     levels = rng.normal(10.0, 1.0, 20)
     blocks = [np.full(500, level) + rng.normal(0, 0.01, 500) for level in levels]
-    found = measure.latency_statistics(blocks)
+    found = latency.latency_statistics(blocks)
     half = 2.093 * levels.std(ddof=1) / math.sqrt(20)
     assert found.mean_ms == pytest.approx(levels.mean(), abs=0.01)
     assert found.high_ms - found.mean_ms == pytest.approx(half, rel=0.02)
@@ -240,22 +243,22 @@ def test_latency_interval_is_over_blocks() -> None:
     ("n", "q", "k"), [(58, 0.95, None), (59, 0.95, 59), (208, 0.95, 203), (336, 0.95, 326), (1000, 0.5, 527)]
 )
 def test_order_statistics_are_the_binomial_ones(n: int, q: float, k: int | None) -> None:
-    assert measure.upper_order_statistic(n, q) == k
+    assert latency.upper_order_statistic(n, q) == k
 
 
 def test_bound_of_a_percentile_holds_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     truth = -math.log(0.05)  # the 95th percentile of an exponential
-    bounds = [measure.latency_statistics(rng.exponential(size=(5, 60))).p95_high_ms for _ in range(400)]
+    bounds = [latency.latency_statistics(rng.exponential(size=(5, 60))).p95_high_ms for _ in range(400)]
     assert all(b is not None for b in bounds)
     held = np.mean([b is not None and b >= truth for b in bounds])
     assert 0.93 <= held <= 1.0
 
 
 def test_percentiles_are_given_only_where_calls_can_be_told_apart() -> None:
-    short = measure.latency_statistics([np.array([0.001, 0.0, 0.001, 0.002] * 50)] * 5)
+    short = latency.latency_statistics([np.array([0.001, 0.0, 0.001, 0.002] * 50)] * 5)
     assert short.p50_ms is None
-    few = measure.latency_statistics([np.array([1.0, 1.1, 1.2, 1.1])] * 10)
+    few = latency.latency_statistics([np.array([1.0, 1.1, 1.2, 1.1])] * 10)
     assert few.p50_ms == 1.1
     assert few.p50_high_ms == 1.1
     assert few.p95_ms is None
@@ -263,7 +266,7 @@ def test_percentiles_are_given_only_where_calls_can_be_told_apart() -> None:
 
 
 def test_summary_reads_as_the_readme_says() -> None:
-    text = measure.summary(
+    text = summary.headline(
         teacher_latency_ms=12.4,
         student_latency_ms=0.011,
         teacher_accuracy=0.9,
@@ -282,7 +285,7 @@ def test_share_interval_covers_and_never_collapses() -> None:
 
     for right, n in ((0, 20), (20, 20), (7, 20), (1930, 2000)):
         reference = binomtest(right, n).proportion_ci(method="wilson")
-        found = measure.share_interval(right / n, n)
+        found = confidence.share_interval(right / n, n)
         assert (found.low, found.high) == pytest.approx((reference.low, reference.high), abs=1e-7)
         assert found.low <= right / n <= found.high
         assert found.high > found.low
@@ -294,7 +297,7 @@ def test_the_jackknife_knows_the_noise_of_paired_differences() -> None:
     right = rng.random((2, 4000)) < 0.8
     a, b = (np.eye(2)[np.where(r, y, 1 - y)] for r in right)
     weights = rng.random(4000)
-    apart = measure.jackknife("accuracy", y, a, weights) - measure.jackknife("accuracy", y, b, weights)
+    apart = confidence.jackknife("accuracy", y, a, weights) - confidence.jackknife("accuracy", y, b, weights)
     found = np.sqrt((len(apart) - 1) * apart.var())
     wanted = np.sqrt((weights**2).sum() * np.var(right[0] * 1.0 - right[1])) / weights.sum()
     assert 0.6 < found / wanted < 1.5
@@ -311,13 +314,13 @@ def test_log_loss_orders_what_noise_cannot_tell_apart(metric: str) -> None:
         outputs.append(np.column_stack([1 / (1 + np.exp(z)), 1 / (1 + np.exp(-z))]))
     metrics = [measure.score(metric, y, p) for p in outputs]
     losses = [measure.score("neg_log_loss", y, p) for p in outputs]
-    jackknives = [measure.jackknife(metric, y, p) for p in outputs]
+    jackknives = [confidence.jackknife(metric, y, p) for p in outputs]
     assert losses[1] > losses[0]
-    order = measure.rank([metrics[1] + 1e-6, *metrics[1:]], losses, [jackknives[0], *jackknives[1:]])
+    order = confidence.rank([metrics[1] + 1e-6, *metrics[1:]], losses, [jackknives[0], *jackknives[1:]])
     assert order == [1, 0, 2]
     # Without anything known of the noise, the metric decides; what is undefined comes last.
-    assert measure.rank([0.3, 0.5, np.nan, 0.5], [9.0, None, 1.0, 1.0], [()] * 4) == [3, 1, 0, 2]
-    assert measure.rank([], [], []) == []
+    assert confidence.rank([0.3, 0.5, np.nan, 0.5], [9.0, None, 1.0, 1.0], [()] * 4) == [3, 1, 0, 2]
+    assert confidence.rank([], [], []) == []
 
 
 def test_classes_in_another_order_are_found_and_nothing_else() -> None:
@@ -325,23 +328,23 @@ def test_classes_in_another_order_are_found_and_nothing_else() -> None:
     for size in (2, 4):
         y = rng.integers(0, size, 400)
         good = np.eye(size)[np.where(rng.random(400) < 0.93, y, rng.integers(0, size, 400))]
-        assert measure.class_order(y, good) is None
+        assert decisions.class_order(y, good) is None
         turned = good[:, ::-1]
-        assert measure.class_order(y, turned) == list(range(size))[::-1]
+        assert decisions.class_order(y, turned) == list(range(size))[::-1]
         # Neither a bad teacher, nor one that names one class, nor a few rows.
-        assert measure.class_order(y, rng.random((400, size))) is None
-        assert measure.class_order(y, np.tile(np.eye(size)[0], (400, 1))) is None
-        assert measure.class_order(y[:10], turned[:10]) is None
+        assert decisions.class_order(y, rng.random((400, size))) is None
+        assert decisions.class_order(y, np.tile(np.eye(size)[0], (400, 1))) is None
+        assert decisions.class_order(y[:10], turned[:10]) is None
     rare = (rng.random(400) < 0.02).astype(int)
-    assert measure.class_order(rare, np.eye(2)[rng.integers(0, 2, 400)]) is None
+    assert decisions.class_order(rare, np.eye(2)[rng.integers(0, 2, 400)]) is None
     values = rng.normal(size=400)
-    assert measure.falls(values, -values[:, None] + rng.normal(size=(400, 1)))
-    assert not measure.falls(values, values[:, None])
-    assert not measure.falls(values, np.zeros((400, 1)))
-    assert measure.turned_round("m", ("a", "b, c"), [1, 0], falls=False)[0].endswith(
+    assert decisions.falls(values, -values[:, None] + rng.normal(size=(400, 1)))
+    assert not decisions.falls(values, values[:, None])
+    assert not decisions.falls(values, np.zeros((400, 1)))
+    assert latency.turned_round("m", ("a", "b, c"), [1, 0], falls=False)[0].endswith(
         """classes => '{"b, c","a"}'"""
     )
-    assert measure.turned_round("m", ("a", "b"), None, falls=False) == []
+    assert latency.turned_round("m", ("a", "b"), None, falls=False) == []
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "f1"])
@@ -354,7 +357,7 @@ def test_the_threshold_is_the_best_one_and_none_by_luck(metric: str, weighted: b
     p1 = 1 / (1 + np.exp(3.5 - 2 * latent)) * 0.45  # never above one half
     p = np.column_stack([1 - p1, p1])
     w = rng.integers(1, 4, n).astype(float) if weighted else None
-    found = measure.best_threshold(metric, y, p, w)
+    found = decisions.best_threshold(metric, y, p, w)
     scores = [measure.score(metric, y, p, w, t) for t in np.unique(p1)]
     if metric == "accuracy" and found is None:
         assert max(scores) - measure.score(metric, y, p, w) < 0.02
@@ -378,14 +381,14 @@ def test_a_calibrated_student_keeps_one_half_for_accuracy() -> None:
         rng = np.random.default_rng(seed)
         p1 = rng.random(200)
         y = (rng.random(200) < p1).astype(int)
-        tuned += measure.best_threshold("accuracy", y, np.column_stack([1 - p1, p1])) is not None
+        tuned += decisions.best_threshold("accuracy", y, np.column_stack([1 - p1, p1])) is not None
     assert tuned <= 6
-    assert measure.best_threshold("f1", np.zeros(50, int), np.full((50, 2), 0.5)) is None
+    assert decisions.best_threshold("f1", np.zeros(50, int), np.full((50, 2), 0.5)) is None
 
 
 def test_figures_are_those_of_the_classes_that_are_named() -> None:
     y, p, w = outputs(2)
-    judge = measure.Judge("f1", "binary", y, p, w, seed=0, resamples=200)
+    judge = Judge("f1", "binary", y, p, w, seed=0, resamples=200)
     plain, cut = judge.figures(p), judge.figures(p, 0.2)
     guess = (p[:, 1] >= 0.2).astype(int)
     assert cut["score"] == pytest.approx(reference.f1_score(y, guess, sample_weight=w))

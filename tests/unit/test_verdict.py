@@ -11,10 +11,10 @@ import pytest
 from pg_distill.child.trainer import Trial, _Workshop
 from pg_distill.child.wire import Message
 from pg_distill.frame import Feature, Frame
-from pg_distill.measure import metrics
+from pg_distill.measure import latency, metrics
 from pg_distill.onnx_model.session import Signature
 from pg_distill.registry.models import Model
-from pg_distill.runs import record, verdict
+from pg_distill.runs import record, summary, verdict
 from pg_distill.runs.options import Options
 from pg_distill.search.problem import Candidate, Problem
 from pg_distill.serving.timing import Timing
@@ -44,7 +44,7 @@ def trial(number: int, select: float, latency: float = 0.1, **fields: Any) -> Tr
 
 def timing(mean: float) -> Timing:
     none = dict.fromkeys(("p50_ms", "p95_ms", "p99_ms", "p50_high_ms", "p95_high_ms", "p99_high_ms"))
-    return Timing(metrics.Latency(mean, mean, mean, **none, n_calls=1, n_blocks=1), 0.0, "predict")
+    return Timing(latency.Latency(mean, mean, mean, **none, n_calls=1, n_blocks=1), 0.0, "predict")
 
 
 def timings(latencies: dict[int, float], **members: float) -> dict[str, Timing]:
@@ -345,7 +345,7 @@ def test_the_floor_warns_also_where_it_is_held_against_another_metric() -> None:
     assert decision.accepted
     for low, straddles in ((0.79, True), (0.805, False)):
         compared = {"intervals": {"student": {"accuracy": [low, 0.83]}}, "versus": {}}
-        text = verdict.summarise(OPTIONS, "neg_log_loss", TEACHER, decision, None, known, found, compared)
+        text = summary.summarise(OPTIONS, "neg_log_loss", TEACHER, decision, None, known, found, compared)
         assert ("straddles" in text) == straddles
 
 

@@ -36,7 +36,7 @@ from pg_distill.frame import Column, Feature, FloatArray, Frame, ModelForm, Stri
 from pg_distill.onnx_model.session import RUN_BYTES, Cost, Signature
 
 if TYPE_CHECKING:
-    from pg_distill.measure import metrics
+    from pg_distill.measure.judge import Judge
     from pg_distill.onnx_model import check as onnx_graph
     from pg_distill.probe import Finding
     from pg_distill.search.problem import Candidate, Problem
@@ -445,7 +445,7 @@ class _Workshop:
         self.signatures: dict[int, Signature] = {}
         self.cascades: dict[int, tuple[int, float]] = {}
         self.class_thresholds: dict[int, float | None] = {}
-        self.judge: metrics.Judge
+        self.judge: Judge
         self.tested: dict[int, FloatArray] = {}
         self.seed = 0
         self.teacher_cut: float | None = None
@@ -639,7 +639,9 @@ class _Workshop:
 
     def survey(self, request: Message, channel: Channel) -> Message:
 
-        from pg_distill.measure import metrics
+        from pg_distill.measure import decisions, metrics
+        from pg_distill.measure.confidence import bootstrap_interval
+        from pg_distill.measure.decisions import falls
 
         judge, outputs = self._judge_of_select()
         problem, select = self.problem, self.problem.select
@@ -665,14 +667,14 @@ class _Workshop:
             reply["floor_high"] = found["score_high"]
         elif metric is not None and len(y):
             weights = None if select.weights is None else select.weights[known]
-            interval = metrics.bootstrap_interval(
+            interval = bootstrap_interval(
                 metric, y, metrics.judged(metric, p, self.teacher_cut), weights, seed=self.seed
             )
             reply["floor_high"] = _finite(interval.high)
         if len(y) and regression:
-            reply["falls"] = metrics.falls(y, p)
+            reply["falls"] = falls(y, p)
         elif len(y):
-            reply["order"] = metrics.class_order(y, p)
+            reply["order"] = decisions.class_order(y, p)
             labels = np.concatenate([problem.fit.y, select.y])
             counts = np.bincount(labels[labels >= 0].astype(np.int64), minlength=len(problem.classes))
             reply["shares"] = (counts / max(counts.sum(), 1)).tolist()
@@ -772,14 +774,14 @@ class _Workshop:
         }
         return Message("searched", fields, {}, blobs)
 
-    def _judge_of_select(self) -> tuple[metrics.Judge, FloatArray]:
+    def _judge_of_select(self) -> tuple[Judge, FloatArray]:
         """Return what scores outputs on the select rows, and the teacher's."""
-        from pg_distill.measure import metrics
+        from pg_distill.measure.judge import Judge
 
         select, problem = self.problem.select, self.problem
         assert select.y is not None and select.teacher_logits is not None
         outputs = _probabilities(select.teacher_logits, problem.task)
-        judge = metrics.Judge(
+        judge = Judge(
             problem.metric,
             problem.task,
             select.y,
@@ -891,7 +893,7 @@ class _Workshop:
             def beside(
                 other: FloatArray,
                 cut: float | None = None,
-                part: metrics.Judge = part,
+                part: Judge = part,
                 rows: npt.NDArray[np.bool_] = rows,
                 own: FloatArray = own,
                 own_cut: float | None = cuts.get(key),
@@ -918,12 +920,12 @@ class _Workshop:
             }
         return Message("evaluated", reply, {}, {})
 
-    def _judge_of_test(self, rows: npt.NDArray[np.bool_]) -> metrics.Judge:
+    def _judge_of_test(self, rows: npt.NDArray[np.bool_]) -> Judge:
         """Return what scores outputs on some of the test rows."""
-        from pg_distill.measure import metrics
+        from pg_distill.measure.judge import Judge
 
         problem = self.problem
-        return metrics.Judge(
+        return Judge(
             problem.metric,
             problem.task,
             self.test_y[rows],

@@ -23,7 +23,8 @@ import numpy.typing as npt
 from pg_distill.errors import InvalidParameter, InvalidState, PgDistillError, UndefinedObject
 from pg_distill.frame import FloatArray, Strings
 from pg_distill.measure.comparison import describe
-from pg_distill.measure.metrics import Interval, decided, share_interval
+from pg_distill.measure.confidence import Interval, share_interval
+from pg_distill.measure.metrics import decided
 from pg_distill.teachers.register import positions
 from pg_distill.text import printable
 

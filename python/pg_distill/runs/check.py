@@ -16,7 +16,7 @@ from pg_distill.child.trainer import Trainer
 from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import FloatArray, Frame
-from pg_distill.measure import metrics
+from pg_distill.measure import confidence, metrics
 from pg_distill.registry import models as registry
 from pg_distill.registry.models import Model
 from pg_distill.rows.learned import Learned, are_enough
@@ -518,7 +518,7 @@ def _fidelity(db: Database, model: Model, found: _Measured) -> dict[str, Any]:
     figures = found.figures[model.id]
     value, rows = registry.recorded_fidelity(db, model)
     interval = (
-        metrics.share_interval(value, rows)
+        confidence.share_interval(value, rows)
         if value is not None and rows and model.task != "regression"
         else None
     )

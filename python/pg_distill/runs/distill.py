@@ -27,6 +27,7 @@ from pg_distill.runs.material import Material, prepare
 from pg_distill.runs.options import Options
 from pg_distill.runs.progress import SEARCH, STAGES, Progress, Watch, latency_seconds
 from pg_distill.runs.record import Outcome, Report, Run
+from pg_distill.runs.summary import summarise
 from pg_distill.runs.verdict import Verdict
 from pg_distill.serving import approval, predict
 from pg_distill.serving.approval import trainer_limits
@@ -347,7 +348,7 @@ def _search(
     decision = verdict.decide(options, metric, teacher, members, candidates, timings, figures, student_name)
     chosen = decision.chosen
     compared = trainer.compare(chosen, control) if chosen is not None else {}
-    summary = verdict.summarise(options, metric, teacher, decision, control, timings, figures, compared)
+    summary = summarise(options, metric, teacher, decision, control, timings, figures, compared)
     if options.prefer == "accurate" and decision.accepted and chosen is not None:
         knee = ranked("knee")[0]
         summary += verdict.faster_alternative(chosen, knee, options, metric, teacher, timings, figures)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pg_distill.frame import Frame, Strings
-from pg_distill.measure import metrics
+from pg_distill.measure import latency, metrics
 from pg_distill.registry.models import Model
 from pg_distill.runs import verdict
 from pg_distill.runs.material import Material
@@ -28,7 +28,7 @@ def of_rows(teacher: Model, material: Material, survey: Mapping[str, Any]) -> li
     """Return what is doubtful about rows, label and teacher, of what ``Trainer.survey`` says of them."""
     metric, name = material.metric, teacher.qualified_name
     found = _ids(material.sample.frame)
-    turned = metrics.turned_round(name, teacher.signature.classes, survey["order"], falls=survey["falls"])
+    turned = latency.turned_round(name, teacher.signature.classes, survey["order"], falls=survey["falls"])
     rare = _rare(metric, teacher.signature.classes, survey["shares"])
     theirs, majority = survey["teacher"], survey["majority"]
     if turned or rare:

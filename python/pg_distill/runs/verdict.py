@@ -14,7 +14,7 @@ import numpy as np
 
 from pg_distill.child.trainer import Trial
 from pg_distill.frame import ModelForm, Task
-from pg_distill.measure import metrics, pareto
+from pg_distill.measure import confidence, metrics, pareto
 from pg_distill.registry.models import Model
 from pg_distill.runs.options import Options
 from pg_distill.serving.timing import Timing
@@ -42,10 +42,8 @@ __all__ = [
     "reached",
     "sql_forms",
     "stands_in",
-    "summarise",
 ]
 
-EARLY_STAGES = ("screen", "rescue")  # of the search, in which students are trained on few rows
 MAX_SQL_FORMS = 4  # students in SQL form that are timed in queries
 MAX_TIMED = 8  # candidates of the search's frontier that are timed in the backend
 MAX_NAMED = 3  # members that a summary names
@@ -72,7 +70,7 @@ def preferred(trials: Sequence[Trial], *, sql_wanted: bool | None = None) -> lis
     """
     by_speed = sorted(trials, key=lambda t: (t.fields["trainer_latency_ms"] or 0.0, t.number))
     unknown = float("-inf")
-    order = metrics.rank(
+    order = confidence.rank(
         [unknown if (value := t.fields["select_accuracy"]) is None else value for t in by_speed],
         [t.fields.get("tie_break_select") for t in by_speed],
         [t.fields.get("jackknife_select") or () for t in by_speed],
@@ -482,7 +480,7 @@ def comparable_interval(
     if everywhere is None or there is None or there["score"] is None or found["score"] is None:
         return None
     value = everywhere + found["score"] - there["score"]
-    half = metrics.Z_95 * (there["difference_error"] or 0.0)
+    half = confidence.Z_95 * (there["difference_error"] or 0.0)
     return value - half, value + half
 
 
@@ -527,65 +525,3 @@ def faster_alternative(
         f"; candidate {knee.number} ({knee.fields['family']}) takes {its:.3g}ms with {scores[1] - scores[0]:+.4f} {metric}:"
         " prefer => 'knee' makes it the answer"
     )
-
-
-def _stage(trial: Trial) -> object:
-    return trial.fields["configuration"].get("stage")
-
-
-def summarise(
-    options: Options,
-    metric: str,
-    teacher: Model,
-    decision: Verdict,
-    control: Trial | None,
-    timings: Mapping[str, Timing],
-    figures: Mapping[str, Any],
-    compared: Mapping[str, Any],
-) -> str:
-    """Return the run in a sentence; ``compared`` is what ``Judge.compare`` says of teacher, control and student."""
-    chosen = decision.chosen
-    if chosen is None:
-        return "no student could be trained within the time budget"
-    theirs, ours = figures["teacher"], figures["candidates"][str(chosen.scored_as)]
-    if theirs["score"] is None or ours["score"] is None:
-        return f"no student accepted: {decision.reason}"
-    summary = metrics.summary(
-        teacher_latency_ms=_teacher_ms(teacher, timings),
-        student_latency_ms=timings[offer_name(chosen.number)].latency.mean_ms,
-        teacher_accuracy=theirs["score"],
-        student_accuracy=ours["score"],
-        baseline=figures["majority"],
-        pareto_score=decision.pareto_score,
-        latency_declared=teacher.latency_declared,
-    )
-    if chosen.fields["is_control"]:
-        summary += "; it learned from labels alone"
-    elif control is not None:
-        gain = compared["versus"]["student-control"].get(metric)
-        if gain is not None and gain["difference"] is not None and gain["low"] is not None:
-            summary += (
-                f"; the teacher added {gain['difference']:+.4f} {metric} to labels alone"
-                f" ({gain['low']:+.4f} to {gain['high']:+.4f})"
-            )
-            if _stage(control) in EARLY_STAGES and _stage(chosen) not in EARLY_STAGES:
-                summary += ", whose training the time budget cut short"
-    cut = chosen.fields.get("class_threshold")
-    if cut is not None:
-        summary += f'; predict_class says "{teacher.signature.classes[1]}" from a probability of {cut:.3g} on'
-        if "tuned" in theirs and theirs["tuned"]["score"] is not None:
-            summary += f" (the teacher, cut likewise, would have {metric} {theirs['tuned']['score']:.4f})"
-    asked = floor(options, metric, teacher.task, theirs["score"], figures["majority"])
-    if asked is not None and not asked.is_relative:
-        low, high = ours["score_low"], ours["score_high"]
-        if asked.metric != metric:
-            low, high = compared["intervals"]["student"][asked.metric]
-        if low is not None and high is not None and low < asked.value <= high:
-            name = "accuracy" if asked.metric == metric else asked.metric
-            summary += f"; the {name}'s interval {low:.4f} to {high:.4f} straddles the floor"
-    if not decision.accepted:
-        summary = (
-            f"no student accepted; nearest is candidate {chosen.number} ({chosen.fields['family']}): {decision.reason};"
-            f" {summary}"
-        )
-    return summary

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pg_distill.frame import FloatArray, Task
-from pg_distill.measure import metrics
+from pg_distill.measure import confidence
 from pg_distill.students.families import FAMILIES
 from pg_distill.students.transfer_set import TransferSet
 
@@ -89,7 +89,7 @@ def best_within(candidates: Iterable[Candidate], allowed_ms: float) -> list[Cand
     fitting = [
         c for c in candidates if c.artifact and np.isfinite(c.metric_select) and c.latency_ms <= allowed_ms
     ]
-    order = metrics.rank(
+    order = confidence.rank(
         [c.metric_select for c in fitting],
         [c.tie_break_select for c in fitting],
         [c.jackknife_select for c in fitting],

@@ -40,7 +40,7 @@ import numpy.typing as npt
 
 from pg_distill.errors import InvalidData, PgDistillError
 from pg_distill.frame import FloatArray, Frame, Task
-from pg_distill.measure import metrics, pareto
+from pg_distill.measure import confidence, decisions, metrics, pareto
 from pg_distill.search.problem import Candidate, Config, Problem, any_label
 from pg_distill.search.recipes import Recipes
 from pg_distill.search.rows import Rows
@@ -230,10 +230,10 @@ class Search:
         weights = None if weights is None else weights[known]
         outputs = self.outputs(logits)[known]
         if self.names_classes:
-            entry.class_threshold = metrics.best_threshold(metric, y[known], outputs, weights)
+            entry.class_threshold = decisions.best_threshold(metric, y[known], outputs, weights)
             outputs = metrics.decided(outputs, entry.class_threshold)
         entry.metric, entry.tie_break, entry.fidelity = self.judge(logits, entry.class_threshold)
-        left_out = metrics.jackknife(metric, y[known], outputs, weights)
+        left_out = confidence.jackknife(metric, y[known], outputs, weights)
         entry.jackknife = tuple(left_out.tolist())
 
     def constant(self) -> FloatArray:
@@ -947,7 +947,7 @@ def _together_ms(parts: Sequence[_Entry]) -> float:
 
 def _ranked(usable: Sequence[_Entry]) -> list[_Entry]:
     """Return usable entries, best first; see ``measure.rank``."""
-    order = metrics.rank(
+    order = confidence.rank(
         [e.metric for e in usable], [e.tie_break for e in usable], [e.jackknife for e in usable]
     )
     return [usable[i] for i in order]

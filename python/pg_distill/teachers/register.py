@@ -22,7 +22,7 @@ from pg_distill.errors import (
     NullNotAllowed,
 )
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
-from pg_distill.measure import metrics
+from pg_distill.measure import confidence, decisions, latency, metrics
 from pg_distill.onnx_model.session import Signature
 from pg_distill.registry import models
 from pg_distill.rows.canonical import match_labels
@@ -147,7 +147,7 @@ def _accuracy_figures(
     y = positions(label, task, classes)[: len(outputs)]
     metric = default_metric(task, labelled=True)
     outputs = metrics.judged(metric, outputs, class_threshold)
-    interval = metrics.bootstrap_interval(metric, y, outputs, seed=SEED)
+    interval = confidence.bootstrap_interval(metric, y, outputs, seed=SEED)
     return {
         "metric": metric,
         "accuracy": metrics.score(metric, y, outputs),
@@ -165,9 +165,9 @@ def _warn_of_classes(
     y = positions(label, task, classes)[: len(outputs)]
     known = np.isfinite(y) if task == "regression" else y >= 0
     y, p = y[known], outputs[known]
-    order = metrics.class_order(y, p) if task != "regression" else None
-    falls = task == "regression" and metrics.falls(y, p)
-    for text in metrics.turned_round(name, classes, order, falls=falls):
+    order = decisions.class_order(y, p) if task != "regression" else None
+    falls = task == "regression" and decisions.falls(y, p)
+    for text in latency.turned_round(name, classes, order, falls=falls):
         db.warning(text)
 
 

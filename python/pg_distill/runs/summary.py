@@ -1,0 +1,121 @@
+"""The sentence in which a run says what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pg_distill.child.trainer import Trial
+from pg_distill.registry.models import Model
+from pg_distill.runs.options import Options
+from pg_distill.runs.verdict import Verdict, _teacher_ms, floor, offer_name
+from pg_distill.serving.timing import Timing
+
+__all__ = ["headline", "summarise"]
+EARLY_STAGES = ("screen", "rescue")  # of the search, in which students are trained on few rows
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def headline(
+    *,
+    teacher_latency_ms: float | None,
+    student_latency_ms: float,
+    teacher_accuracy: float | None,
+    student_accuracy: float | None,
+    baseline: float | None,
+    pareto_score: float | None,
+    latency_declared: bool = False,
+) -> str:
+    """Return a run in a sentence.
+
+    Such as ``12.4ms -> 0.011ms latency (1127x faster), 99.3% accuracy preserved (97.1% of the lift), pareto score 1119.2``.
+    """
+    if teacher_latency_ms is None:
+        parts = [f"{_milliseconds(student_latency_ms)}ms latency (the teacher's is not known)"]
+    else:
+        declared = " declared" if latency_declared else ""
+        ratio = teacher_latency_ms / student_latency_ms
+        faster = f"{ratio:.3g}x faster" if ratio < 100 else f"{ratio:.0f}x faster"
+        if ratio < 1:
+            faster = f"{1 / ratio:.3g}x slower"
+        parts = [
+            f"{_milliseconds(teacher_latency_ms)}ms{declared} -> {_milliseconds(student_latency_ms)}ms latency ({faster})"
+        ]
+    if teacher_accuracy is not None and student_accuracy is not None:
+        if teacher_accuracy > 0:
+            kept = f"{100 * student_accuracy / teacher_accuracy:.1f}% accuracy preserved"
+        else:
+            kept = f"metric {teacher_accuracy:.4g} -> {student_accuracy:.4g}"
+        if baseline is not None and teacher_accuracy > baseline:
+            kept += (
+                f" ({100 * (student_accuracy - baseline) / (teacher_accuracy - baseline):.1f}% of the lift)"
+            )
+        parts.append(kept)
+    if pareto_score is not None:
+        parts.append(f"pareto score {pareto_score:.1f}")
+    return ", ".join(parts)
+
+
+def _stage(trial: Trial) -> object:
+    return trial.fields["configuration"].get("stage")
+
+
+def summarise(
+    options: Options,
+    metric: str,
+    teacher: Model,
+    decision: Verdict,
+    control: Trial | None,
+    timings: Mapping[str, Timing],
+    figures: Mapping[str, Any],
+    compared: Mapping[str, Any],
+) -> str:
+    """Return the run in a sentence; ``compared`` is what ``Judge.compare`` says of teacher, control and student."""
+    chosen = decision.chosen
+    if chosen is None:
+        return "no student could be trained within the time budget"
+    theirs, ours = figures["teacher"], figures["candidates"][str(chosen.scored_as)]
+    if theirs["score"] is None or ours["score"] is None:
+        return f"no student accepted: {decision.reason}"
+    said = headline(
+        teacher_latency_ms=_teacher_ms(teacher, timings),
+        student_latency_ms=timings[offer_name(chosen.number)].latency.mean_ms,
+        teacher_accuracy=theirs["score"],
+        student_accuracy=ours["score"],
+        baseline=figures["majority"],
+        pareto_score=decision.pareto_score,
+        latency_declared=teacher.latency_declared,
+    )
+    if chosen.fields["is_control"]:
+        said += "; it learned from labels alone"
+    elif control is not None:
+        gain = compared["versus"]["student-control"].get(metric)
+        if gain is not None and gain["difference"] is not None and gain["low"] is not None:
+            said += (
+                f"; the teacher added {gain['difference']:+.4f} {metric} to labels alone"
+                f" ({gain['low']:+.4f} to {gain['high']:+.4f})"
+            )
+            if _stage(control) in EARLY_STAGES and _stage(chosen) not in EARLY_STAGES:
+                said += ", whose training the time budget cut short"
+    cut = chosen.fields.get("class_threshold")
+    if cut is not None:
+        said += f'; predict_class says "{teacher.signature.classes[1]}" from a probability of {cut:.3g} on'
+        if "tuned" in theirs and theirs["tuned"]["score"] is not None:
+            said += f" (the teacher, cut likewise, would have {metric} {theirs['tuned']['score']:.4f})"
+    asked = floor(options, metric, teacher.task, theirs["score"], figures["majority"])
+    if asked is not None and not asked.is_relative:
+        low, high = ours["score_low"], ours["score_high"]
+        if asked.metric != metric:
+            low, high = compared["intervals"]["student"][asked.metric]
+        if low is not None and high is not None and low < asked.value <= high:
+            name = "accuracy" if asked.metric == metric else asked.metric
+            said += f"; the {name}'s interval {low:.4f} to {high:.4f} straddles the floor"
+    if not decision.accepted:
+        said = (
+            f"no student accepted; nearest is candidate {chosen.number} ({chosen.fields['family']}): {decision.reason};"
+            f" {said}"
+        )
+    return said
