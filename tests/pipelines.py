@@ -19,7 +19,7 @@ from pg_distill.errors import PgDistillError
 from pg_distill.frame import Column, Feature, Frame, Kind, Strings
 from pg_distill.measure.comparison import Difference, compare
 from pg_distill.measure.metrics import decided
-from pg_distill.onnx_model.session import Signature
+from pg_distill.onnx_model.signature import Signature
 
 ROWS = 700
 NUMBERS = ["a", "b", "c", "d", "e"]

@@ -477,7 +477,7 @@ def offer_models(
     schemas: str | None,
     cascades: str | None,
 ) -> list[float]:
-    from pg_distill.onnx_model.session import Signature
+    from pg_distill.onnx_model.signature import Signature
     from pg_distill.serving import approval
 
     found = _texts(names, "names")

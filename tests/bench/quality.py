@@ -41,7 +41,8 @@ from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure import confidence, metrics
 from pg_distill.measure.latency import Latency
 from pg_distill.onnx_model import check
-from pg_distill.onnx_model.session import Model, Signature
+from pg_distill.onnx_model.session import Model
+from pg_distill.onnx_model.signature import Signature
 from pg_distill.search.problem import Candidate, Config, Problem, best_within
 from pg_distill.search.stages import search
 from pg_distill.search.training import latency_ms

@@ -37,7 +37,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "python")]
 import servers  # noqa: E402
 from pg_distill.errors import PgDistillError  # noqa: E402
 from pg_distill.frame import Feature, Frame, Strings  # noqa: E402
-from pg_distill.onnx_model.session import NULL_STRING  # noqa: E402
+from pg_distill.onnx_model.signature import NULL_STRING  # noqa: E402
 from pg_distill.students.families import load_family  # noqa: E402
 from pg_distill.students.transfer_set import TransferSet  # noqa: E402
 

@@ -917,7 +917,7 @@ def test_who_waits_for_a_place_can_be_interrupted(
 
 def test_who_has_waited_for_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from pg_distill.errors import TooManyInspections
-    from pg_distill.onnx_model.session import OutputSpec, Signature
+    from pg_distill.onnx_model.signature import OutputSpec, Signature
     from pg_distill.registry import places
     from pg_distill.serving import approval
 

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from pg_distill.frame import ModelForm
-from pg_distill.runs.verdict import stands_in
+from pg_distill.runs.choice import stands_in
 from psycopg import errors
 from sql.conftest import distil, load_survival
 from sql.test_serving import value

@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from pg_distill.frame import Feature, Frame, Strings
-from pg_distill.onnx_model.session import NULL_STRING
+from pg_distill.onnx_model.signature import NULL_STRING
 from pg_distill.students import encoding
 from pg_distill.students.encoding import CategoryEncoder, look_up
 from pg_distill.students.export import Graph, Numbers

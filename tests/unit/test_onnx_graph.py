@@ -34,7 +34,8 @@ from pg_distill.onnx_model.check import (
     tree_thresholds,
     trial_run,
 )
-from pg_distill.onnx_model.session import Model, Signature
+from pg_distill.onnx_model.session import Model
+from pg_distill.onnx_model.signature import Signature
 
 FLOAT = TensorProto.FLOAT
 MB = 1 << 20

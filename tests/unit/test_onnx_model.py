@@ -30,15 +30,8 @@ from pg_distill.errors import (
 from pg_distill.frame import Feature, Frame, Strings
 from pg_distill.onnx_model import session as onnx_model
 from pg_distill.onnx_model.cut import prune
-from pg_distill.onnx_model.session import (
-    NULL_STRING,
-    FeatureSpec,
-    InputSpec,
-    Model,
-    OutputSpec,
-    Signature,
-    open_session,
-)
+from pg_distill.onnx_model.session import Model, open_session
+from pg_distill.onnx_model.signature import NULL_STRING, FeatureSpec, InputSpec, OutputSpec, Signature
 from pg_distill.serving import predict
 
 NAN = math.nan

@@ -16,7 +16,7 @@ from fuzz import run
 from onnx import TensorProto, helper, numpy_helper
 from pg_distill.errors import FeatureNotSupported, InvalidArtifact, LimitExceeded, PgDistillError
 from pg_distill.onnx_model.operators import RULES, Amount, Tensor, constant, elements
-from pg_distill.onnx_model.session import InputSpec
+from pg_distill.onnx_model.signature import InputSpec
 from pg_distill.onnx_model.survey import Survey, step_of, survey
 
 ROWS = Amount(0, 1)

@@ -11,7 +11,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 from pg_distill.onnx_model.cut import cut_lookups
-from pg_distill.onnx_model.session import NULL_STRING, FeatureSpec, InputSpec, Model, OutputSpec, Signature
+from pg_distill.onnx_model.session import Model
+from pg_distill.onnx_model.signature import NULL_STRING, FeatureSpec, InputSpec, OutputSpec, Signature
 from pg_distill.serving.predict import SESSION_BYTES_PER_WORD
 
 WORDS = ["a", "", "é", NULL_STRING]

@@ -12,9 +12,9 @@ from pg_distill.child.trainer import Trial, _Workshop
 from pg_distill.child.wire import Message
 from pg_distill.frame import Feature, Frame
 from pg_distill.measure import latency, metrics
-from pg_distill.onnx_model.session import Signature
+from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry.models import Model
-from pg_distill.runs import record, summary, verdict
+from pg_distill.runs import choice, record, summary, verdict
 from pg_distill.runs.options import Options
 from pg_distill.search.problem import Candidate, Problem
 from pg_distill.serving.timing import Timing
@@ -48,7 +48,7 @@ def timing(mean: float) -> Timing:
 
 
 def timings(latencies: dict[int, float], **members: float) -> dict[str, Timing]:
-    return {verdict.offer_name(n): timing(ms) for n, ms in latencies.items()} | {
+    return {choice.offer_name(n): timing(ms) for n, ms in latencies.items()} | {
         key: timing(ms) for key, ms in members.items()
     }
 
@@ -94,19 +94,19 @@ def test_within_noise_log_loss_decides_and_then_latency() -> None:
     fast = trial(2, 0.897, 0.1, tie_break_select=-0.3, jackknife_select=list(0.897 + apart))
     # As far from the top, but on the same rows always worse by as much: that is no noise.
     worse = trial(3, 0.897, 0.5, tie_break_select=-0.2, jackknife_select=list(0.897 + noise))
-    assert [t.number for t in verdict.preferred([worse, top, near, fast])] == [2, 1, 0, 3]
+    assert [t.number for t in choice.preferred([worse, top, near, fast])] == [2, 1, 0, 3]
     # Nobody asked for SQL: it is the answer where it is more accurate, not where it is as good.
     as_sql = replace(fast, number=4, twin=2)
-    assert [t.number for t in verdict.preferred([worse, top, as_sql], sql_wanted=False)] == [0, 4, 3]
+    assert [t.number for t in choice.preferred([worse, top, as_sql], sql_wanted=False)] == [0, 4, 3]
     as_sql = replace(as_sql, fields={**as_sql.fields, "tie_break_select": -0.5})
-    assert [t.number for t in verdict.preferred([worse, top, as_sql], sql_wanted=True)] == [4, 0, 3]
+    assert [t.number for t in choice.preferred([worse, top, as_sql], sql_wanted=True)] == [4, 0, 3]
 
 
 def test_the_best_within_the_target_are_always_timed() -> None:
     frontier = [trial(i, 0.5 + i / 100, i / 10) for i in range(1, 31)]
     for target in (0.5, 1.25, 2.0, 3.5):
-        found = verdict.finalists(frontier, target, 0.05)
-        assert len(found) == verdict.MAX_TIMED
+        found = choice.finalists(frontier, target, 0.05)
+        assert len(found) == choice.MAX_TIMED
         assert found == sorted(found, key=lambda t: t.number)
         numbers = [t.number for t in found]
         best = max(t.number for t in frontier if t.number / 10 + 0.05 <= target)
@@ -116,8 +116,8 @@ def test_the_best_within_the_target_are_always_timed() -> None:
 
 def test_a_frontier_that_is_not_timed_keeps_its_files_and_says_so() -> None:
     trials = [trial(i, 0.5 + i / 100, i / 10) for i in range(1, 31)]
-    timed = {t.number for t in verdict.finalists(trials, 1.0, 0.0)}
-    assert {t.number for t in verdict.kept_by_search(trials)} == set(range(1, 31))
+    timed = {t.number for t in choice.finalists(trials, 1.0, 0.0)}
+    assert {t.number for t in choice.kept_by_search(trials)} == set(range(1, 31))
     decision = verdict.Verdict(False, trials[0], "late", None, {1: "late"})
     for t in trials[1:]:
         reason = record._reason(t, decision, 1.0, timed=t.number in timed, beaten=False)
@@ -128,24 +128,24 @@ def test_controls_are_compared_with_within_the_target() -> None:
     controls = [trial(i, 0.5 + i / 100, i / 10, is_control=True) for i in range(1, 10)]
     other = trial(20, 0.99, 0.1)
     for target, number in ((0.55, 5), (5.0, 9), (0.01, 1)):
-        found = verdict.best_control([*controls, other], target, 0.0)
+        found = choice.best_control([*controls, other], target, 0.0)
         assert found is not None
         assert found.number == number
-    assert verdict.best_control([other], 1.0, 0.0) is None
+    assert choice.best_control([other], 1.0, 0.0) is None
 
 
 def test_one_class_for_every_row_comes_last() -> None:
     idle, useful = trial(0, 0.980, select_classes=1), trial(1, 0.979)
     known = timings({0: 0.1, 1: 0.1}, t=5.0)
-    order = verdict.ranked([idle, useful], known, 1.0, TEACHER, (0.99, 2))
+    order = choice.ranked([idle, useful], known, 1.0, TEACHER, (0.99, 2))
     assert [t.number for t in order] == [1, 0]
-    assert [t.number for t in verdict.ranked([idle], known, 1.0, TEACHER, (0.99, 2))] == [0]
+    assert [t.number for t in choice.ranked([idle], known, 1.0, TEACHER, (0.99, 2))] == [0]
     # A teacher that names one class itself is no reason.
-    assert [t.number for t in verdict.ranked([idle, useful], known, 1.0, TEACHER, (0.99, 1))] == [0, 1]
+    assert [t.number for t in choice.ranked([idle, useful], known, 1.0, TEACHER, (0.99, 1))] == [0, 1]
 
 
 def test_where_none_meets_the_target_the_fastest_is_the_nearest() -> None:
-    order = verdict.ranked(
+    order = choice.ranked(
         [trial(0, 0.9), trial(1, 0.8)], timings({0: 3.0, 1: 2.0}, t=5.0), 1.0, TEACHER, (0.99, 2)
     )
     assert [t.number for t in order] == [1]
@@ -161,7 +161,7 @@ def test_a_sql_form_as_good_as_the_answer_is_the_answer_where_it_is_wanted() -> 
     as_sql = replace(as_sql, fields={**as_sql.fields, "tie_break_select": -0.44})
     known = timings({0: 0.1, 1: 0.1, 2: 0.01}, t=5.0)
     for wanted, numbers in ((True, [2, 1, 0]), (False, [1, 0, 2])):
-        found = verdict.ranked([top, answer, as_sql], known, 1.0, TEACHER, (0.99, 2), sql_wanted=wanted)
+        found = choice.ranked([top, answer, as_sql], known, 1.0, TEACHER, (0.99, 2), sql_wanted=wanted)
         assert [t.number for t in found] == numbers
 
 
@@ -279,7 +279,7 @@ def test_one_class_for_every_row_is_no_fault_where_rows_are_ranked() -> None:
         assert decision.accepted is accepted, metric
     idle, useful = trial(0, 0.80, select_classes=1), trial(1, 0.79)
     for metric, first in (("roc_auc", 0), ("accuracy", 1)):
-        order = verdict.ranked(
+        order = choice.ranked(
             [idle, useful], known | timings({1: 0.1}), 1.0, TEACHER, (0.9, 2), metric=metric
         )
         assert order[0].number == first
@@ -291,7 +291,7 @@ def test_the_fast_end_and_the_knee_can_be_preferred() -> None:
     known = timings({0: 0.097, 1: 0.021, 2: 0.012, 3: 0.009, 4: 0.001}, t=5.0)
 
     def order(prefer: str, **given: Any) -> list[int]:
-        found = verdict.ranked(
+        found = choice.ranked(
             [slow, knee, fast, poor, as_sql],
             known,
             1.0,

@@ -33,7 +33,8 @@ from pg_distill.child.process import Channel, ChildProcess, Limits, child_main
 from pg_distill.child.wire import Message
 from pg_distill.errors import InvalidData, InvalidParameter, TrainerDied
 from pg_distill.frame import Column, Feature, FloatArray, Frame, ModelForm, Strings, Task
-from pg_distill.onnx_model.session import RUN_BYTES, Cost, Signature
+from pg_distill.onnx_model.session import RUN_BYTES
+from pg_distill.onnx_model.signature import Cost, Signature
 
 if TYPE_CHECKING:
     from pg_distill.measure.judge import Judge

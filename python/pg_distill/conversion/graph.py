@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pg_distill.errors import DatatypeMismatch, FeatureNotSupported, UndefinedColumn
 from pg_distill.frame import Kind
-from pg_distill.onnx_model.session import NULL_STRING
+from pg_distill.onnx_model.signature import NULL_STRING
 
 __all__ = ["Graph", "Matrix", "Numbers", "Text"]
 

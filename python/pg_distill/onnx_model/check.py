@@ -53,22 +53,23 @@ from pg_distill.onnx_model.session import (
     BATCH_ROWS,
     CONVERTED_KEY,
     RUN_BYTES,
+    Model,
+    first_line,
+    open_session,
+    runtime_errors,
+)
+from pg_distill.onnx_model.signature import (
     Cost,
     Element,
     FeatureSpec,
     Form,
     InputSpec,
-    Model,
     Null,
     OutputSpec,
     Signature,
-    decode,
-    encode,
-    first_line,
-    open_session,
-    runtime_errors,
 )
 from pg_distill.onnx_model.survey import ELEMENT_TYPES, Survey, survey
+from pg_distill.onnx_model.values import decode, encode
 
 __all__ = [
     "DEFAULT_LIMITS",

@@ -1,6 +1,6 @@
 """An ONNX file as a database serves it: its signature, its session, and the shortest way to a prediction.
 
-Imported in every backend that predicts, so it imports numpy and onnxruntime and nothing else; `onnx_graph`
+Imported in every backend that predicts, so it imports numpy and onnxruntime and nothing else; `derive`
 derives a `Signature` in the trainer's child, and this module only ever reads what that wrote down.
 
 Three things keep a one-row call below the cost of ``InferenceSession.run`` (``make bench``): inputs and
@@ -17,53 +17,50 @@ import math
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from operator import itemgetter
 from time import perf_counter
-from typing import Any, Literal, Protocol, TypeVar, cast, get_args
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from pg_distill.errors import (
-    ArtifactCorrupted,
-    DatatypeMismatch,
     FeatureNotSupported,
     InvalidArtifact,
     InvalidData,
     LimitExceeded,
-    NullNotAllowed,
     UndefinedColumn,
 )
-from pg_distill.frame import FloatArray, Frame, Kind, Task
+from pg_distill.frame import FloatArray, Frame
 from pg_distill.onnx_model.cut import Lookup, cut_lookups, prune
+from pg_distill.onnx_model.signature import NULL_STRING, FeatureSpec, InputSpec, Signature
+from pg_distill.onnx_model.values import (
+    NULL_STRINGS,
+    PACK,
+    _whole,
+    checked,
+    decode,
+    encode,
+    null_refused,
+    read_number,
+    whole_number,
+    wrong_type,
+)
 from pg_distill.rows import canonical
 
 __all__ = [
     "BATCH_ROWS",
     "CONVERTED_KEY",
-    "NULL_STRING",
     "RUN_BYTES",
-    "Cost",
-    "FeatureSpec",
-    "Form",
     "Guard",
-    "InputSpec",
     "Model",
-    "OutputSpec",
-    "Signature",
-    "decode",
-    "encode",
     "first_line",
     "open_session",
-    "read_number",
     "runtime_errors",
 ]
 
-NULL_STRING = "\x1f<NULL>"
-"""What a student's graph reads for a NULL string; no column holds its control character by accident."""
 
 CONVERTED_KEY = "pg_distill.converted"
 """The metadata property of a graph that `conversion` made (JSON); it reads a NULL string as `NULL_STRING`, as a student does."""
@@ -94,17 +91,7 @@ FIRST_RUNS = 3
 TEXT_BYTES_A_CHARACTER = 4  # of UTF-8, at most
 MAX_TEXT_BYTES = 16 << 20  # of one string of a model whose cost is not known
 
-Element = Literal["float32", "float64", "int64", "int32", "bool", "string"]
-Null = Literal["nan", "string", "empty", "error"]
-Form = Literal["probabilities", "positive", "logits", "value", "label"]
 
-_PACK: Mapping[Element, str] = {"float32": "f", "float64": "d"}
-_NULL_STRINGS: Mapping[Null, str] = {"string": NULL_STRING, "empty": ""}
-_INTEGER_RANGE: Mapping[Element, tuple[float, float]] = {
-    "int64": (-(2.0**63), 2.0**63 - 1024),  # the largest double below 2**63
-    "int32": (-(2.0**31), 2.0**31 - 1),
-    "bool": (0.0, 1.0),
-}
 runtime_errors: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
@@ -122,210 +109,6 @@ runtime_errors: tuple[type[Exception], ...] = (
     ),
 )
 """onnxruntime's exceptions share no base class of their own."""
-
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """A feature as the model reads it.
-
-    ``null`` says how NULL is encoded: "nan", "string" (`NULL_STRING`), "empty" (the empty string), or
-    "error": the graph has no value for it, and NULL raises `NullNotAllowed`.
-    """
-
-    name: str
-    kind: Kind
-    null: Null
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """A graph input: ``features`` are the positions, in the signature, of its columns.
-
-    ``rank`` is 2 for (n, d), 1 for (n,). ``batch`` is 1 where the graph takes one row at a time, else None.
-    """
-
-    name: str
-    element: Element
-    rank: int
-    features: tuple[int, ...]
-    batch: int | None = None
-
-
-@dataclass(frozen=True)
-class OutputSpec:
-    """The tensor that is read, and its form.
-
-    ``probabilities`` (n, K); ``positive`` (n,) or (n, 1): the probability of the last class; ``logits``
-    (n, K), or (n, 1): the log-odds of the last class; ``value`` (n,) or (n, 1); ``label`` (n,): the class.
-    The tensor need not be an output of the graph: that of a ZipMap is its input.
-    """
-
-    name: str
-    form: Form
-    width: int
-    element: Literal["float32", "float64", "int64", "string"] = "float32"
-    labels: tuple[str, ...] = ()
-    """Of the form ``label``: the texts of what the graph gives for the classes, where these are named otherwise."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a run of a model takes at most, worked out by `onnx_survey` before anything was run.
-
-    Bytes of a run are ``fixed_bytes`` + rows x (``row_bytes`` + ``row_texts`` x the longest text), and likewise its
-    nanoseconds on a slow core. ``most_rows`` is how many rows fit into a run none of whose nodes takes too long to wait for;
-    ``text_bytes`` is the longest text in the file, ``held_bytes`` what a session keeps beside the file.
-    """
-
-    fixed_bytes: int
-    row_bytes: int
-    row_texts: int
-    text_bytes: int
-    fixed_ns: int
-    row_ns: int
-    most_rows: int
-    held_bytes: int
-
-    def bytes(self, rows: int, text_bytes: int = 0) -> int:
-        """Return the bytes of a run of so many rows, whose longest string has ``text_bytes``."""
-        return self.fixed_bytes + rows * (self.row_bytes + self.row_texts * max(text_bytes, self.text_bytes))
-
-    def rows(self, limit_bytes: int, text_bytes: int = 0) -> int:
-        """Return how many rows a run may have, none where even one takes more than ``limit_bytes``."""
-        row = self.bytes(1, text_bytes) - self.fixed_bytes
-        return max(min(self.most_rows, (limit_bytes - self.fixed_bytes) // max(row, 1)), 0)
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Cost:
-        """Read what ``asdict`` gave.
-
-        Raises
-        ------
-        ArtifactCorrupted
-            Where it is something else.
-        """
-        names = cls.__dataclass_fields__
-        if set(fields) != set(names) or not all(type(n) is int and n >= 0 for n in fields.values()):
-            raise ArtifactCorrupted("stored cost of the model is not readable")
-        return cls(**fields)
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a model takes and gives.
-
-    ``classes`` are texts, empty for regression. ``cost`` is None where nobody has worked it out; it is no part of what is
-    stored with a model, but is noted where the file was checked.
-    """
-
-    features: tuple[FeatureSpec, ...]
-    inputs: tuple[InputSpec, ...]
-    output: OutputSpec
-    task: Task
-    classes: tuple[str, ...] = ()
-    cost: Cost | None = field(default=None, compare=False)
-
-    @property
-    def width(self) -> int:
-        """Columns of a prediction: K, or 1 for regression."""
-        return len(self.classes) or 1
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the features, in order."""
-        return tuple(feature.name for feature in self.features)
-
-    @property
-    def numbers_first(self) -> tuple[FeatureSpec, ...]:
-        """The features that are numbers, then the strings, both in order."""
-        return tuple(sorted(self.features, key=lambda feature: feature.kind == "string"))
-
-    def row(self, numbers: Sequence[Any], strings: Sequence[Any]) -> tuple[Any, ...]:
-        """Return a row's values in the order of `numbers_first`.
-
-        Raises
-        ------
-        InvalidData
-            Where there are more or fewer than the model takes.
-        """
-        expected = sum(feature.kind == "string" for feature in self.features)
-        others = len(self.features) - expected
-        if (len(numbers), len(strings)) != (others, expected):
-            raise InvalidData(
-                f"expected {others} numbers and {expected} strings, not {len(numbers)} and {len(strings)}"
-            )
-        return (*numbers, *strings)
-
-    @property
-    def is_numeric(self) -> bool:
-        """Whether a row fits in an array of numbers: no feature is a string."""
-        return all(feature.kind != "string" for feature in self.features)
-
-    def to_json(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return ``(input_schema, output_schema)``, two values that JSON holds."""
-        return (
-            {"features": [asdict(f) for f in self.features], "inputs": [asdict(i) for i in self.inputs]},
-            {"task": self.task, "classes": list(self.classes), **asdict(self.output)},
-        )
-
-    @classmethod
-    def from_json(cls, input_schema: Mapping[str, Any], output_schema: Mapping[str, Any]) -> Signature:
-        """Read what `to_json` wrote.
-
-        Raises
-        ------
-        ArtifactCorrupted
-            Where the schemas are not `to_json`'s.
-        """
-        try:
-            output = dict(output_schema)
-            task, classes = output.pop("task"), tuple(output.pop("classes"))
-            inputs = [InputSpec(**{**i, "features": tuple(i["features"])}) for i in input_schema["inputs"]]
-            features = tuple(FeatureSpec(**f) for f in input_schema["features"])
-            output["labels"] = tuple(output.get("labels", ()))
-            signature = cls(features, tuple(inputs), OutputSpec(**output), task, classes)
-            valid = signature._is_valid()
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ArtifactCorrupted(
-                "stored signature of the model is not readable", detail=f"{error!r}."
-            ) from error
-        if not valid:
-            raise ArtifactCorrupted("stored signature of the model is not one that registering gives")
-        return signature
-
-    def _is_valid(self) -> bool:
-        """Return whether all is of its type and fits together, so that nothing that reads it meets what it does not expect."""
-        features, output, width = self.features, self.output, len(self.classes)
-        widths = {"probabilities": {width}, "positive": {1}, "logits": {width, 1}, "value": {1}, "label": {1}}
-        two = output.form == "positive" or (output.form == "logits" and output.width == 1)
-        return (
-            self.task in get_args(Task)
-            and all(isinstance(c, str) for c in self.classes)
-            and (output.form == "value") == (self.task == "regression") == (width == 0)
-            and (width == 2 if self.task == "binary" or two else width != 1)
-            and isinstance(output.name, str)
-            and output.form in widths
-            and type(output.width) is int
-            and output.width in widths[output.form]
-            and output.element in ("float32", "float64", "int64", "string")
-            and len(output.labels) in (0, width)
-            and all(isinstance(c, str) for c in output.labels)
-            and len(features) > 0
-            and all(
-                isinstance(f.name, str) and f.kind in get_args(Kind) and f.null in get_args(Null)
-                for f in features
-            )
-            and all(
-                isinstance(i.name, str)
-                and i.element in get_args(Element)
-                and type(i.rank) is int
-                and i.rank in (1, 2)
-                and (i.batch is None or (type(i.batch) is int and i.batch > 0))
-                and len(i.features) > 0
-                and all(type(n) is int and 0 <= n < len(features) for n in i.features)
-                for i in self.inputs
-            )
-        )
 
 
 class Guard(Protocol):
@@ -394,72 +177,6 @@ def open_session(artifact: bytes, *, threads: int = 1, guard: Guard = NO_GUARD) 
     if hasattr(session, "_model_bytes"):
         session._model_bytes = None  # kept only to open the session again on another provider
     return session
-
-
-def encode(signature: Signature, frame: Frame) -> dict[str, npt.NDArray[Any]]:
-    """Return the graph's inputs for the rows of ``frame``, whose columns are found by name.
-
-    Raises
-    ------
-    UndefinedColumn, DatatypeMismatch
-        Where a column is missing, or is of strings where numbers are needed (and the other way round).
-    NullNotAllowed, InvalidData
-        Where the graph has no value for NULL, or an integer input is given something else.
-    """
-    kinds = {feature.name: feature.kind for feature in frame.features}
-    for feature in signature.features:
-        if feature.name not in kinds:
-            raise UndefinedColumn(f'column "{feature.name}" does not exist')
-        if (kinds[feature.name] == "string") != (feature.kind == "string"):
-            raise _wrong_type(feature, kinds[feature.name])
-    feeds: dict[str, npt.NDArray[Any]] = {}
-    for spec in signature.inputs:
-        array = np.empty(
-            (len(frame), len(spec.features)), object if spec.element == "string" else spec.element
-        )
-        for position, feature in enumerate(signature.features[i] for i in spec.features):
-            if feature.kind == "string":
-                strings = frame.strings(feature.name)
-                if feature.null == "error" and (strings.codes < 0).any():
-                    raise _null(feature)
-                if spec.element == "string":
-                    array[:, position] = strings.to_objects("" if feature.null == "empty" else NULL_STRING)
-                else:
-                    array[:, position] = [_whole(feature, text) for text in strings.to_objects()]
-            else:
-                array[:, position] = _checked(feature, spec.element, frame.number(feature.name))
-        feeds[spec.name] = array if spec.rank == 2 else array.reshape(-1)
-    return feeds
-
-
-def decode(signature: Signature, raw: npt.NDArray[Any], rows: int, *, logits: bool = False) -> FloatArray:
-    """Return what the graph gave as (rows, K) probabilities, or (rows, 1) values.
-
-    ``logits`` leaves logits as they are, one number s becoming (0, s).
-
-    Raises
-    ------
-    InvalidData
-        Where the graph gave another number of values, or a label that is not among the classes.
-    """
-    output = signature.output
-    if raw.size != rows * output.width:
-        raise InvalidData(f"model gave {raw.size} values for {rows} rows, expected {rows * output.width}")
-    if output.form == "label":
-        index = {name: position for position, name in enumerate(output.labels or signature.classes)}
-        try:
-            codes = [index[str(label)] for label in raw.reshape(-1).tolist()]
-        except KeyError as error:
-            raise InvalidData(f"model gave label {error}, which is not among its classes") from None
-        return np.eye(len(index))[codes]
-    values = raw.reshape(rows, output.width).astype(np.float64)
-    if output.form == "logits":
-        if output.width == 1:
-            values = np.concatenate([np.zeros_like(values), values], axis=1)
-        return values if logits else _softmax(values)
-    if output.form == "positive":
-        return np.concatenate([1.0 - values, values], axis=1)
-    return values
 
 
 class Model:
@@ -806,7 +523,7 @@ class Model:
                         array[...] = part
                 else:
                     for position, feature in enumerate(slot.features):
-                        array[:, position] = _checked(feature, slot.spec.element, part[:, position])
+                        array[:, position] = checked(feature, slot.spec.element, part[:, position])
                 out[slot.spec.name] = array if slot.spec.rank == 2 else array.reshape(-1)
             return out
 
@@ -937,9 +654,9 @@ class _Slot:
             self.array = np.zeros(shape, spec.element)
         self.is_text = spec.element == "string"
         self.cells = self.array.reshape(-1)
-        code = _PACK.get(spec.element)
+        code = PACK.get(spec.element)
         self.pack: Callable[..., None] | None = struct.Struct(f"{width}{code}").pack_into if code else None
-        encodings = {_NULL_STRINGS.get(f.null) for f in self.features}
+        encodings = {NULL_STRINGS.get(f.null) for f in self.features}
         self.null = encodings.pop() if len(encodings) == 1 else None
         """What NULL is in an input of strings, where it is the same for all of its features."""
         self.takes_nan = all(f.null != "error" for f in self.features)
@@ -980,7 +697,7 @@ class _Slot:
                     continue
                 number = read_number(feature, value)
                 if self.pack is None:
-                    number = _integer(feature, element, number)
+                    number = whole_number(feature, element, number)
                 cells[position] = number
 
 
@@ -988,75 +705,10 @@ def _string(feature: FeatureSpec, value: object) -> str:
     if isinstance(value, str):
         return value
     if value is not None:
-        raise _wrong_type(feature, type(value).__name__)
+        raise wrong_type(feature, type(value).__name__)
     if feature.null == "error":
-        raise _null(feature)
+        raise null_refused(feature)
     return "" if feature.null == "empty" else NULL_STRING
-
-
-def _whole(feature: FeatureSpec, value: object) -> int:
-    """Return an integer given by its digits, as what float64 does not hold is."""
-    if value is None:
-        raise _null(feature)
-    text = str(value)
-    number = int(text) if _DIGITS.fullmatch(text) else None
-    if number is None or not -(2**63) <= number < 2**63:
-        raise InvalidData(f'feature "{feature.name}" must be an integer of 64 bits, not "{text[:20]}"')
-    return number
-
-
-_DIGITS = re.compile(r"-?[0-9]{1,19}")
-
-
-def read_number(feature: FeatureSpec, value: Any) -> float:
-    """Return a feature's value, as a JSON object or an array has it, as a number; NaN for NULL.
-
-    Raises
-    ------
-    NullNotAllowed, DatatypeMismatch
-        Where NULL or NaN, which count as the same, has no encoding, or the value is no number.
-    """
-    number = canonical.read_number(feature.name, feature.kind, value)
-    if feature.null == "error" and number != number:
-        raise _null(feature)
-    return number
-
-
-def _integer(feature: FeatureSpec, element: Element, number: float) -> int:
-    low, high = _INTEGER_RANGE[element]
-    if not low <= number <= high or number != math.floor(number):
-        raise InvalidData(f'feature "{feature.name}" must be of type {element}, not {number!r}')
-    if feature.kind == "integer" and abs(number) >= canonical.EXACT:
-        raise canonical.beyond_exact(feature.name, f"{number:.0f}")
-    return int(number)
-
-
-def _checked(feature: FeatureSpec, element: Element, column: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return a column of numbers as ``element``; raise what `read_number` and `_integer` do for one of them."""
-    if feature.null == "error" and np.isnan(column).any():
-        raise _null(feature)
-    if element in _PACK:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return column.astype(element)
-    low, high = _INTEGER_RANGE[element]
-    good = (column >= low) & (column <= high) & (column == np.floor(column))
-    if not good.all():
-        value = float(column[int(np.argmin(good))])
-        raise InvalidData(f'feature "{feature.name}" must be of type {element}, not {value!r}')
-    if feature.kind == "integer":
-        canonical.check_exact(feature.name, column, "pg_catalog.int8")
-    return column.astype(element)
-
-
-def _null(feature: FeatureSpec) -> NullNotAllowed:
-    return NullNotAllowed(
-        f'feature "{feature.name}" is NULL or NaN, for which the model has no encoding',
-        hint="Replace NULL in the query, or impute it inside the model's graph.",
-    )
-
-
-def _wrong_type(feature: FeatureSpec, given: str) -> DatatypeMismatch:
-    return DatatypeMismatch(f'feature "{feature.name}" is of kind {feature.kind}, not {given}')
 
 
 def _failed(error: Exception) -> InvalidData:
@@ -1067,8 +719,3 @@ def first_line(error: Exception) -> str:
     """Return the first line of a library's message as a sentence, for DETAIL."""
     text = (str(error).splitlines() or [type(error).__name__])[0].strip()
     return text if text.endswith(".") else text + "."
-
-
-def _softmax(logits: FloatArray) -> FloatArray:
-    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return cast(FloatArray, exp / exp.sum(axis=1, keepdims=True))

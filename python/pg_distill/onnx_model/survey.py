@@ -26,7 +26,7 @@ from pg_distill.onnx_model.operators import (
     elements,
     item_bytes,
 )
-from pg_distill.onnx_model.session import Cost, InputSpec
+from pg_distill.onnx_model.signature import Cost, InputSpec
 
 __all__ = ["Step", "Survey", "step_of", "survey"]
 

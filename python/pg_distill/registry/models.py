@@ -25,7 +25,7 @@ from pg_distill.errors import (
     UndefinedObject,
 )
 from pg_distill.frame import ModelForm, Task
-from pg_distill.onnx_model.session import Cost, Signature
+from pg_distill.onnx_model.signature import Cost, Signature
 from pg_distill.registry import places
 from pg_distill.rows.canonical import stored_types
 from pg_distill.rows.learned import Learned

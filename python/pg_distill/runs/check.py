@@ -29,11 +29,12 @@ from pg_distill.rows.sample import (
     split_times,
 )
 from pg_distill.runs import verdict
+from pg_distill.runs.choice import predict_name, stands_in
 from pg_distill.runs.distill import fits, identities_of_family, known_to_registered
 from pg_distill.runs.material import prepare
 from pg_distill.runs.options import Options
 from pg_distill.runs.record import accuracy_columns, accuracy_origin
-from pg_distill.runs.verdict import comparable_interval, predict_name, stands_in
+from pg_distill.runs.verdict import comparable_interval
 from pg_distill.serving.approval import trainer_limits
 from pg_distill.serving.sql_models import check_outputs, label_by_sql, logged_columns, logged_outputs
 from pg_distill.serving.timing import (

@@ -17,12 +17,12 @@ from pg_distill.database.backend import Database
 from pg_distill.database.lexer import exact
 from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import Frame
-from pg_distill.onnx_model.session import Signature
+from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry import models
 from pg_distill.registry.models import Model
 from pg_distill.rows.learned import Digest, Identity, Learned
 from pg_distill.rows.sample import Source, identities_of, identity_columns, resolve_source
-from pg_distill.runs import doubts, record, verdict
+from pg_distill.runs import choice, doubts, record, verdict
 from pg_distill.runs.material import Material, prepare
 from pg_distill.runs.options import Options
 from pg_distill.runs.progress import SEARCH, STAGES, Progress, Watch, latency_seconds
@@ -304,8 +304,8 @@ def _search(
 
     # Measure: latency here, where it is spent; accuracy there, on rows that nothing has looked at.
     clock.enter("latency")
-    finalists = verdict.finalists(trials, options.target_latency_ms, overhead)
-    control = verdict.best_control(trials, options.target_latency_ms, overhead)
+    finalists = choice.finalists(trials, options.target_latency_ms, overhead)
+    control = choice.best_control(trials, options.target_latency_ms, overhead)
     forms = _sql_forms(db, trials, material)
     known = {t.number for t in finalists}
     twins = [t for t in trials if t.number in {f.twin for f in forms} - known]
@@ -325,7 +325,7 @@ def _search(
     floor = verdict.floor(options, metric, teacher.task, survey["teacher"], survey["majority"])
 
     def ranked(prefer: str) -> list[Trial]:
-        return verdict.ranked(
+        return choice.ranked(
             finalists,
             timings,
             options.target_latency_ms,
@@ -339,7 +339,7 @@ def _search(
         )
 
     candidates = ranked(options.prefer)
-    scored = [*finalists, *verdict.kept_by_search(trials), *(t for t in trials if t.is_scorable_control)]
+    scored = [*finalists, *choice.kept_by_search(trials), *(t for t in trials if t.is_scorable_control)]
     thresholds = {key: m.threshold for key, m in members.items() if m.threshold is not None}
     cuts = {key: m.class_threshold for key, m in members.items() if m.class_threshold is not None}
     figures = trainer.evaluate(scored, {key: files[key] for key in outside}, thresholds, cuts, outside)
@@ -462,7 +462,7 @@ def fits(member: Model, teacher: Model, rows: Frame) -> bool:
 def _sql_forms(db: Database, trials: Sequence[Trial], material: Material) -> list[Trial]:
     """Return candidates in SQL form, each with the latency of a statement that holds it."""
     forms = []
-    for trial in verdict.sql_forms(trials):
+    for trial in choice.sql_forms(trials):
         assert trial.signature is not None
         expression, rows = exact(trial.fields["expression"]), material.timing_rows
         took = statement_latency_ms(db, expression, trial.signature, material.source.types, rows)
@@ -485,7 +485,7 @@ def _cascades(
     faster than it) or is no more accurate than the students.
     """
     teacher_ms = timings[teacher.id].latency.high_ms
-    asked_ms = timings.get(verdict.predict_name(teacher), timings[teacher.id]).latency.high_ms
+    asked_ms = timings.get(choice.predict_name(teacher), timings[teacher.id]).latency.high_ms
     if options.families is None:
         best = max(
             (t.fields["select_accuracy"] for t in finalists if t.fields["select_accuracy"] is not None),
@@ -503,7 +503,7 @@ def _cascades(
         if trial.form == "predict":
             left = (
                 options.target_latency_ms * CASCADE_SHARE
-                - timings[verdict.offer_name(trial.number)].latency.high_ms
+                - timings[choice.offer_name(trial.number)].latency.high_ms
             )
             if left > 0:
                 shares[trial.number] = min(left / asked_ms, 1.0)
@@ -547,8 +547,8 @@ def _time_cascades(
     for t in cascades:
         assert t.artifact is not None
         assert t.signature is not None
-        offered[verdict.offer_name(t.number)] = t.artifact, t.signature
-        behind[verdict.offer_name(t.number)] = teacher.qualified_name, float(t.fields["threshold"])
+        offered[choice.offer_name(t.number)] = t.artifact, t.signature
+        behind[choice.offer_name(t.number)] = teacher.qualified_name, float(t.fields["threshold"])
     contenders = [predict_contender(name, signature) for name, (_, signature) in offered.items()]
     with predict.offer(db, offered, behind) as opened_ms:
         timings = measure_latency(db, contenders, material.timing_rows, seed=seed, seconds=CASCADE_SECONDS)
@@ -613,7 +613,7 @@ def _time_all(
     are, so that one which others drop meanwhile ends nothing.
     """
     offered = {
-        verdict.offer_name(t.scored_as): (t.artifact, t.signature)
+        choice.offer_name(t.scored_as): (t.artifact, t.signature)
         for t in finalists
         if t.artifact is not None and t.signature is not None
     }
@@ -626,16 +626,16 @@ def _time_all(
             behind[name] = teacher.qualified_name, member.threshold
         contenders[key] = predict_contender(name, member.signature)
         if member.form == "sql":
-            contenders[verdict.predict_name(member)] = contenders[key]
+            contenders[choice.predict_name(member)] = contenders[key]
             contenders[key] = contender_for(db, member)
     if teacher.kind != "logged":
         contenders[teacher.id] = contender_for(db, teacher)
     if teacher.kind == "sql" and teacher.task != "regression":  # what a cascade asks
         asked = predict_contender(teacher.qualified_name, teacher.signature)
-        contenders[verdict.predict_name(teacher)] = replace(asked, name=verdict.predict_name(teacher))
+        contenders[choice.predict_name(teacher)] = replace(asked, name=choice.predict_name(teacher))
     for t in finalists:
         if t.form == "sql" and t.signature is not None:
-            name = verdict.offer_name(t.number)
+            name = choice.offer_name(t.number)
             types = material.source.types
             contenders[name] = sql_contender(name, exact(t.fields["expression"]), t.signature, types)
     with predict.offer(db, offered, behind) as opened_ms:

@@ -14,15 +14,16 @@ from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidParameter, InvalidState, UndefinedModel
 from pg_distill.frame import ModelForm
 from pg_distill.measure import metrics, pareto
-from pg_distill.onnx_model.session import Signature
+from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry import models, queue
 from pg_distill.registry.models import Model
 from pg_distill.registry.queue import Job
 from pg_distill.rows.sample import FIT, SELECT, TEST, UNLABELLED
-from pg_distill.runs import verdict
+from pg_distill.runs import choice, verdict
+from pg_distill.runs.choice import is_offered, offer_name, predict_name, stands_in
 from pg_distill.runs.material import Material
 from pg_distill.runs.options import Options
-from pg_distill.runs.verdict import Verdict, is_offered, offer_name, predict_name, stands_in
+from pg_distill.runs.verdict import Verdict
 from pg_distill.serving.timing import SQL_PATH, Timing, predict_path
 from pg_distill.teachers.register import default_metric, latency_figures
 
@@ -616,7 +617,7 @@ def run_and_candidates(
             timings[offer_name(trial.number)].latency.mean_ms,
             undefined if score is None else score,
         )
-    kept_by_search = {trial.number for trial in verdict.kept_by_search(trials)}
+    kept_by_search = {trial.number for trial in choice.kept_by_search(trials)}
     candidates = []
     for trial in trials:
         is_finalist = trial.number in points

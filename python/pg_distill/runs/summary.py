@@ -7,8 +7,9 @@ from typing import Any
 
 from pg_distill.child.trainer import Trial
 from pg_distill.registry.models import Model
+from pg_distill.runs.choice import latency_of_teacher, offer_name
 from pg_distill.runs.options import Options
-from pg_distill.runs.verdict import Verdict, _teacher_ms, floor, offer_name
+from pg_distill.runs.verdict import Verdict, floor
 from pg_distill.serving.timing import Timing
 
 __all__ = ["headline", "summarise"]
@@ -81,7 +82,7 @@ def summarise(
     if theirs["score"] is None or ours["score"] is None:
         return f"no student accepted: {decision.reason}"
     said = headline(
-        teacher_latency_ms=_teacher_ms(teacher, timings),
+        teacher_latency_ms=latency_of_teacher(teacher, timings),
         student_latency_ms=timings[offer_name(chosen.number)].latency.mean_ms,
         teacher_accuracy=theirs["score"],
         student_accuracy=ours["score"],

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pg_distill.errors import FeatureNotSupported, LimitExceeded, PgDistillError
 from pg_distill.frame import FloatArray, Frame, Task
-from pg_distill.onnx_model import cut
+from pg_distill.onnx_model import cut, signature
 from pg_distill.onnx_model import session as onnx_model
 from pg_distill.students.families import Student, load_family
 from pg_distill.students.soft_labels import softmax
@@ -154,7 +154,7 @@ def make_student(task: Training) -> Student:
 def _feeds(session: Any, frame: Frame, lookups: Sequence[cut.Lookup] = ()) -> dict[str, npt.NDArray[Any]]:
     """Return what a student's session takes for ``frame``; ``lookups`` are those that were cut from its graph."""
     by_target = {lookup.target: lookup for lookup in lookups}
-    strings = [frame.strings(name).to_objects(onnx_model.NULL_STRING) for name in frame.string_names]
+    strings = [frame.strings(name).to_objects(signature.NULL_STRING) for name in frame.string_names]
     feeds: dict[str, npt.NDArray[Any]] = {}
     for node in session.get_inputs():
         if node.name == "numbers":

@@ -15,7 +15,7 @@ from pg_distill.child.process import Limits
 from pg_distill.child.trainer import Trainer
 from pg_distill.database.backend import Database
 from pg_distill.errors import TooManyInspections
-from pg_distill.onnx_model.session import Signature
+from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry import models as registry
 from pg_distill.registry import places
 

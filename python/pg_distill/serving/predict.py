@@ -36,8 +36,10 @@ from pg_distill.errors import (
     UndefinedModel,
 )
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
-from pg_distill.onnx_model.session import RUN_BYTES, Cost, Signature, read_number
+from pg_distill.onnx_model.session import RUN_BYTES
 from pg_distill.onnx_model.session import Model as Session
+from pg_distill.onnx_model.signature import Cost, Signature
+from pg_distill.onnx_model.values import read_number
 from pg_distill.rows.canonical import base_of, decode_row, json_readers, stored_types
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Strings
-from pg_distill.onnx_model.session import NULL_STRING
+from pg_distill.onnx_model.signature import NULL_STRING
 from pg_distill.students.export import Graph
 
 __all__ = ["MAX_CATEGORIES", "MAX_TABLE", "MIN_COUNT", "CategoryEncoder", "look_up"]

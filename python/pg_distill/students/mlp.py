@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Frame, Task
-from pg_distill.onnx_model.session import NULL_STRING
+from pg_distill.onnx_model.signature import NULL_STRING
 from pg_distill.students import expression
 from pg_distill.students.encoding import MAX_CATEGORIES, CategoryEncoder
 from pg_distill.students.export import Graph, Numbers

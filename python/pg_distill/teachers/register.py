@@ -23,7 +23,7 @@ from pg_distill.errors import (
 )
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
 from pg_distill.measure import confidence, decisions, latency, metrics
-from pg_distill.onnx_model.session import Signature
+from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry import models
 from pg_distill.rows.canonical import match_labels
 from pg_distill.rows.sample import (

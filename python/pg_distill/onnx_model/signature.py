@@ -1,0 +1,241 @@
+"""What a model takes and gives: its features, the graph's inputs and outputs, and how one becomes the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from pg_distill.errors import (
+    ArtifactCorrupted,
+    InvalidData,
+)
+from pg_distill.frame import Kind, Task
+
+__all__ = [
+    "NULL_STRING",
+    "Cost",
+    "Element",
+    "FeatureSpec",
+    "Form",
+    "InputSpec",
+    "Null",
+    "OutputSpec",
+    "Signature",
+]
+
+NULL_STRING = "\x1f<NULL>"
+"""What a student's graph reads for a NULL string; no column holds its control character by accident."""
+
+
+Element = Literal["float32", "float64", "int64", "int32", "bool", "string"]
+
+
+Null = Literal["nan", "string", "empty", "error"]
+
+
+Form = Literal["probabilities", "positive", "logits", "value", "label"]
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """A feature as the model reads it.
+
+    ``null`` says how NULL is encoded: "nan", "string" (`NULL_STRING`), "empty" (the empty string), or
+    "error": the graph has no value for it, and NULL raises `NullNotAllowed`.
+    """
+
+    name: str
+    kind: Kind
+    null: Null
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """A graph input: ``features`` are the positions, in the signature, of its columns.
+
+    ``rank`` is 2 for (n, d), 1 for (n,). ``batch`` is 1 where the graph takes one row at a time, else None.
+    """
+
+    name: str
+    element: Element
+    rank: int
+    features: tuple[int, ...]
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """The tensor that is read, and its form.
+
+    ``probabilities`` (n, K); ``positive`` (n,) or (n, 1): the probability of the last class; ``logits``
+    (n, K), or (n, 1): the log-odds of the last class; ``value`` (n,) or (n, 1); ``label`` (n,): the class.
+    The tensor need not be an output of the graph: that of a ZipMap is its input.
+    """
+
+    name: str
+    form: Form
+    width: int
+    element: Literal["float32", "float64", "int64", "string"] = "float32"
+    labels: tuple[str, ...] = ()
+    """Of the form ``label``: the texts of what the graph gives for the classes, where these are named otherwise."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run of a model takes at most, worked out by `onnx_survey` before anything was run.
+
+    Bytes of a run are ``fixed_bytes`` + rows x (``row_bytes`` + ``row_texts`` x the longest text), and likewise its
+    nanoseconds on a slow core. ``most_rows`` is how many rows fit into a run none of whose nodes takes too long to wait for;
+    ``text_bytes`` is the longest text in the file, ``held_bytes`` what a session keeps beside the file.
+    """
+
+    fixed_bytes: int
+    row_bytes: int
+    row_texts: int
+    text_bytes: int
+    fixed_ns: int
+    row_ns: int
+    most_rows: int
+    held_bytes: int
+
+    def bytes(self, rows: int, text_bytes: int = 0) -> int:
+        """Return the bytes of a run of so many rows, whose longest string has ``text_bytes``."""
+        return self.fixed_bytes + rows * (self.row_bytes + self.row_texts * max(text_bytes, self.text_bytes))
+
+    def rows(self, limit_bytes: int, text_bytes: int = 0) -> int:
+        """Return how many rows a run may have, none where even one takes more than ``limit_bytes``."""
+        row = self.bytes(1, text_bytes) - self.fixed_bytes
+        return max(min(self.most_rows, (limit_bytes - self.fixed_bytes) // max(row, 1)), 0)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Cost:
+        """Read what ``asdict`` gave.
+
+        Raises
+        ------
+        ArtifactCorrupted
+            Where it is something else.
+        """
+        names = cls.__dataclass_fields__
+        if set(fields) != set(names) or not all(type(n) is int and n >= 0 for n in fields.values()):
+            raise ArtifactCorrupted("stored cost of the model is not readable")
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and gives.
+
+    ``classes`` are texts, empty for regression. ``cost`` is None where nobody has worked it out; it is no part of what is
+    stored with a model, but is noted where the file was checked.
+    """
+
+    features: tuple[FeatureSpec, ...]
+    inputs: tuple[InputSpec, ...]
+    output: OutputSpec
+    task: Task
+    classes: tuple[str, ...] = ()
+    cost: Cost | None = field(default=None, compare=False)
+
+    @property
+    def width(self) -> int:
+        """Columns of a prediction: K, or 1 for regression."""
+        return len(self.classes) or 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the features, in order."""
+        return tuple(feature.name for feature in self.features)
+
+    @property
+    def numbers_first(self) -> tuple[FeatureSpec, ...]:
+        """The features that are numbers, then the strings, both in order."""
+        return tuple(sorted(self.features, key=lambda feature: feature.kind == "string"))
+
+    def row(self, numbers: Sequence[Any], strings: Sequence[Any]) -> tuple[Any, ...]:
+        """Return a row's values in the order of `numbers_first`.
+
+        Raises
+        ------
+        InvalidData
+            Where there are more or fewer than the model takes.
+        """
+        expected = sum(feature.kind == "string" for feature in self.features)
+        others = len(self.features) - expected
+        if (len(numbers), len(strings)) != (others, expected):
+            raise InvalidData(
+                f"expected {others} numbers and {expected} strings, not {len(numbers)} and {len(strings)}"
+            )
+        return (*numbers, *strings)
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether a row fits in an array of numbers: no feature is a string."""
+        return all(feature.kind != "string" for feature in self.features)
+
+    def to_json(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return ``(input_schema, output_schema)``, two values that JSON holds."""
+        return (
+            {"features": [asdict(f) for f in self.features], "inputs": [asdict(i) for i in self.inputs]},
+            {"task": self.task, "classes": list(self.classes), **asdict(self.output)},
+        )
+
+    @classmethod
+    def from_json(cls, input_schema: Mapping[str, Any], output_schema: Mapping[str, Any]) -> Signature:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        ArtifactCorrupted
+            Where the schemas are not `to_json`'s.
+        """
+        try:
+            output = dict(output_schema)
+            task, classes = output.pop("task"), tuple(output.pop("classes"))
+            inputs = [InputSpec(**{**i, "features": tuple(i["features"])}) for i in input_schema["inputs"]]
+            features = tuple(FeatureSpec(**f) for f in input_schema["features"])
+            output["labels"] = tuple(output.get("labels", ()))
+            signature = cls(features, tuple(inputs), OutputSpec(**output), task, classes)
+            valid = signature._is_valid()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ArtifactCorrupted(
+                "stored signature of the model is not readable", detail=f"{error!r}."
+            ) from error
+        if not valid:
+            raise ArtifactCorrupted("stored signature of the model is not one that registering gives")
+        return signature
+
+    def _is_valid(self) -> bool:
+        """Return whether all is of its type and fits together, so that nothing that reads it meets what it does not expect."""
+        features, output, width = self.features, self.output, len(self.classes)
+        widths = {"probabilities": {width}, "positive": {1}, "logits": {width, 1}, "value": {1}, "label": {1}}
+        two = output.form == "positive" or (output.form == "logits" and output.width == 1)
+        return (
+            self.task in get_args(Task)
+            and all(isinstance(c, str) for c in self.classes)
+            and (output.form == "value") == (self.task == "regression") == (width == 0)
+            and (width == 2 if self.task == "binary" or two else width != 1)
+            and isinstance(output.name, str)
+            and output.form in widths
+            and type(output.width) is int
+            and output.width in widths[output.form]
+            and output.element in ("float32", "float64", "int64", "string")
+            and len(output.labels) in (0, width)
+            and all(isinstance(c, str) for c in output.labels)
+            and len(features) > 0
+            and all(
+                isinstance(f.name, str) and f.kind in get_args(Kind) and f.null in get_args(Null)
+                for f in features
+            )
+            and all(
+                isinstance(i.name, str)
+                and i.element in get_args(Element)
+                and type(i.rank) is int
+                and i.rank in (1, 2)
+                and (i.batch is None or (type(i.batch) is int and i.batch > 0))
+                and len(i.features) > 0
+                and all(type(n) is int and 0 <= n < len(features) for n in i.features)
+                for i in self.inputs
+            )
+        )
