@@ -721,7 +721,7 @@ class Tried:
 def try_pipeline(fitted: Fitted) -> Tried:
     """Convert a pipeline, run it as a server does, and hold it against its library on every row."""
     from pg_distill.conversion.convert import convert
-    from pg_distill.onnx_model.check import approve
+    from pg_distill.onnx_model.approve import approve
 
     table = fitted.rows
     kinds: dict[str, Kind | None] = {**kinds_of(table)}

@@ -22,8 +22,10 @@ import pipelines
 from fuzz.run import Child, operator_cases, operator_seeds
 from pg_distill.errors import PgDistillError
 from pg_distill.frame import Column, Feature, Frame, Strings
-from pg_distill.onnx_model.check import check, derive_signature, trial_run
+from pg_distill.onnx_model.check import check
+from pg_distill.onnx_model.derive import derive_signature
 from pg_distill.onnx_model.session import Model
+from pg_distill.onnx_model.trial import trial_run
 from pg_distill.onnx_model.values import decode
 
 TABLE = Path(__file__).resolve().parents[1] / "extension" / "doc" / "third_party_models.md"

@@ -18,7 +18,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
-from pg_distill.onnx_model.check import check, derive_signature
+from pg_distill.onnx_model.check import check
+from pg_distill.onnx_model.derive import derive_signature
 from pg_distill.onnx_model.session import Model
 
 FEATURES = 20

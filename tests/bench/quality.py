@@ -40,9 +40,10 @@ from pg_distill.database.backend import PsycopgDatabase
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure import confidence, metrics
 from pg_distill.measure.latency import Latency
-from pg_distill.onnx_model import check
+from pg_distill.onnx_model import check, derive
 from pg_distill.onnx_model.session import Model
 from pg_distill.onnx_model.signature import Signature
+from pg_distill.onnx_model.teacher import TeacherModel
 from pg_distill.search.problem import Candidate, Config, Problem, best_within
 from pg_distill.search.stages import search
 from pg_distill.search.training import latency_ms
@@ -121,7 +122,7 @@ class Labeller:
 
     def __init__(self, artifact: bytes, data: datasets.DataSet, rows: Frame) -> None:
         self.signature = signature_of(artifact, data, rows)
-        self.teacher = check.TeacherModel(artifact, self.signature, rows)
+        self.teacher = TeacherModel(artifact, self.signature, rows)
         self.pool = ThreadPoolExecutor(2)
 
     def __call__(self, frame: Frame) -> FloatArray:
@@ -133,7 +134,7 @@ class Labeller:
 
 def signature_of(artifact: bytes, data: datasets.DataSet, rows: Frame | None = None) -> Signature:
     """Return what an ONNX file takes and gives, as a registration derives it."""
-    return check.derive_signature(
+    return derive.derive_signature(
         check.check(artifact),
         features=data.frame.features,
         task=data.task,

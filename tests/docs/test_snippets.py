@@ -32,7 +32,7 @@ from docs.reference import FILE, reference
 from docs.snippets import LANGUAGES, Reader, indented, snippets
 from pg_distill.conversion.convert import convert
 from pg_distill.frame import Kind
-from pg_distill.onnx_model import check
+from pg_distill.onnx_model import limits
 from pg_distill.registry import models
 
 pytestmark = pytest.mark.one_server("pg17")
@@ -272,7 +272,7 @@ def test_the_page_on_security_has_every_limit() -> None:
         default, forms, description = rows.pop(name)
         assert (default, description) == (text.default, text.description)
         assert "dask+tls://host:port" in forms
-    fixed = asdict(check.Limits())
+    fixed = asdict(limits.Limits())
     del fixed["artifact_bytes"]  # which the setting replaces
     for name, value in fixed.items():
         (said,) = rows.pop(name)

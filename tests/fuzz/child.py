@@ -18,9 +18,12 @@ from typing import Any
 
 import numpy as np
 from pg_distill.errors import InvalidParameter, PgDistillError
-from pg_distill.onnx_model.check import Limits, TeacherModel, approve, check, tree_thresholds
+from pg_distill.onnx_model.approve import approve
+from pg_distill.onnx_model.check import check
+from pg_distill.onnx_model.limits import Limits
 from pg_distill.onnx_model.session import Model
 from pg_distill.onnx_model.signature import Signature
+from pg_distill.onnx_model.teacher import TeacherModel, tree_thresholds
 
 MEMORY_BYTES = 6 << 30  # address space, most of it onnxruntime's own reservations
 LIMITS = Limits(run_seconds=2.0)

@@ -23,19 +23,14 @@ from pg_distill.errors import (
     PgDistillError,
 )
 from pg_distill.frame import Feature, Frame, Strings, Task
-from pg_distill.onnx_model.check import (
-    DEFAULT_LIMITS,
-    STUDENT_KEY,
-    Limits,
-    TeacherModel,
-    approve,
-    check,
-    derive_signature,
-    tree_thresholds,
-    trial_run,
-)
+from pg_distill.onnx_model.approve import approve
+from pg_distill.onnx_model.check import STUDENT_KEY, check
+from pg_distill.onnx_model.derive import derive_signature
+from pg_distill.onnx_model.limits import DEFAULT_LIMITS, Limits
 from pg_distill.onnx_model.session import Model
 from pg_distill.onnx_model.signature import Signature
+from pg_distill.onnx_model.teacher import TeacherModel, tree_thresholds
+from pg_distill.onnx_model.trial import trial_run
 
 FLOAT = TensorProto.FLOAT
 MB = 1 << 20

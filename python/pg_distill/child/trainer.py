@@ -38,7 +38,7 @@ from pg_distill.onnx_model.signature import Cost, Signature
 
 if TYPE_CHECKING:
     from pg_distill.measure.judge import Judge
-    from pg_distill.onnx_model import check as onnx_graph
+    from pg_distill.onnx_model.limits import Limits as FileLimits
     from pg_distill.probe import Finding
     from pg_distill.search.problem import Candidate, Problem
 
@@ -460,12 +460,13 @@ class _Workshop:
         return Message("looked", {"own": own, "found": found})
 
     def inspect(self, request: Message, channel: Channel) -> Message:
-        from pg_distill.onnx_model import check as onnx_graph
+        from pg_distill.onnx_model import approve
+        from pg_distill.onnx_model.teacher import TeacherModel
 
         fields = request.fields
         artifact = request.blobs["artifact"]
         rows = _unpack(request, "rows/") if "rows/features" in fields else None
-        approval = onnx_graph.approve(
+        approval = approve.approve(
             artifact,
             features=None if fields["features"] is None else [Feature(n, k) for n, k in fields["features"]],
             names=fields["names"],
@@ -475,7 +476,7 @@ class _Workshop:
             limits=_limits(fields),
             class_threshold=fields.get("class_threshold"),
         )
-        teacher = onnx_graph.TeacherModel(artifact, approval.signature, rows)
+        teacher = TeacherModel(artifact, approval.signature, rows)
         return Message(
             "inspected",
             {**_write_signature(approval.signature), "logits_source": teacher.logits_source},
@@ -484,17 +485,18 @@ class _Workshop:
         )
 
     def check(self, request: Message, channel: Channel) -> Message:
-        from pg_distill.onnx_model import check as onnx_graph
+        from pg_distill.onnx_model import approve
 
         limits = _limits(request.fields)
         found = [
-            onnx_graph.approve(artifact, Signature.from_json(*schemas), limits=limits).signature
+            approve.approve(artifact, Signature.from_json(*schemas), limits=limits).signature
             for artifact, schemas in zip(request.blobs.values(), request.fields["schemas"], strict=True)
         ]
         return Message("checked", {"signatures": list(map(_write_signature, found))}, {}, {})
 
     def load(self, request: Message, channel: Channel) -> Message:
-        from pg_distill.onnx_model import check as onnx_graph
+        from pg_distill.onnx_model import derive
+        from pg_distill.onnx_model.teacher import TeacherModel
         from pg_distill.rows import sample
         from pg_distill.search.problem import Problem
         from pg_distill.students import transfer_set
@@ -514,10 +516,10 @@ class _Workshop:
 
         if "teacher" in request.blobs:
             self.teacher_artifact = request.blobs["teacher"]
-            signature = onnx_graph.costed(
+            signature = derive.costed(
                 self.teacher_artifact, Signature.from_json(fields["input_schema"], fields["output_schema"])
             )
-            teacher = onnx_graph.TeacherModel(
+            teacher = TeacherModel(
                 self.teacher_artifact, signature, frame.take(np.arange(min(len(frame), PROBE_ROWS)))
             )
             logits_source = teacher.logits_source
@@ -683,6 +685,7 @@ class _Workshop:
 
     def probe(self, request: Message, channel: Channel) -> Message:
         from pg_distill.onnx_model import check as onnx_graph
+        from pg_distill.onnx_model import derive
         from pg_distill.search.training import latency_ms
         from pg_distill.students.families import Shape, load_family
 
@@ -697,7 +700,7 @@ class _Workshop:
         artifact = student.prototype(few)
         if artifact is None:
             artifact = student.fit(few, few, deadline=None).to_onnx()
-        signature = onnx_graph.derive_signature(
+        signature = derive.derive_signature(
             onnx_graph.check(artifact),
             features=few.frame.features,
             task=problem.task,
@@ -711,6 +714,7 @@ class _Workshop:
 
     def search(self, request: Message, channel: Channel) -> Message:
         from pg_distill.onnx_model import check as onnx_graph
+        from pg_distill.onnx_model import derive
         from pg_distill.search.problem import Config
         from pg_distill.search.stages import search
 
@@ -755,7 +759,7 @@ class _Workshop:
             }
             if c.artifact:
                 # Our own files pass the same check as anybody's.
-                signature = onnx_graph.derive_signature(
+                signature = derive.derive_signature(
                     onnx_graph.check(c.artifact),
                     features=self.problem.fit.frame.features,
                     task=self.problem.task,
@@ -849,7 +853,7 @@ class _Workshop:
         return np.where(own.max(axis=1, keepdims=True) >= threshold, own, self.test_teacher)
 
     def evaluate(self, request: Message, channel: Channel) -> Message:
-        from pg_distill.onnx_model import check as onnx_graph
+        from pg_distill.onnx_model import derive
         from pg_distill.onnx_model.session import Model
 
         fields = request.fields
@@ -877,9 +881,7 @@ class _Workshop:
         outputs: dict[str, FloatArray] = {}
         outside: dict[str, npt.NDArray[np.bool_]] = {}
         for key, (input_schema, output_schema) in fields["members"].items():
-            signature = onnx_graph.costed(
-                request.blobs[key], Signature.from_json(input_schema, output_schema)
-            )
+            signature = derive.costed(request.blobs[key], Signature.from_json(input_schema, output_schema))
             own = Model(request.blobs[key], signature).run_frame(self.test)
             outputs[key] = self._cascaded(own, fields["thresholds"].get(key))
             outside[key] = request.arrays.get(f"outside/{key}", every).astype(bool)
@@ -949,12 +951,10 @@ class _Workshop:
         return Message("compared", self.judge.compare(outputs, cuts), {}, {})
 
 
-def _limits(fields: Mapping[str, Any]) -> onnx_graph.Limits:
-    from pg_distill.onnx_model import check as onnx_graph
+def _limits(fields: Mapping[str, Any]) -> FileLimits:
+    from pg_distill.onnx_model.limits import DEFAULT_LIMITS
 
-    return replace(
-        onnx_graph.DEFAULT_LIMITS, artifact_bytes=fields["max_bytes"], run_bytes=fields["run_bytes"]
-    )
+    return replace(DEFAULT_LIMITS, artifact_bytes=fields["max_bytes"], run_bytes=fields["run_bytes"])
 
 
 def _in_parallel(label: Callable[[Frame], FloatArray], threads: int) -> Callable[[Frame], FloatArray]:

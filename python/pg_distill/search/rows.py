@@ -79,10 +79,10 @@ class Rows:
             if self.problem.teacher is not None:
                 import onnx
 
-                from pg_distill.onnx_model import check
+                from pg_distill.onnx_model import teacher
 
                 features = self.problem.fit.frame.features
-                found = check.tree_thresholds(onnx.load_from_string(self.problem.teacher))
+                found = teacher.tree_thresholds(onnx.load_from_string(self.problem.teacher))
                 self._thresholds = {features[p].name: cuts for p, cuts in found.items() if p < len(features)}
         return self._thresholds
 

@@ -1,0 +1,245 @@
+"""Whether a file may be opened: checked, its signature derived or held against the one stored, and tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto
+
+from pg_distill.errors import (
+    ArtifactCorrupted,
+    DatatypeMismatch,
+    FeatureNotSupported,
+    InvalidData,
+    InvalidName,
+    NullNotAllowed,
+    UndefinedColumn,
+)
+from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
+from pg_distill.onnx_model.check import STUDENT_KEY, check
+from pg_distill.onnx_model.cut import prune
+from pg_distill.onnx_model.derive import cost_of, derive_signature, input_shape, survey_of
+from pg_distill.onnx_model.limits import DEFAULT_LIMITS, Limits
+from pg_distill.onnx_model.nodes import (
+    graph_inputs,
+)
+from pg_distill.onnx_model.operators import Tensor, item_bytes
+from pg_distill.onnx_model.outputs import find_outputs
+from pg_distill.onnx_model.running import TRY_NS, run_session, synthetic
+from pg_distill.onnx_model.session import (
+    CONVERTED_KEY,
+    Model,
+    open_session,
+)
+from pg_distill.onnx_model.signature import (
+    FeatureSpec,
+    Null,
+    Signature,
+)
+from pg_distill.onnx_model.survey import ELEMENT_TYPES
+from pg_distill.onnx_model.trial import peak_bytes, run_extremes, try_model
+from pg_distill.onnx_model.values import encode
+
+__all__ = ["Approval", "approve"]
+
+
+@dataclass(frozen=True)
+class Approval:
+    """A file that may be opened in a backend.
+
+    ``outputs`` are its predictions for the rows given, (n, K) or (n, 1), or none.
+    """
+
+    signature: Signature
+    outputs: FloatArray
+
+
+def approve(
+    artifact: bytes,
+    signature: Signature | None = None,
+    *,
+    features: Sequence[Feature] | None = None,
+    names: Sequence[str] | None = None,
+    task: Task | None = None,
+    classes: Sequence[str] | None = None,
+    rows: Frame | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    class_threshold: float | None = None,
+) -> Approval:
+    """Say whether backends may open ``artifact``: the one check, whichever way a file comes.
+
+    Parameters
+    ----------
+    signature
+        That is stored with it, and may not be of our making; None where it is to be found out, from the other arguments.
+    features, task, classes, rows, class_threshold
+        As in `derive_signature`.
+    names
+        What the features are called, in the place of what the graph calls them.
+
+    Raises
+    ------
+    InvalidArtifact, LimitExceeded, FeatureNotSupported, InvalidData, NullNotAllowed, DatatypeMismatch, InvalidParameter
+        As `check`, `derive_signature` and `trial_run`.
+    ArtifactCorrupted
+        Where ``signature`` is not the file's.
+    """
+    model = check(artifact, limits)
+    if signature is None:
+        signature = derive_signature(
+            model,
+            features=features,
+            task=task,
+            classes=classes,
+            rows=rows,
+            limits=limits,
+            class_threshold=class_threshold,
+        )
+        if names is not None:
+            if len(names) != len(signature.features):
+                raise InvalidData(f"expected {len(signature.features)} features, not {len(names)}")
+            renamed = zip(signature.features, names, strict=True)
+            signature = replace(signature, features=tuple(replace(f, name=name) for f, name in renamed))
+    else:
+        signature = _held_against(model, signature, limits)
+    _check_names(signature, limits)
+    made_up = synthetic(signature)
+    _hold_shapes(model, signature, rows if rows is not None else made_up, limits)
+    before = peak_bytes(reset=True)
+    opened = Model(artifact, signature, run_bytes=limits.run_bytes)
+    outputs = try_model(opened, rows, limits, before)
+    run_extremes(opened, limits)
+    return Approval(signature, outputs)
+
+
+def _check_names(signature: Signature, limits: Limits) -> None:
+    """Refuse names that PostgreSQL cannot hold, or nobody reads."""
+    names = [*signature.names, *signature.classes, signature.output.name, *(i.name for i in signature.inputs)]
+    for name in names:
+        if len(name) > limits.name_characters:
+            raise InvalidName(
+                f"a name in the model has {len(name)} characters, limit is {limits.name_characters}"
+            )
+        if "\x00" in name or any("\ud800" <= c <= "\udfff" for c in name):
+            raise InvalidName("a name in the model has characters that PostgreSQL cannot hold")
+    if not all(signature.names):
+        raise InvalidName("a feature of the model has no name")
+
+
+def _held_against(model: onnx.ModelProto, stored: Signature, limits: Limits) -> Signature:
+    """Return a stored signature, with its cost, if it is one of this file."""
+    wrong = _first_difference(model, stored)
+    if wrong is None:
+        found = survey_of(model, stored.inputs, limits)
+        cost = cost_of(found, [stored.output.name], limits)
+        given = found.tensors[stored.output.name]
+        output = stored.output
+        rows = given.shape[0] if given.rank else None
+        expected = ELEMENT_TYPES[output.element] if output.element != "string" else TensorProto.STRING
+        if (
+            given.element != expected
+            or rows is None
+            or given.size != rows * output.width
+            or rows != found.tensors[stored.inputs[0].name].shape[0]
+        ):
+            wrong = f"it gives {output.width} numbers a row of type {output.element}"
+        else:
+            return replace(stored, cost=cost)
+    raise ArtifactCorrupted(
+        "stored signature of the model is not its file's", detail=f"The signature says that {wrong}."
+    )
+
+
+def _first_difference(model: onnx.ModelProto, stored: Signature) -> str | None:
+    """Return what a stored signature says that is not so, as far as no shape is needed to see it."""
+    inputs = graph_inputs(model.graph)
+    if [value.name for value in inputs] != [spec.name for spec in stored.inputs]:
+        return "it has other inputs"
+    knows_null = any(p.key in (STUDENT_KEY, CONVERTED_KEY) for p in model.metadata_props)
+    for value, spec in zip(inputs, stored.inputs, strict=True):
+        element, rank, width, batch = input_shape(value)
+        if (element, rank, batch) != (spec.element, spec.rank, spec.batch):
+            return f'input "{spec.name[:80]}" is of another type'
+        if (width if width is not None else len(spec.features)) != len(spec.features):
+            return f'input "{spec.name[:80]}" has {len(spec.features)} columns'
+        if spec.rank == 1 and len(spec.features) != 1:
+            return f'input "{spec.name[:80]}" has {len(spec.features)} columns'
+        allowed: set[Null] = {"error"}
+        if element == "string":
+            allowed.add("string" if knows_null else "empty")
+        elif element in ("float32", "float64"):
+            allowed.add("nan")
+        for feature in (stored.features[i] for i in spec.features):
+            if (feature.kind == "string") != (element == "string") or feature.null not in allowed:
+                return f'feature "{feature.name[:80]}" is {feature.kind}, NULL {feature.null}'
+    positions = sorted(i for spec in stored.inputs for i in spec.features)
+    if positions != list(range(len(stored.features))):
+        return "a feature is read twice, or not"
+    if len(set(stored.names)) != len(stored.names):
+        return "two features have one name"
+    score, label, zipmap = find_outputs(model.graph)
+    if stored.output.form == "label":
+        if stored.output.name != label or stored.output.element not in ("int64", "string"):
+            return "its output is a label"
+    elif stored.output.name != score or stored.output.element not in ("float32", "float64"):
+        return "its output is numbers"
+    if stored.task == "regression" and (label is not None or zipmap is not None):
+        return "it is a regression"
+    return None
+
+
+def _hold_shapes(model: onnx.ModelProto, signature: Signature, rows: Frame, limits: Limits) -> None:
+    """Run a few rows and compare each tensor with what was worked out of it: the rules are ours, and may be wrong.
+
+    What fails on all the rows that there are to try it on is left to its rules.
+    """
+    found = survey_of(model, signature.inputs, limits)
+    names = [
+        name for step in found.steps for name in step.node.output if name and not found.tensors[name].is_map
+    ]
+    session = open_session(prune(model.SerializeToString(), names))
+    for count in (1,) if any(i.batch == 1 for i in signature.inputs) else _SHAPE_ROWS:
+        cost = found.cost(names, limits.node_seconds * 1e9)
+        if cost.rows(limits.run_bytes) < count or (count > 1 and count * cost.row_ns > TRY_NS):
+            continue
+        for frame in (rows, _zeros(signature.features)):
+            part = frame.take(np.resize(np.arange(len(frame)), count))
+            try:
+                given = run_session(session, signature, encode(signature, part), names, count)
+            except (InvalidData, NullNotAllowed, UndefinedColumn, DatatypeMismatch):
+                continue
+            for name in names:
+                _hold_tensor(found.tensors[name], np.asarray(given[name]), count)
+            break
+
+
+def _hold_tensor(expected: Tensor, array: npt.NDArray[Any], rows: int) -> None:
+    shape = tuple(size.at(rows) for size in expected.shape)
+    same = array.shape == shape
+    if expected.element != TensorProto.STRING:
+        same = same and array.dtype.itemsize == item_bytes(expected.element)
+    if expected.values is not None and same:
+        values = [v.at(rows) for v in expected.values.reshape(-1)]
+        same = array.reshape(-1).astype(np.float64).tolist() == [float(v) for v in values]
+    if not same:
+        raise FeatureNotSupported(
+            "model's shapes are not what its operators make them",
+            detail=f"A tensor has shape {array.shape} and type {array.dtype}, where {shape} was expected.",
+        )
+
+
+_SHAPE_ROWS = (1, 3)  # rows of a run whose shapes are compared: numbers that few constants are
+
+
+def _zeros(specs: Sequence[FeatureSpec]) -> Frame:
+    """Return a row of zeros and empty strings."""
+    columns: dict[str, FloatArray | Strings] = {
+        spec.name: Strings(np.zeros(1, np.int32), ("",)) if spec.kind == "string" else np.zeros(1)
+        for spec in specs
+    }
+    return Frame(tuple(Feature(s.name, s.kind) for s in specs), columns)
