@@ -172,14 +172,13 @@ _place: Any = None
 
 @_boundary
 def take_place(plpy: Any, run_id: str | None) -> None:
-    from pg_distill.registry import models as registry
-    from pg_distill.registry import queue
+    from pg_distill.registry import locks, queue
 
     global _place
     db = _database(plpy)
     queue.find_claimed(db, _not_null(run_id, "run_id"))
     if _place is None:
-        _place = registry.take_place(db)
+        _place = locks.take_place(db)
 
 
 def _not_null(value: T | None, name: str) -> T:
@@ -190,26 +189,26 @@ def _not_null(value: T | None, name: str) -> T:
 
 @_boundary
 def show_settings(plpy: Any) -> list[tuple[str, str, str, bool, str]]:
-    from pg_distill.registry import models as registry
+    from pg_distill.registry import settings
 
     db = _database(plpy)
     rows = []
-    for name, setting in registry.SETTINGS.items():
-        value = registry.get_setting(db, name)
+    for name, setting in settings.SETTINGS.items():
+        value = settings.get_setting(db, name)
         rows.append((name, str(value), setting.unit, value == setting.default, setting.description))
-    for name, text in registry.TEXT_SETTINGS.items():
-        found = registry.get_text_setting(db, name)
+    for name, text in settings.TEXT_SETTINGS.items():
+        found = settings.get_text_setting(db, name)
         rows.append((name, found, text.unit, found == text.default, text.description))
     return rows
 
 
 @_boundary
 def change_setting(plpy: Any, name: str | None, value: str | None) -> None:
-    from pg_distill.registry import models as registry
+    from pg_distill.registry import settings
 
     if name is None:
         raise NullNotAllowed("name must not be NULL")
-    registry.change_setting(_database(plpy), name, value)
+    settings.change_setting(_database(plpy), name, value)
 
 
 @_boundary
@@ -218,12 +217,12 @@ def check_changed_setting(plpy: Any, old: Mapping[str, Any] | None, new: Mapping
     db.check_search_path()
     if backend.is_superuser(db):  # who restores
         return
-    from pg_distill.registry import models as registry
+    from pg_distill.registry import settings
 
     if old is not None:
-        registry.check_setting(db, old["name"], None)
+        settings.check_setting(db, old["name"], None)
     if new is not None:
-        registry.check_setting(db, new["name"], new["value"])
+        settings.check_setting(db, new["name"], new["value"])
 
 
 @_boundary
@@ -533,25 +532,27 @@ def promote_candidate(plpy: Any, run_id: str | None, candidate: int | None) -> s
 
 @_boundary
 def last_run(plpy: Any, teacher: str | None) -> str | None:
-    from pg_distill.registry import models as registry
+    from pg_distill.registry import runs
 
     if teacher is None:
         raise NullNotAllowed("teacher must not be NULL")
-    return registry.last_run(_database(plpy), teacher)
+    return runs.last_run(_database(plpy), teacher)
 
 
 @_boundary
 def run_report(plpy: Any, run_id: str | None) -> dict[str, Any]:
-    from pg_distill.registry import models as registry
+    from pg_distill.registry import runs
 
     if run_id is None:
         raise NullNotAllowed("run_id must not be NULL")
-    return registry.find_run(_database(plpy), run_id)
+    return runs.find_run(_database(plpy), run_id)
 
 
 @_boundary
 def run_rows(plpy: Any, run_id: str | None) -> Iterator[tuple[str | None, str]]:
     from pg_distill.registry import models as registry
+    from pg_distill.registry import runs
+    from pg_distill.registry.model import require_owner
     from pg_distill.rows.sample import SPLIT_NAMES
     from pg_distill.runs import material
     from pg_distill.runs.options import Options
@@ -559,10 +560,10 @@ def run_rows(plpy: Any, run_id: str | None) -> Iterator[tuple[str | None, str]]:
     if run_id is None:
         raise NullNotAllowed("run_id must not be NULL")
     db = _database(plpy)
-    run = registry.find_run(db, run_id)
+    run = runs.find_run(db, run_id)
     if run["teacher_id"] is None:
         raise InvalidState(f'the teacher of run "{run_id}" has been dropped')
-    registry.require_owner(db, run["owner"], f'the sample of run "{run_id}"')
+    require_owner(db, run["owner"], f'the sample of run "{run_id}"')
     options = Options(**json.loads(run["resolved"]))
     sample = material.prepare(db, registry.find_model(db, options.teacher), options, with_rows=True).sample
     sample = sample.keep_first({name: run[f"rows_{name}"] for name in SPLIT_NAMES})
@@ -719,7 +720,7 @@ def choose_model(
     min_accuracy: float | None,
     snapshot: bytes | None,
 ) -> str:
-    from pg_distill.registry import models as registry
+    from pg_distill.registry import families
 
     db = _serving(plpy)
     db.check_search_path()
@@ -728,7 +729,7 @@ def choose_model(
     return serving.once(
         snapshot,
         ("choose", name, max_latency_ms, min_accuracy),
-        lambda: registry.choose_member(db, name, max_latency_ms=max_latency_ms, min_accuracy=min_accuracy),
+        lambda: families.choose_member(db, name, max_latency_ms=max_latency_ms, min_accuracy=min_accuracy),
     )
 
 
@@ -810,13 +811,13 @@ def remeasure(plpy: Any, model: str | None) -> list[dict[str, Any]]:
 def prune(
     plpy: Any, keep_versions: int | None, older_than: str | None, model_name: str | None, dry_run: bool | None
 ) -> list[dict[str, Any]]:
-    from pg_distill.registry import models as registry
+    from pg_distill.registry.prune import prune
     from pg_distill.serving import functions
 
     if dry_run is None:
         raise NullNotAllowed("dry_run must not be NULL")
     db = _database(plpy)
-    rows, dropped = registry.prune(
+    rows, dropped = prune(
         db, keep_versions=keep_versions, older_than=older_than, name=model_name, dry_run=dry_run
     )
     functions.drop_functions(db, dropped)

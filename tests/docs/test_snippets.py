@@ -33,7 +33,7 @@ from docs.snippets import LANGUAGES, Reader, indented, snippets
 from pg_distill.conversion.convert import convert
 from pg_distill.frame import Kind
 from pg_distill.onnx_model import limits
-from pg_distill.registry import models
+from pg_distill.registry import settings
 
 pytestmark = pytest.mark.one_server("pg17")
 
@@ -264,11 +264,11 @@ def test_the_page_on_security_has_every_limit() -> None:
         name: [cell.strip() for cell in cells.split("|")]
         for name, cells in re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE)
     }
-    for name, setting in models.SETTINGS.items():
+    for name, setting in settings.SETTINGS.items():
         unit = "" if setting.unit == "nice" else f" {setting.unit}"
         between = f"{setting.low} to {setting.high}"
         assert rows.pop(name) == [f"{setting.default}{unit}", between, setting.description]
-    for name, text in models.TEXT_SETTINGS.items():
+    for name, text in settings.TEXT_SETTINGS.items():
         default, forms, description = rows.pop(name)
         assert (default, description) == (text.default, text.description)
         assert "dask+tls://host:port" in forms

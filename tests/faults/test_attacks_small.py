@@ -698,7 +698,7 @@ FINE = [
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_name_that_is_seen_as_another_is_refused(kind: str) -> None:
     from pg_distill.errors import InvalidName
-    from pg_distill.registry.models import check_name
+    from pg_distill.registry.model import check_name
     from pg_distill.runs.options import Options
 
     for check in (
@@ -713,7 +713,7 @@ def test_a_name_that_is_seen_as_another_is_refused(kind: str) -> None:
 
 @pytest.mark.parametrize("name", FINE)
 def test_names_of_all_alphabets_are_fine(name: str) -> None:
-    from pg_distill.registry.models import check_name
+    from pg_distill.registry.model import check_name
 
     assert check_name(name) == name
 

@@ -13,7 +13,7 @@ from pg_distill.child.wire import Message
 from pg_distill.frame import Feature, Frame
 from pg_distill.measure import latency, metrics
 from pg_distill.onnx_model.signature import Signature
-from pg_distill.registry.models import Model
+from pg_distill.registry.model import Model
 from pg_distill.runs import choice, record, summary, verdict
 from pg_distill.runs.options import Options
 from pg_distill.search.problem import Candidate, Problem

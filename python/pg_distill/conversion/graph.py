@@ -23,7 +23,7 @@ from pg_distill.onnx_model.signature import NULL_STRING
 __all__ = ["Graph", "Matrix", "Numbers", "Text"]
 
 OPSET, ML_OPSET, IR_VERSION = 17, 3, 8
-"""What onnx_graph's checks and ONNX Runtime's trees know."""
+"""What the checks and ONNX Runtime's trees know."""
 
 Array = npt.NDArray[Any]
 

@@ -30,7 +30,7 @@ def prune(artifact: bytes, outputs: Sequence[str]) -> bytes:
 
     onnxruntime runs every node whatever it is asked for: a ZipMap that makes a dict of each row, a label
     that nobody reads. The stored artifact stays as its owner gave it; what a session is opened on is this.
-    Nodes are in topological order (`onnx_graph.check`).
+    Nodes are in topological order (`check.check`).
 
     Raises
     ------

@@ -135,7 +135,7 @@ NO_GUARD = _NoGuard()
 
 
 def open_session(artifact: bytes, *, threads: int = 1, guard: Guard = NO_GUARD) -> ort.InferenceSession:
-    """Open ``artifact``, checked before by `onnx_graph.check`, from memory.
+    """Open ``artifact``, checked before by `check.check`, from memory.
 
     One thread and no spinning unless told otherwise, no log output, no memory arena (which a backend with
     hundreds of sessions would pay for), and no file: external data would be sought where nothing can be.
@@ -189,7 +189,7 @@ class Model:
     artifact
         The ONNX file's bytes.
     signature
-        What `onnx_graph.derive_signature` found.
+        What `derive.derive_signature` found.
     types
         The stored types of the features' columns, by which JSON is read.
 

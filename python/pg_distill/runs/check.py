@@ -17,8 +17,9 @@ from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure import confidence, metrics
+from pg_distill.registry import families, locks, runs, settings
 from pg_distill.registry import models as registry
-from pg_distill.registry.models import Model
+from pg_distill.registry.model import Model, require_owner
 from pg_distill.rows.learned import Learned, are_enough
 from pg_distill.rows.sample import (
     TEST,
@@ -154,7 +155,7 @@ def check(
     if not 1 <= max_rows <= 1_000_000:
         raise InvalidParameter(f"max_rows must be from 1 to 1000000, not {max_rows}")
     model = registry.find_model(db, name)
-    run = registry.run_of(db, model)
+    run = runs.run_of(db, model)
     teacher = registry.find_teacher(db, model) or model
     require_expressions(db, teacher, model)
     learned = _learned(db, dict.fromkeys([model.id, teacher.id]), {model.id: model, teacher.id: teacher})
@@ -162,10 +163,10 @@ def check(
     rows, share = _unlearned(rows, learned, include=include_learned)
     family: list[Model] = []
     if model.id != teacher.id:
-        others = registry.family_members(db, teacher, MAX_CHECKED)
+        others = families.family_members(db, teacher, MAX_CHECKED)
         others = [m for m in others if m.id != model.id and fits(m, teacher, rows.frame)]
         family = [model, *others[: MAX_CHECKED - 1]]
-    recorded = registry.recorded_figures(db, [m.id for m in (teacher, *family)])
+    recorded = runs.recorded_figures(db, [m.id for m in (teacher, *family)])
     found = _measure(db, teacher, {m.id: m for m in family}, rows, seconds=LATENCY_SECONDS, always=[model.id])
     machine = describe_machine(db)
     report = []
@@ -201,18 +202,18 @@ def remeasure(db: Database, name: str) -> list[dict[str, Any]]:
     model = registry.find_model(db, name)
     teacher = registry.find_teacher(db, model) or model
     require_expressions(db, teacher, model)
-    run = registry.run_of(db, model)
+    run = runs.run_of(db, model)
     learned = _learned(db, [model.id], {model.id: model})[model.id]
     rows = _fresh_rows(db, model, teacher, run, None, None, Options.max_rows, 0, learned)
     members = {
-        m.id: m for m in registry.family_members(db, teacher, MAX_REMEASURED) if fits(m, teacher, rows.frame)
+        m.id: m for m in families.family_members(db, teacher, MAX_REMEASURED) if fits(m, teacher, rows.frame)
     }
     seconds = LATENCY_SECONDS_EACH * (1 + len(members))
-    before = registry.recorded_figures(db, [teacher.id, *members])
+    before = runs.recorded_figures(db, [teacher.id, *members])
     found = _measure(db, teacher, members, rows, seconds=seconds)
     machine = describe_machine(db)
     # Until the transaction ends: a run of the family that writes figures, too, waits, and never in a circle.
-    registry.lock_family(db, teacher, [m.name for m in members.values()])
+    locks.lock_family(db, teacher, [m.name for m in members.values()])
     report = []
     for key, measured in {teacher.id: teacher, **members}.items():
         timing, scores, old = found.timings.get(key), found.figures.get(key), before[key]
@@ -321,9 +322,7 @@ def _fresh_rows(
 ) -> _Rows:
     if sample is None and run is not None:
         # New rows too are split by their hash: what falls to the test split no student has learned from.
-        registry.require_owner(
-            db, run["owner"], f'the sample of run "{run["run_id"]}"', hint="Pass sample => ... ."
-        )
+        require_owner(db, run["owner"], f'the sample of run "{run["run_id"]}"', hint="Pass sample => ... .")
         given = json.loads(run["resolved"])
         if label is not None:
             given["label"] = label
@@ -340,7 +339,7 @@ def _fresh_rows(
             options.seed,
             lambda known: material.sample.outside(known, options.group_column, options.time_column),
         ).take(np.flatnonzero(material.sample.split == TEST)[:max_rows])
-    source = resolve_source(db, registry.sample_of(db, model, sample)).read_as(teacher.signature.features)
+    source = resolve_source(db, runs.sample_of(db, model, sample)).read_as(teacher.signature.features)
     if label is None and model.label in source.types:
         label = model.label
     logged = logged_columns(teacher) if teacher.kind == "logged" else []
@@ -408,7 +407,7 @@ def _measure(
             found.all() or are_enough(found, rows.y, teacher.task, of_classes=of_classes)
         ):
             outside[key] = found
-    with registry.admitted(db):
+    with locks.admitted(db):
         return _measure_admitted(db, teacher, members, rows, outside, seconds=seconds)
 
 
@@ -429,7 +428,7 @@ def _measure_admitted(
             metric=rows.metric,
             seed=rows.seed,
             time_budget_s=LABEL_SECONDS,
-            threads=registry.get_setting(db, "trainer_threads"),
+            threads=settings.get_setting(db, "trainer_threads"),
             frame=rows.frame,
             split=np.full(len(rows.frame), TEST, np.uint8),
             y=rows.y,
@@ -517,7 +516,7 @@ def _row(
 
 def _fidelity(db: Database, model: Model, found: _Measured) -> dict[str, Any]:
     figures = found.figures[model.id]
-    value, rows = registry.recorded_fidelity(db, model)
+    value, rows = runs.recorded_fidelity(db, model)
     interval = (
         confidence.share_interval(value, rows)
         if value is not None and rows and model.task != "regression"

@@ -10,7 +10,7 @@ import numpy as np
 from pg_distill.child.trainer import Trial
 from pg_distill.frame import ModelForm
 from pg_distill.measure import confidence, metrics, pareto
-from pg_distill.registry.models import Model
+from pg_distill.registry.model import Model
 from pg_distill.serving.timing import Timing
 
 __all__ = [

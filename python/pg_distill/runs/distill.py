@@ -18,8 +18,8 @@ from pg_distill.database.lexer import exact
 from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import Frame
 from pg_distill.onnx_model.signature import Signature
-from pg_distill.registry import models
-from pg_distill.registry.models import Model
+from pg_distill.registry import families, locks, model, models, rights, runs, settings
+from pg_distill.registry.model import Model
 from pg_distill.rows.learned import Digest, Identity, Learned
 from pg_distill.rows.sample import Source, identities_of, identity_columns, resolve_source
 from pg_distill.runs import choice, doubts, record, verdict
@@ -163,7 +163,7 @@ def distill(
         The sample does not fit the teacher.
     """
     run = Run(run_id or str(uuid.uuid4()), options, datetime.now(UTC), describe_machine(db))
-    with models.admitted(db, run.id):
+    with locks.admitted(db, run.id):
         return _distill(db, run, watch, store or (lambda report: record.store(db, report)))
 
 
@@ -178,7 +178,7 @@ def _distill(
 
     # Find the teacher.
     teacher = models.find_model(db, options.teacher)
-    student_name = options.student_name or models.check_name(f"{teacher.name}_distilled", "student name")
+    student_name = options.student_name or model.check_name(f"{teacher.name}_distilled", "student name")
 
     if options.families is not None and options.cascade_wanted and not _can_stand_behind(teacher):
         raise FeatureNotSupported(
@@ -189,8 +189,8 @@ def _distill(
         raise FeatureNotSupported(
             f'model "{teacher.qualified_name}" is a cascade', hint="Distil its teacher."
         )
-    models.require_writable(db)
-    models.require_name(db, student_name)
+    rights.require_writable(db)
+    rights.require_name(db, student_name)
     require_expressions(db, teacher)
 
     # Sample, and split.
@@ -312,7 +312,7 @@ def _search(
     trials = [*trials, *forms]
     finalists = [*finalists, *twins, *forms]
     members, files = _family(db, teacher, material.sample.frame)
-    before = models.measured_on(db, members)
+    before = runs.measured_on(db, members)
     outside = outside_rows(db, members, material)
     timings = _time_all(db, teacher, members, files, finalists, material, options)
     cascades = []
@@ -396,7 +396,7 @@ def _training_rows(db: Database, teacher: Model, options: Options) -> Source | N
 
 def identities_of_family(db: Database, teacher: Model, limit: int = MAX_MEMBERS) -> set[Identity]:
     """Return by which columns the members of the family know the rows that they have learned from."""
-    members = {m.id: m for m in models.family_members(db, teacher, limit)}
+    members = {m.id: m for m in families.family_members(db, teacher, limit)}
     learned = models.read_learned(db, members)
     return {
         found.identity if (found := learned[key]) is not None else identity_columns(member.signature.features)
@@ -443,7 +443,7 @@ def _family(
     From here on a member is what was read: whoever drops one meanwhile takes it out of the registry, not out of the run. A
     version with other classes, or of columns that these rows have not, is left as it is.
     """
-    members = {m.id: m for m in models.family_members(db, teacher, MAX_MEMBERS) if fits(m, teacher, rows)}
+    members = {m.id: m for m in families.family_members(db, teacher, MAX_MEMBERS) if fits(m, teacher, rows)}
     artifacts = models.read_artifacts(db, members.values())
     files = {key: (artifact, members[key].signature) for key, artifact in artifacts.items()}
     if db.in_backend:  # which is going to open them
@@ -574,9 +574,9 @@ def _search_configuration(
         "seed": options.seed,
         "families": options.student_families,
         "time_budget_s": max(options.time_budget_s - labelled_s, 1.0),
-        "transfer_bytes": int(TRANSFER_SHARE * models.get_setting(db, "trainer_memory_mb") * 2**20),
-        "threads": models.get_setting(db, "trainer_threads"),
-        "executor": models.get_text_setting(db, "executor"),
+        "transfer_bytes": int(TRANSFER_SHARE * settings.get_setting(db, "trainer_memory_mb") * 2**20),
+        "threads": settings.get_setting(db, "trainer_threads"),
+        "executor": settings.get_text_setting(db, "executor"),
         "sql": options.sql_wanted,
     }
 

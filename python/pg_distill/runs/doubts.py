@@ -9,7 +9,7 @@ import numpy as np
 
 from pg_distill.frame import Frame, Strings
 from pg_distill.measure import latency, metrics
-from pg_distill.registry.models import Model
+from pg_distill.registry.model import Model
 from pg_distill.runs import verdict
 from pg_distill.runs.material import Material
 from pg_distill.runs.options import Options

@@ -13,8 +13,8 @@ from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.measure import metrics
-from pg_distill.registry import models
-from pg_distill.registry.models import Model
+from pg_distill.registry import models, runs, settings
+from pg_distill.registry.model import Model
 from pg_distill.rows.learned import Digest, Identity, Learned, are_enough
 from pg_distill.rows.sample import (
     FIT,
@@ -122,7 +122,7 @@ class Material:
             "metric": self.metric,
             "seed": self.options.seed,
             "time_budget_s": self.options.time_budget_s,
-            "threads": models.get_setting(db, "trainer_threads"),
+            "threads": settings.get_setting(db, "trainer_threads"),
             "frame": self.sample.frame,
             "split": self.sample.split,
             "y": self.y,
@@ -172,7 +172,7 @@ def prepare(
     InvalidParameter, InvalidData, UndefinedColumn, DatatypeMismatch
         Rows and options do not fit the teacher.
     """
-    source = resolve_source(db, models.sample_of(db, teacher, options.sample), stored=True)
+    source = resolve_source(db, runs.sample_of(db, teacher, options.sample), stored=True)
     source = source.read_as(teacher.signature.features)
     if options.trained_on is not None:
         trained_on = resolve_source(db, options.trained_on)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pg_distill.errors import InvalidParameter, NullNotAllowed
-from pg_distill.registry.models import check_name
+from pg_distill.registry.model import check_name
 from pg_distill.students.families import FAMILIES
 
 __all__ = ["PREFERENCES", "Options"]

@@ -15,8 +15,8 @@ from pg_distill.errors import InvalidParameter, InvalidState, UndefinedModel
 from pg_distill.frame import ModelForm
 from pg_distill.measure import metrics, pareto
 from pg_distill.onnx_model.signature import Signature
-from pg_distill.registry import models, queue
-from pg_distill.registry.models import Model
+from pg_distill.registry import locks, model, models, queue, rights, runs
+from pg_distill.registry.model import Model
 from pg_distill.registry.queue import Job
 from pg_distill.rows.sample import FIT, SELECT, TEST, UNLABELLED
 from pg_distill.runs import choice, verdict
@@ -328,7 +328,7 @@ def store(
     if teacher is None:
         raise UndefinedModel(f'model "{report.run["teacher_name"]}" was dropped meanwhile')
     with db.subtransaction():
-        models.lock_family(db, teacher, report.names)
+        locks.lock_family(db, teacher, report.names)
         run = {**report.run, "teacher_id": teacher.id, "student_id": None, "student_version": None}
         if report.student is not None:
             made = models.insert_model(db, **report.student, attested=attested, checked=checked)
@@ -336,7 +336,7 @@ def store(
         if attested:
             for key, figures in report.family.items():
                 models.update_figures(db, key, figures)
-        models.insert_run(db, run, report.candidates, attested=attested)
+        runs.insert_run(db, run, report.candidates, attested=attested)
         outcome = Outcome(run["run_id"], run["student_id"], run["summary"])
         complete(outcome)
     return outcome
@@ -379,11 +379,11 @@ def store_job(db: Database, job: Job, report: Report, *, checked: Sequence[bytes
             raise InvalidParameter(f'a student has no "{min(surplus)}"')
         if surplus := set(made["figures"]) - models.REPORTED:
             raise InvalidParameter(f'figure "{min(surplus)}" of a student is not for its worker to say')
-        models.check_name(str(made.get("name")), "student name")
+        model.check_name(str(made.get("name")), "student name")
     return store(
         db,
         report,
-        attested=models.current_role(db).is_superuser,
+        attested=rights.current_role(db).is_superuser,
         checked=True,
         complete=lambda outcome: queue.complete(db, job, outcome.student_id, outcome.summary),
     )
@@ -464,12 +464,12 @@ def promote(db: Database, run_id: str, number: int) -> str:
     InvalidState
         Its file was not kept, because it was on no frontier; or its teacher has been dropped.
     """
-    run = models.find_run(db, run_id)
+    run = runs.find_run(db, run_id)
     # Its sample, its student's expression and types would count as the caller's own from here on.
-    models.require_owner(
+    model.require_owner(
         db, run["owner"], f'the SQL of run "{run_id}"', hint="Have that role promote it, or SET ROLE to it."
     )
-    found = models.find_candidate(db, run_id, number)
+    found = runs.find_candidate(db, run_id, number)
     if found["artifact"] is None:
         raise InvalidState(
             f"candidate {number} of run {run_id} was not kept",
@@ -480,11 +480,11 @@ def promote(db: Database, run_id: str, number: int) -> str:
     if run["teacher_id"] is None:
         raise InvalidState(f'the teacher of run "{run_id}" has been dropped')
     teacher = models.find_model(db, f"{run['teacher_name']}:{run['teacher_version']}")
-    models.lock_family(db, teacher, [run["student_name"]])
+    locks.lock_family(db, teacher, [run["student_name"]])
     resolved = json.loads(run["resolved"])
     measured = {key: found[key] for key in _CANDIDATE_FIGURES}
     form: ModelForm = found["form"]
-    by_predict = models.predict_latency(db, run_id, found["sha256"]) if form == "sql" else {}
+    by_predict = runs.predict_latency(db, run_id, found["sha256"]) if form == "sql" else {}
     input_schema = json.loads(found["input_schema"])
     signature = Signature.from_json(input_schema, json.loads(found["output_schema"]))
     made = models.insert_model(

@@ -17,7 +17,7 @@ from pg_distill.database.backend import Database
 from pg_distill.errors import TooManyInspections
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry import models as registry
-from pg_distill.registry import places
+from pg_distill.registry import places, settings
 
 __all__ = ["approve", "approve_registered", "inspector", "model_limits", "require", "trainer_limits"]
 
@@ -30,24 +30,24 @@ POLL_SECONDS = 0.05  # between looks whether there is one, and at interrupts
 def trainer_limits(db: Database) -> Limits:
     """Return the limits of a training process from the settings."""
     return Limits(
-        memory_bytes=registry.get_setting(db, "trainer_memory_mb") * 2**20,
-        threads=registry.get_setting(db, "trainer_threads"),
-        niceness=registry.get_setting(db, "trainer_niceness"),
+        memory_bytes=settings.get_setting(db, "trainer_memory_mb") * 2**20,
+        threads=settings.get_setting(db, "trainer_threads"),
+        niceness=settings.get_setting(db, "trainer_niceness"),
     )
 
 
 def model_limits(db: Database) -> tuple[int, int]:
     """Return how many bytes an ONNX file may have, and a run of it for one row may take, from the settings."""
     return (
-        registry.get_setting(db, "artifact_limit_mb") * 2**20,
-        registry.get_setting(db, "predict_memory_mb") * 2**20,
+        settings.get_setting(db, "artifact_limit_mb") * 2**20,
+        settings.get_setting(db, "predict_memory_mb") * 2**20,
     )
 
 
 @contextmanager
 def _place(db: Database) -> Iterator[bool]:
     """Hold one of the server's places for checks of files; gives whether it had to be waited for."""
-    allowed = registry.get_setting(db, "concurrent_inspections")
+    allowed = settings.get_setting(db, "concurrent_inspections")
     given_up, waited = time.monotonic() + WAIT_SECONDS, False
     while (place := places.take(places.INSPECTIONS, allowed)) is None:
         if time.monotonic() > given_up:
@@ -64,7 +64,7 @@ def _place(db: Database) -> Iterator[bool]:
 
 def _child(db: Database) -> Trainer:
     limits = trainer_limits(db)
-    memory = min(limits.memory_bytes, registry.get_setting(db, "inspection_memory_mb") * 2**20)
+    memory = min(limits.memory_bytes, settings.get_setting(db, "inspection_memory_mb") * 2**20)
     return Trainer(Limits(memory, limits.threads, limits.niceness), db.check_interrupts)
 
 

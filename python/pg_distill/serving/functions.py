@@ -17,7 +17,8 @@ from pg_distill.errors import (
     InvalidState,
 )
 from pg_distill.onnx_model.signature import FeatureSpec
-from pg_distill.registry.models import MAX_NAME_BYTES, Dropped, Model, find_model
+from pg_distill.registry.model import MAX_NAME_BYTES, Dropped, Model
+from pg_distill.registry.models import find_model
 from pg_distill.rows.canonical import base_of
 from pg_distill.serving.dependents import OWN, StoredResults, find_blocking, find_stored_results
 from pg_distill.students import expression as native

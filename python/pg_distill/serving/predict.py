@@ -43,7 +43,7 @@ from pg_distill.onnx_model.values import read_number
 from pg_distill.rows.canonical import base_of, decode_row, json_readers, stored_types
 
 if TYPE_CHECKING:
-    from pg_distill.registry.models import Model
+    from pg_distill.registry.model import Model
 
 __all__ = [
     "OFFERED",
@@ -508,10 +508,10 @@ def offer_here(
     db: Database, models: Mapping[str, tuple[bytes, Signature]], cascades: Mapping[str, tuple[str, float]]
 ) -> dict[str, float]:
     """Let this backend's predict find ``models``, until they are withdrawn; return the milliseconds that each took to open."""
-    from pg_distill.registry import models as registry
+    from pg_distill.registry import settings
 
     opened = {}
-    guard, run_bytes = Watchdog(db.check_interrupts), registry.get_setting(db, "predict_memory_mb") * 2**20
+    guard, run_bytes = Watchdog(db.check_interrupts), settings.get_setting(db, "predict_memory_mb") * 2**20
     for name, (artifact, signature) in models.items():
         start = time.perf_counter()
         session = Session(artifact, signature, guard=guard, run_bytes=run_bytes)

@@ -15,7 +15,7 @@ from pg_distill.database.backend import Database
 from pg_distill.errors import ArtifactCorrupted, InvalidData, InvalidParameter
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.signature import FeatureSpec, Form, OutputSpec, Signature
-from pg_distill.registry.models import Model
+from pg_distill.registry.model import Model
 from pg_distill.rows.canonical import check_exact, rows_sql
 
 __all__ = [

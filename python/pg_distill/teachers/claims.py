@@ -15,7 +15,7 @@ from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import Column, Feature, FloatArray, Strings
 from pg_distill.measure.comparison import Difference, compare, important_first
-from pg_distill.registry.models import Model
+from pg_distill.registry.model import Model
 from pg_distill.rows.canonical import match_labels
 from pg_distill.rows.sample import Source, draw_with_rows
 

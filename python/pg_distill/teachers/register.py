@@ -24,7 +24,8 @@ from pg_distill.errors import (
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
 from pg_distill.measure import confidence, decisions, latency, metrics
 from pg_distill.onnx_model.signature import Signature
-from pg_distill.registry import models
+from pg_distill.registry import models, rights
+from pg_distill.registry.model import check_name
 from pg_distill.rows.canonical import match_labels
 from pg_distill.rows.sample import (
     Label,
@@ -195,10 +196,10 @@ def _checked_arguments(
 ) -> None:
     if name is None:
         raise NullNotAllowed("name must not be NULL")
-    models.check_name(name)
-    models.require_name(db, name)
+    check_name(name)
+    rights.require_name(db, name)
     if version is not None:
-        models.check_name(version, "version")
+        check_name(version, "version")
     if task not in (None, "binary", "multiclass", "regression"):
         raise InvalidParameter(
             f'task "{task}" does not exist', hint="Tasks are binary, multiclass and regression."
