@@ -36,7 +36,7 @@ PYTHON = "python{}.{}".format(*sys.version_info[:2])
 MIN_SERVER, MIN_PYTHON = 15, (3, 11)
 FIRST_WITH_PREFIX = 18  # whose setting extension_control_path names other folders than its own
 STAMP = "dependencies.json"  # in a release: what its dependencies were asked for
-IMPORTS = "import lightgbm, onnx, pg_distill.sqlapi, pg_distill.child.trainer"
+IMPORTS = "import lightgbm, onnx, pg_distill.sqlapi, pg_distill.child.workshop"
 
 
 def refuse(message: str, advice: str) -> NoReturn:

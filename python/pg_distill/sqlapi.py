@@ -553,7 +553,7 @@ def run_rows(plpy: Any, run_id: str | None) -> Iterator[tuple[str | None, str]]:
     from pg_distill.registry import models as registry
     from pg_distill.registry import runs
     from pg_distill.registry.model import require_owner
-    from pg_distill.rows.sample import SPLIT_NAMES
+    from pg_distill.rows.split import SPLIT_NAMES
     from pg_distill.runs import material
     from pg_distill.runs.options import Options
 

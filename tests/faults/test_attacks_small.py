@@ -851,7 +851,7 @@ def test_the_children_of_a_server_are_few(
         thread.start()
     most = 0
     while any(thread.is_alive() for thread in threads):
-        children = [p for p in server.processes("-m pg_distill.child.trainer") if p.state != "Z"]
+        children = [p for p in server.processes("-m pg_distill.child.workshop") if p.state != "Z"]
         most = max(most, len(children))
         assert sum(p.rss_bytes for p in children) < 2 * 1024 << 20
     assert failed == []

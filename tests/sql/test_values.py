@@ -16,7 +16,8 @@ from conftest import create_database, drop_database
 from pg_distill.database.backend import PsycopgDatabase
 from pg_distill.frame import Column, Feature, Frame, Strings
 from pg_distill.rows.canonical import decode_row, json_readers, read_number, rows_sql
-from pg_distill.rows.sample import Source, check_columns, draw_rows, resolve_source
+from pg_distill.rows.sample import draw_rows
+from pg_distill.rows.source import Source, check_columns, resolve_source
 from psycopg import errors
 
 DATABASE = "pg_distill_values"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pg_distill.child.process import Channel, child_main
+from pg_distill.child.channel import Channel, child_main
 from pg_distill.child.wire import Message
 from pg_distill.errors import InvalidData
 

@@ -7,11 +7,12 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from pg_distill.child.trainer import _Workshop, label_within
+from pg_distill.child.labelling import label_within
 from pg_distill.child.wire import Message
+from pg_distill.child.workshop import Workshop
 from pg_distill.errors import InvalidParameter
 from pg_distill.frame import Feature, FloatArray, Frame
-from pg_distill.rows.sample import FIT, LEFT_OUT, SELECT, TEST, UNLABELLED
+from pg_distill.rows.split import FIT, LEFT_OUT, SELECT, TEST, UNLABELLED
 
 ROWS = Frame((Feature("x", "number"),), {"x": np.arange(3000.0)})
 
@@ -69,7 +70,7 @@ def test_weights_are_of_the_scale_of_augmented_rows(scale: float) -> None:
         "time_budget_s": 1.0, "threads": 1, "can_label": False,
     }  # fmt: skip
     arrays = {"rows/0": y, "split": split, "y": y, "weights": relative * scale, "outputs": y[:, None]}
-    workshop, channel = _Workshop(), cast(Any, None)
+    workshop, channel = Workshop(), cast(Any, None)
     workshop.load(Message("load", fields, arrays, {}), channel)
     expected = relative / relative[:50].mean()
     assert workshop.problem.fit.weights == pytest.approx(expected[:50])
@@ -85,7 +86,7 @@ def test_every_split_keeps_its_share() -> None:
     rng = np.random.default_rng(0)
     split = rng.choice(5, len(ROWS), p=[0.5, 0.1, 0.2, 0.1, 0.1]).astype(np.uint8)
     channel: Any = Channel()
-    logits, kept = _Workshop()._label_within(Teacher(0.003), ROWS, split, 4.0, 1, channel)
+    logits, kept = Workshop()._label_within(Teacher(0.003), ROWS, split, 4.0, 1, channel)
     assert np.array_equal(logits[kept, 0], ROWS.number("x")[kept])
     assert not kept[split == LEFT_OUT].any()
     assert 100 < kept.sum() < 400

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from pg_distill.frame import Column, Feature, Frame, Strings
 from pg_distill.rows.canonical import SqlType
-from pg_distill.rows.sample import FIT, LEFT_OUT, TEST, Label, Sample, _group_hashes, _split_by_hash
+from pg_distill.rows.sample import Label, Sample
+from pg_distill.rows.split import FIT, LEFT_OUT, TEST, _group_hashes, split_by_hash
 
 
 @pytest.mark.parametrize(
     "groups", [np.repeat(np.arange(300.0), 4), Strings.from_values([f"g{i // 4}" for i in range(1200)])]
 )
 def test_another_seed_splits_groups_otherwise(groups: Column) -> None:
-    splits = [_split_by_hash(_group_hashes(groups, seed)) for seed in (1, 1, 2)]
+    splits = [split_by_hash(_group_hashes(groups, seed)) for seed in (1, 1, 2)]
     assert np.array_equal(splits[0], splits[1])
     assert 0.3 < (splits[0] == splits[2]).mean() < 0.7
     for split in splits:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pg_distill.child.trainer import Trial, _Workshop
+from pg_distill.child.messages import Trial
 from pg_distill.child.wire import Message
+from pg_distill.child.workshop import Workshop
 from pg_distill.frame import Feature, Frame
 from pg_distill.measure import latency, metrics
 from pg_distill.onnx_model.signature import Signature
@@ -360,7 +361,7 @@ def test_cascades_are_planned_on_rows_that_their_student_has_not_learned() -> No
     labelled = 4.0 * np.eye(2)[y]
     rows = TransferSet(frame, labelled, y, None, np.zeros(200, np.uint8))
     before = rng.normal(size=(200, 2))
-    workshop = _Workshop()
+    workshop = Workshop()
     workshop.problem = Problem("binary", ("0", "1"), "accuracy", rows, rows)
     workshop.candidates = {
         7: Candidate(

@@ -490,7 +490,7 @@ def _converted(connection: psycopg.Connection[Any], arguments: argparse.Namespac
     from pg_distill.conversion import convert
     from pg_distill.conversion.asking import ask
     from pg_distill.database.backend import PsycopgDatabase
-    from pg_distill.rows.sample import resolve_source
+    from pg_distill.rows.source import resolve_source
 
     model = convert.load_model(arguments.model)
     if arguments.sample is None:

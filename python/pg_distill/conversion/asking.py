@@ -16,7 +16,7 @@ from pg_distill.errors import InvalidData
 from pg_distill.frame import Column, Feature, Frame, Kind, Strings
 from pg_distill.measure.comparison import important_first
 from pg_distill.quoting import quote_literal
-from pg_distill.rows.sample import Source
+from pg_distill.rows.source import Source
 
 __all__ = ["ask"]
 

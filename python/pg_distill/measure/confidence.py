@@ -24,29 +24,13 @@ __all__ = [
 ]
 
 CONFIDENCE = 0.95
-
-
 Z_95 = 1.959964  # the normal distribution's two-sided 95 % quantile
-
-
 RESAMPLES = 1000  # of the bootstrap: the 95 % interval's ends rest on 25 of them each
-
-
 MIN_RESAMPLES = 200
-
-
 MAX_CELLS = 100_000_000  # rows x resamples x passes for an interval: a few seconds; beyond, fewer resamples
-
-
 RANKING_PASSES = 4  # what gathering and cumulating cost, in plain sums
-
-
 GROUPS = 20  # of the jackknife: a standard error to a sixth of itself, for the price of 20 scores
-
-
 TIE = 1.0  # paired standard errors of the metric, within which two students are taken for equally good
-
-
 BLOCK_CELLS = 1_000_000  # rows x resamples at once: 8 MB of float64 stay near the processor
 
 

@@ -37,8 +37,6 @@ class Latency:
 
 
 CLOCK_STEP_MS = 0.001  # clock_timestamp() counts microseconds
-
-
 MIN_STEPS = 3  # a call of fewer steps of the clock cannot be told from its neighbours
 
 

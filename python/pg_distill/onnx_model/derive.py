@@ -50,8 +50,6 @@ from pg_distill.onnx_model.survey import Survey, survey
 __all__ = ["LOGITS_TOLERANCE", "cost_of", "costed", "derive_signature", "input_shape", "survey_of"]
 
 LOGITS_TOLERANCE = 1e-5  # logits found in a graph reproduce its probabilities within this, or are not used
-
-
 _PROBE_CELLS = 1 << 20  # cells a run while it is found out which features may be NULL: 4 MB of float32
 
 

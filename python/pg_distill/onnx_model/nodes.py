@@ -29,8 +29,6 @@ __all__ = [
 ]
 
 SUM_TOLERANCE = 1e-3  # rows of probabilities sum to one within this: float32 sums of a thousand classes
-
-
 PASS_THROUGH = frozenset({"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Mul"})
 """Operators that exporters put behind the last activation (Mul: by one)."""
 

@@ -35,11 +35,7 @@ from pg_distill.onnx_model.values import decode
 __all__ = ["check_labels", "check_task", "class_names", "find_outputs", "form_of"]
 
 _TIE = 1e-6  # between two probabilities, of which either is the most probable class
-
-
 _DETAIL_CHARACTERS = 1000  # of a row in an error
-
-
 _EXPORTERS_OF_PIPELINES = frozenset({"skl2onnx", "OnnxMLTools", "CatBoost"})
 """Producers whose classifiers always give a label: one number without a label is a regression."""
 

@@ -30,11 +30,7 @@ from pg_distill.onnx_model.values import encode
 __all__ = ["TRY_NS", "first_rows", "longest", "matrix", "run_graph", "run_session", "synthetic"]
 
 _SYNTHETIC_ROWS = 64  # rows made up where none are given: enough that logits leave [0, 1]
-
-
 _LEAST_ROWS = 4  # rows that a slow model is tried on
-
-
 TRY_NS = 10e9  # that a model is tried for, by its cost, which is mostly a tenth of that in fact
 
 

@@ -29,11 +29,7 @@ NULL_STRING = "\x1f<NULL>"
 
 
 Element = Literal["float32", "float64", "int64", "int32", "bool", "string"]
-
-
 Null = Literal["nan", "string", "empty", "error"]
-
-
 Form = Literal["probabilities", "positive", "logits", "value", "label"]
 
 

@@ -74,11 +74,7 @@ def _with_logits(artifact: bytes, signature: Signature, rows: Frame | None = Non
 
 
 _LOGITS_NAME = "pg_distill_logits"
-
-
 _ACTIVATIONS = ("Softmax", "Sigmoid", "LogSoftmax")
-
-
 _CLASSIFIERS = ("TreeEnsembleClassifier", "LinearClassifier")
 
 

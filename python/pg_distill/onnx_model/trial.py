@@ -35,11 +35,7 @@ from pg_distill.onnx_model.signature import (
 __all__ = ["peak_bytes", "run_extremes", "trial_run", "try_model"]
 
 _ROWS_ALONE = 8  # rows that are predicted alone and in a batch
-
-
 _TOGETHER_TOLERANCE = 1e-5  # between a row with some rows and with as many others
-
-
 _ALONE_TOLERANCE = 1e-3  # relative and absolute, between a row alone and in a batch
 
 
@@ -183,8 +179,6 @@ _EXTREME_TEXTS = (
 
 
 _EXTREME_ROWS = 64  # of values drawn for each feature, beside those in which all have the same
-
-
 _EXTREME_SECONDS = 2.0  # for the extremes of a slow model
 
 

@@ -35,8 +35,6 @@ __all__ = [
 ]
 
 PACK: Mapping[Element, str] = {"float32": "f", "float64": "d"}
-
-
 NULL_STRINGS: Mapping[Null, str] = {"string": NULL_STRING, "empty": ""}
 
 

@@ -31,8 +31,6 @@ __all__ = [
 ]
 
 ModelKind = Literal["onnx", "sql", "logged"]
-
-
 MAX_NAME_BYTES = 63  # as PostgreSQL's own names, so that a model's name can be a function's
 MODEL_COLUMNS = (
     "m.id::pg_catalog.text as id, m.name, m.version, m.task, m.kind,"

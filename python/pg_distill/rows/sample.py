@@ -8,59 +8,50 @@ rows with equal features stay on one side of a split, and any later reader can f
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from pg_distill.database.backend import Database, quote_identifier
-from pg_distill.errors import DatatypeMismatch, InvalidData, InvalidState, LimitExceeded, UndefinedColumn
+from pg_distill.errors import DatatypeMismatch, InvalidData, LimitExceeded
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Kind, Strings
 from pg_distill.rows.canonical import (
-    EXACT,
-    EXACT_SECONDS,
-    TYPES_QUERY,
     SqlType,
-    from_canonical,
     label_text,
     number_text,
     one_text_for_equal_numbers,
-    to_canonical,
 )
-from pg_distill.rows.learned import IDENTITY_SEED, Identity, Learned, identity_of, mix
+from pg_distill.rows.learned import IDENTITY_SEED, Identity, Learned
+from pg_distill.rows.source import Source, identity_columns, numbers_of
+from pg_distill.rows.split import (
+    FIT,
+    LEFT_OUT,
+    SELECT,
+    SPLIT_NAMES,
+    TEST,
+    UNLABELLED,
+    IntArray,
+    group_numbers,
+    salted,
+    split_by_hash,
+    split_by_time,
+    split_times,
+)
 
 __all__ = [
-    "FIT",
-    "LEFT_OUT",
-    "SELECT",
-    "SPLIT_NAMES",
-    "TEST",
-    "UNLABELLED",
     "Label",
     "Sample",
-    "Source",
-    "check_columns",
     "draw_identified",
     "draw_rows",
     "draw_sample",
     "draw_with_rows",
     "identities_of",
-    "identity_columns",
-    "integers_beyond",
-    "lost_microseconds",
-    "resolve_source",
-    "split_times",
 ]
 
-IntArray = npt.NDArray[np.int64]
 
-FIT, SELECT, TEST, UNLABELLED, LEFT_OUT = 0, 1, 2, 3, 4
-SPLIT_NAMES = ("fit", "select", "test", "unlabelled")  # a row that is left out is in none
-FIT_SHARE, SELECT_SHARE = 0.64, 0.16  # of the labelled rows; the rest is for test
 MAX_TEXT_BYTES = (
     256 * 2**20
 )  # of strings in one sample: the backend, its message and the training process each hold them
@@ -75,84 +66,6 @@ MIN_SPLIT_ROWS = 10  # fewer rows in a split say nothing about a student
 # Columns of ours beside the caller's: no query is likely to have one of these names.
 _HASH = quote_identifier("pg_distill hash")
 _ROW = quote_identifier("pg_distill row")
-
-
-class _Column(Protocol):
-    """A feature of a frame or of a model."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> Kind: ...
-
-
-@dataclass(frozen=True)
-class Source:
-    """A query that gives rows, and what its columns are.
-
-    ``as_text`` are columns of integers that are read as strings: some of them float64 would not tell apart.
-    """
-
-    query: str
-    columns: Mapping[str, SqlType]
-    as_text: frozenset[str] = frozenset()
-
-    @cached_property
-    def kinds(self) -> Mapping[str, Kind]:
-        """The kinds of the columns but those of types that no model takes (json, arrays ...)."""
-        return {name: self.kind(name) for name, found in self.columns.items() if found.kind is not None}
-
-    @cached_property
-    def types(self) -> Mapping[str, str]:
-        """The SQL type of every column, as it is stored."""
-        return {name: found.name for name, found in self.columns.items()}
-
-    def kind(self, column: str) -> Kind:
-        """Return the kind of ``column``; UndefinedColumn or DatatypeMismatch where it has none."""
-        if column not in self.columns:
-            raise UndefinedColumn(
-                f'column "{column}" does not exist in the sample',
-                detail=f"The sample has the columns {', '.join(self.columns) or '(none)'}.",
-            )
-        found = self.columns[column]
-        if found.kind is None:
-            raise found.refusal(column)
-        return "string" if column in self.as_text else found.kind
-
-    def shown(self, column: str) -> str:
-        """Return the type of ``column`` as PostgreSQL shows it."""
-        return self.columns[column].shown
-
-    def canonical(self, column: str, as_type: str | None = None) -> str:
-        """Return SQL of ``column`` in canonical form, over rows ``s``; as a model reads it that has ``as_type`` stored."""
-        return to_canonical(f"s.{quote_identifier(column)}", self.kind(column), self.columns[column], as_type)
-
-    def group(self, column: str) -> tuple[str, Kind]:
-        """Return SQL and kind of a column by which rows are grouped: whole numbers as their digits, whatever their size."""
-        kind = self.kind(column)  # first: it names a column that is missing
-        sql_type = self.columns[column]
-        if sql_type.base in ("int8", "numeric"):
-            kind = "string"
-        return to_canonical(f"s.{quote_identifier(column)}", kind, sql_type), kind
-
-    def read_as(self, features: Iterable[_Column]) -> Source:
-        """Return the source with columns of integers as strings where a model takes them so."""
-        strings = {f.name for f in features if f.kind == "string"}
-        numbers = {
-            name for name, found in self.columns.items() if found.base in ("int2", "int4", "int8", "numeric")
-        }
-        return replace(self, as_text=frozenset(strings & numbers))
-
-    def rows_as_json(self) -> str:
-        """Return SQL of the row ``s`` as jsonb; of char(n) without the padding, as predict and class names have it."""
-        if not any(found.base == "bpchar" for found in self.columns.values()):
-            return "pg_catalog.to_jsonb(s.*)"
-        columns = ", ".join(
-            f"s.{name}::pg_catalog.text AS {name}" if found.base == "bpchar" else f"s.{name}"
-            for column, found in self.columns.items()
-            for name in [quote_identifier(column)]
-        )
-        return f"(SELECT pg_catalog.to_jsonb(r.*) FROM (SELECT {columns}) r)"
 
 
 @dataclass(frozen=True)
@@ -260,107 +173,9 @@ class Sample:
         return replace(self, split=split)
 
 
-_IDENTIFIER = r"""(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)"""
-_RELATION = re.compile(rf"\s*{_IDENTIFIER}(?:\s*\.\s*{_IDENTIFIER})*\s*")
-
-
-def resolve_source(db: Database, sample: str, *, stored: bool = False) -> Source:
-    """Read ``sample`` as the name of a relation if it can be one, else as a query.
-
-    A relation is found in the caller's search_path now and named with its schema from then on. A temporary one is named by
-    pg_temp, which in another session never means somebody else's; where the name is to be ``stored``, a warning says so.
-
-    Raises
-    ------
-    Whatever PostgreSQL says of the name or the query (42P01, 42601, ...).
-    """
-    if not _RELATION.fullmatch(sample):
-        query = sample.strip().removesuffix(";")
-    else:
-        [found] = db.query_exact(
-            "select $1::pg_catalog.regclass::pg_catalog.oid::pg_catalog.int8 as oid", ("text", sample)
-        )
-        rows = db.query(
-            "select case c.relpersistence when 't' then 'pg_temp' else pg_catalog.quote_ident(n.nspname) end"
-            " || '.' || pg_catalog.quote_ident(c.relname) as name, c.relpersistence = 't' as temporary"
-            " from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
-            " where c.oid = $1::pg_catalog.oid",
-            ("int8", found["oid"]),
-        )
-        if not rows:
-            raise InvalidState(f"sample {sample} is newer than the transaction's snapshot")
-        name = rows[0]["name"]
-        query = f"SELECT * FROM {name}"
-        if stored and rows[0]["temporary"]:
-            db.warning(f"sample {name} is temporary: other sessions will not find the rows")
-    described = db.caged([query], lambda: db.describe(f"SELECT s.* FROM ({query}\n) s LIMIT 0"))
-    names = [name for name, _, _ in described]
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
-        raise InvalidData(f'column "{min(repeated)}" appears more than once in the sample')
-    rows = db.query(
-        TYPES_QUERY,
-        ("int8[]", [oid for _, oid, _ in described]),
-        ("int4[]", [modifier for _, _, modifier in described]),
-    )
-    if len(rows) < len(described):
-        raise InvalidState("a column's type is newer than the transaction's snapshot")
-    return Source(query, dict(zip(names, map(SqlType.from_row, rows), strict=True)))
-
-
-def check_columns(source: Source, features: Sequence[str]) -> tuple[Feature, ...]:
-    """Return the features with the kinds of their columns."""
-    if len(set(features)) < len(features):
-        raise InvalidData("a feature is named more than once")
-    return tuple(Feature(name, source.kind(name)) for name in features)
-
-
-def integers_beyond(source: Source, frame: Frame) -> list[str]:
-    """Return the columns of whole numbers only, some of which float64 does not tell from their neighbours."""
-    found = []
-    for name in frame.number_names:
-        sql_type, values = source.columns[name], frame.number(name)
-        known = values[np.isfinite(values)]
-        if sql_type.base != "int8" and not (sql_type.base == "numeric" and (known % 1 == 0).all()):
-            continue
-        if (np.abs(known) >= EXACT).any():
-            found.append(name)
-    return found
-
-
-def lost_microseconds(db: Database, source: Source, frame: Frame) -> Mapping[str, str]:
-    """Return, for columns of timestamps, the first value whose microseconds float64 does not hold.
-
-    Every row of the source is looked at, but only where ``frame``, some of them, has years that are far enough.
-    """
-    tests: dict[str, str] = {}
-    for feature in frame.features:
-        sql_type = source.columns[feature.name]
-        if sql_type.base not in ("timestamp", "timestamptz"):
-            continue
-        values = frame.number(feature.name)
-        if not ((np.abs(values) >= EXACT_SECONDS) & np.isfinite(values)).any():
-            continue
-        column = f"s.{quote_identifier(feature.name)}"
-        seconds = f"pg_catalog.date_part('epoch', {column})"
-        back = from_canonical(seconds, "timestamp", sql_type.name)
-        changed = f"{back} OPERATOR(pg_catalog.<>) {column}"
-        tests[feature.name] = f"(pg_catalog.min({column}) FILTER (WHERE {changed}))::pg_catalog.text"
-    if not tests:
-        return {}
-    selected = ", ".join(f"{test} AS c{i}" for i, test in enumerate(tests.values()))
-    [row] = db.caged([source.query], lambda: db.query_once(f"SELECT {selected} FROM ({source.query}\n) s"))
-    return {name: row[f"c{i}"] for i, name in enumerate(tests) if row[f"c{i}"] is not None}
-
-
 def _hash(source: Source, features: Sequence[Feature], seed: int) -> str:
     row = ", ".join(source.canonical(f.name) for f in features)
     return f"pg_catalog.hash_record_extended(ROW({row}), {seed:d})"
-
-
-def identity_columns(features: Sequence[_Column]) -> Identity:
-    """Return the columns by which rows of ``features`` are known."""
-    return identity_of([(f.name, f.kind == "string") for f in features])
 
 
 def _identity_hash(source: Source, identity: Identity) -> str:
@@ -389,7 +204,7 @@ def _all_hashes(db: Database, source: Source, expression: str) -> IntArray:
             f"SELECT pg_catalog.array_send(pg_catalog.array_agg({expression})) AS hash FROM ({source.query}\n) s"
         ),
     )
-    return _numbers(row["hash"], ">i8").astype(np.int64)
+    return numbers_of(row["hash"], ">i8").astype(np.int64)
 
 
 def _send(expression: str, kind: Kind) -> str:
@@ -402,14 +217,7 @@ def _send(expression: str, kind: Kind) -> str:
 def _receive(value: Any, kind: Kind) -> Column:
     if kind == "string":
         return Strings.from_values(value or [])
-    return _numbers(value, ">f8").astype(np.float64)
-
-
-def _numbers(value: bytes | None, dtype: str) -> npt.NDArray[Any]:
-    """Read array_send's form: a header of 20 bytes, then (length, value) for each element."""
-    if value is None:
-        return np.empty(0, dtype)
-    return np.frombuffer(value, np.dtype([("length", ">i4"), ("value", dtype)]), offset=20)["value"]
+    return numbers_of(value, ">f8").astype(np.float64)
 
 
 _LABEL_TEXT, _GROUP = object(), object()
@@ -465,11 +273,11 @@ def _fetch(
             raise
         _refuse_texts(MAX_ARRAY_BYTES, limit)
     if row["texts"] > MAX_TEXT_BYTES:
-        _refuse_texts(int(row["texts"]), len(_numbers(row["hash"], ">i8")))
-    hashes = _numbers(row["hash"], ">i8").astype(np.int64)
+        _refuse_texts(int(row["texts"]), len(numbers_of(row["hash"], ">i8")))
+    hashes = numbers_of(row["hash"], ">i8").astype(np.int64)
     received = {key: _receive(row[f"c{i}"], kind) for i, (key, (_, kind)) in enumerate(cells.items())}
     known = {
-        identity: _numbers(row[f"i{i}"], ">i8").astype(np.int64) for i, identity in enumerate(identities)
+        identity: numbers_of(row[f"i{i}"], ">i8").astype(np.int64) for i, identity in enumerate(identities)
     }
     return _Fetched(hashes, received, row["rows"] or [] if with_rows else [], known)
 
@@ -675,11 +483,11 @@ def draw_sample(
         if np.isnan(column[:n]).any():
             raise InvalidData("the time column has NULLs")
         times[:n] = split_times(column[:n], None if groups is None else groups[:n])
-        split[:n], until = _split_by_time(times[:n])
+        split[:n], until = split_by_time(times[:n])
         split[:n][known & (split[:n] != FIT)] = LEFT_OUT
     else:
-        places = hashes[:n] if groups is None else _salted(groups[:n], seed)
-        split[:n] = np.where(known, FIT, _split_by_hash(places))
+        places = hashes[:n] if groups is None else salted(groups[:n], seed)
+        split[:n] = np.where(known, FIT, split_by_hash(places))
     # What the rows that judge show is not taught by another way: a copy of one, or another row of its group, without a label.
     if groups is not None or times is None:
         same = hashes if groups is None else groups
@@ -724,55 +532,6 @@ def draw_sample(
 def _concat(columns: Sequence[Column]) -> Column:
     feature = Feature("", "string" if isinstance(columns[0], Strings) else "number")
     return Frame.concat([Frame((feature,), {"": c}) for c in columns]).columns[""]
-
-
-def _split_by_hash(hashes: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    place = (mix(hashes) >> np.uint64(11)).astype(np.float64) / 2.0**53
-    return np.where(place < FIT_SHARE, FIT, np.where(place < FIT_SHARE + SELECT_SHARE, SELECT, TEST)).astype(
-        np.uint8
-    )
-
-
-def split_times(column: Column, groups: npt.NDArray[Any] | None) -> FloatArray:
-    """Return the time by which each row is put on its side: its own, or that of the newest row of its group."""
-    assert not isinstance(column, Strings)
-    if groups is None or not len(column):
-        return column
-    _, group = np.unique(groups, return_inverse=True)
-    newest = np.full(group.max() + 1, -np.inf)
-    np.maximum.at(newest, group, column)
-    return np.asarray(newest[group])
-
-
-def _split_by_time(times: FloatArray) -> tuple[npt.NDArray[np.uint8], float | None]:
-    """Return the split, and the newest time of fit and select."""
-    if not len(times):
-        return np.empty(0, np.uint8), None
-    # inverted_cdf: a cut is a time that occurs, and rows of equal time stay on one side.
-    first, second = np.quantile(times, [FIT_SHARE, FIT_SHARE + SELECT_SHARE], method="inverted_cdf")
-    return np.where(times <= first, FIT, np.where(times <= second, SELECT, TEST)).astype(np.uint8), float(
-        second
-    )
-
-
-def _group_hashes(column: Column, seed: int) -> npt.NDArray[Any]:
-    """Return (n,) uint64: equal for rows of a group, and other ones with another seed."""
-    return _salted(group_numbers(column), seed)
-
-
-def group_numbers(column: Column) -> npt.NDArray[Any]:
-    """Return (n,) uint64: equal for rows of a group, the same in every run."""
-    if not isinstance(column, Strings):
-        return (column + 0.0).view(np.uint64)  # -0.0 is 0.0
-    return np.array([*map(_text_number, column.categories), 0], np.uint64)[column.codes]
-
-
-def _text_number(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _salted(numbers: npt.NDArray[Any], seed: int) -> npt.NDArray[Any]:
-    return numbers ^ np.uint64(_text_number(f"seed {seed}"))
 
 
 def _trained_hashes(db: Database, source: Source, features: Sequence[Feature], seed: int) -> IntArray:

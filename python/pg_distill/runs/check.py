@@ -21,14 +21,9 @@ from pg_distill.registry import families, locks, runs, settings
 from pg_distill.registry import models as registry
 from pg_distill.registry.model import Model, require_owner
 from pg_distill.rows.learned import Learned, are_enough
-from pg_distill.rows.sample import (
-    TEST,
-    check_columns,
-    draw_identified,
-    identity_columns,
-    resolve_source,
-    split_times,
-)
+from pg_distill.rows.sample import draw_identified
+from pg_distill.rows.source import check_columns, identity_columns, resolve_source
+from pg_distill.rows.split import TEST, split_times
 from pg_distill.runs import verdict
 from pg_distill.runs.choice import predict_name, stands_in
 from pg_distill.runs.distill import fits, identities_of_family, known_to_registered

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pg_distill.child.trainer import Trial
+from pg_distill.child.messages import Trial
 from pg_distill.frame import ModelForm
 from pg_distill.measure import confidence, metrics, pareto
 from pg_distill.registry.model import Model
@@ -30,14 +30,8 @@ __all__ = [
 ]
 
 MAX_SQL_FORMS = 4  # students in SQL form that are timed in queries
-
-
 MAX_TIMED = 8  # candidates of the search's frontier that are timed in the backend
-
-
 KNEE_LIFT = 0.98  # of the lift over the majority that the answer has: the fastest student that keeps it is at the knee
-
-
 ALWAYS_TIMED = 3  # of these, the best within the target
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.child.trainer import Trainer, Trial
+from pg_distill.child.messages import Trial
+from pg_distill.child.trainer import Trainer
 from pg_distill.database.backend import Database
 from pg_distill.database.lexer import exact
 from pg_distill.errors import FeatureNotSupported
@@ -21,7 +22,8 @@ from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry import families, locks, model, models, rights, runs, settings
 from pg_distill.registry.model import Model
 from pg_distill.rows.learned import Digest, Identity, Learned
-from pg_distill.rows.sample import Source, identities_of, identity_columns, resolve_source
+from pg_distill.rows.sample import identities_of
+from pg_distill.rows.source import Source, identity_columns, resolve_source
 from pg_distill.runs import choice, doubts, record, verdict
 from pg_distill.runs.material import Material, prepare
 from pg_distill.runs.options import Options

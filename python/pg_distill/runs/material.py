@@ -16,19 +16,9 @@ from pg_distill.measure import metrics
 from pg_distill.registry import models, runs, settings
 from pg_distill.registry.model import Model
 from pg_distill.rows.learned import Digest, Identity, Learned, are_enough
-from pg_distill.rows.sample import (
-    FIT,
-    SELECT,
-    SPLIT_NAMES,
-    TEST,
-    UNLABELLED,
-    Sample,
-    Source,
-    check_columns,
-    draw_sample,
-    identity_columns,
-    resolve_source,
-)
+from pg_distill.rows.sample import Sample, draw_sample
+from pg_distill.rows.source import Source, check_columns, identity_columns, resolve_source
+from pg_distill.rows.split import FIT, SELECT, SPLIT_NAMES, TEST, UNLABELLED
 from pg_distill.runs.options import Options
 from pg_distill.serving.sql_models import check_outputs, logged_columns, logged_outputs
 from pg_distill.teachers.register import default_metric, positions

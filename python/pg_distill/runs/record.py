@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from pg_distill.child.trainer import Trial
+from pg_distill.child.messages import Trial
 from pg_distill.database.backend import Database
 from pg_distill.errors import InvalidParameter, InvalidState, UndefinedModel
 from pg_distill.frame import ModelForm
@@ -18,7 +18,7 @@ from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry import locks, model, models, queue, rights, runs
 from pg_distill.registry.model import Model
 from pg_distill.registry.queue import Job
-from pg_distill.rows.sample import FIT, SELECT, TEST, UNLABELLED
+from pg_distill.rows.split import FIT, SELECT, TEST, UNLABELLED
 from pg_distill.runs import choice, verdict
 from pg_distill.runs.choice import is_offered, offer_name, predict_name, stands_in
 from pg_distill.runs.material import Material

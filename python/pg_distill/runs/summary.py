@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pg_distill.child.trainer import Trial
+from pg_distill.child.messages import Trial
 from pg_distill.registry.model import Model
 from pg_distill.runs.choice import latency_of_teacher, offer_name
 from pg_distill.runs.options import Options

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pg_distill.child.trainer import Trial
+from pg_distill.child.messages import Trial
 from pg_distill.frame import Task
 from pg_distill.measure import confidence, metrics, pareto
 from pg_distill.registry.model import Model

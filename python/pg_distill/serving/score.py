@@ -22,7 +22,7 @@ from pg_distill.database.backend import PlpyDatabase, quote_identifier
 from pg_distill.errors import DatatypeMismatch
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
 from pg_distill.rows.canonical import base_of
-from pg_distill.rows.sample import check_columns, resolve_source
+from pg_distill.rows.source import check_columns, resolve_source
 from pg_distill.serving.predict import Predictor, array_cells
 
 __all__ = ["score", "score_class"]

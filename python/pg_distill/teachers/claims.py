@@ -17,7 +17,8 @@ from pg_distill.frame import Column, Feature, FloatArray, Strings
 from pg_distill.measure.comparison import Difference, compare, important_first
 from pg_distill.registry.model import Model
 from pg_distill.rows.canonical import match_labels
-from pg_distill.rows.sample import Source, draw_with_rows
+from pg_distill.rows.sample import draw_with_rows
+from pg_distill.rows.source import Source
 
 __all__ = ["Claim", "claim_of_column", "read_claim", "require_claim"]
 

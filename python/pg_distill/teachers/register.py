@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.child.trainer import Inspection, label_within
+from pg_distill.child.labelling import label_within
+from pg_distill.child.messages import Inspection
 from pg_distill.database.backend import Database, quote_identifier
 from pg_distill.errors import (
     InvalidData,
@@ -27,15 +28,8 @@ from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry import models, rights
 from pg_distill.registry.model import check_name
 from pg_distill.rows.canonical import match_labels
-from pg_distill.rows.sample import (
-    Label,
-    Source,
-    check_columns,
-    draw_rows,
-    integers_beyond,
-    lost_microseconds,
-    resolve_source,
-)
+from pg_distill.rows.sample import Label, draw_rows
+from pg_distill.rows.source import Source, check_columns, integers_beyond, lost_microseconds, resolve_source
 from pg_distill.serving.approval import inspector, model_limits
 from pg_distill.serving.sql_models import check_outputs, label_by_sql, logged_outputs, signature_without_graph
 from pg_distill.serving.timing import Timing, contender_for, describe_machine, measure_latency
