@@ -20,7 +20,7 @@ finally:
     signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
 
 from pg_distill import __version__  # noqa: E402
-from pg_distill.database import backend  # noqa: E402
+from pg_distill.database import backend, protocol  # noqa: E402
 from pg_distill.database.backend import PlpyDatabase  # noqa: E402
 from pg_distill.errors import (  # noqa: E402
     ArtifactCorrupted,
@@ -29,6 +29,7 @@ from pg_distill.errors import (  # noqa: E402
     NullNotAllowed,
     PgDistillError,
 )
+from pg_distill.serving import batch, predictors  # noqa: E402
 from pg_distill.serving import predict as serving  # noqa: E402
 
 __all__ = [
@@ -112,7 +113,7 @@ def _database(plpy: Any) -> PlpyDatabase:
     """
     db = PlpyDatabase(plpy)
     db.check_search_path()
-    installed = backend.extension_version(db)
+    installed = protocol.extension_version(db)
     if installed is not None and installed != __version__:
         raise InvalidState(
             f"extension pg_distill is of version {installed}, its Python module of {__version__}",
@@ -124,7 +125,7 @@ def _database(plpy: Any) -> PlpyDatabase:
 @_boundary
 def check_module(plpy: Any) -> None:
     """Refuse to create an extension that is newer than this module; an older one may be on its way through upgrade scripts."""
-    installed = backend.extension_version(PlpyDatabase(plpy))
+    installed = protocol.extension_version(PlpyDatabase(plpy))
     if installed is not None and _release(installed) > _release(__version__):
         raise InvalidState(
             f"extension pg_distill is of version {installed}, its Python module of {__version__}",
@@ -215,7 +216,7 @@ def change_setting(plpy: Any, name: str | None, value: str | None) -> None:
 def check_changed_setting(plpy: Any, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> None:
     db = PlpyDatabase(plpy)
     db.check_search_path()
-    if backend.is_superuser(db):  # who restores
+    if protocol.is_superuser(db):  # who restores
         return
     from pg_distill.registry import settings
 
@@ -661,7 +662,7 @@ def predict_batch(
     plpy: Any, model: str | None, features: bytes | None, snapshot: bytes | None
 ) -> list[float]:
     db = _serving(plpy)
-    return serving.predict_batch(db, serving.find(db, model, snapshot), features)
+    return batch.predict_batch(db, serving.find(db, model, snapshot), features)
 
 
 @_boundary
@@ -669,7 +670,7 @@ def predict_class_batch(
     plpy: Any, model: str | None, features: bytes | None, snapshot: bytes | None
 ) -> list[str]:
     db = _serving(plpy)
-    return serving.predict_class_batch(db, serving.find(db, model, snapshot), features)
+    return batch.predict_class_batch(db, serving.find(db, model, snapshot), features)
 
 
 @_boundary
@@ -692,7 +693,7 @@ def score_class(
 
 def _chunks(
     plpy: Any,
-    form: Callable[[Any, serving.Predictor, str, str], Iterator[tuple[str | None, ...]]],
+    form: Callable[[Any, predictors.Predictor, str, str], Iterator[tuple[str | None, ...]]],
     model: str | None,
     query: str | None,
     key: str | None,

@@ -36,7 +36,7 @@ import frontier_plot
 import numpy as np
 import servers
 import strong_teachers
-from pg_distill.database.backend import PsycopgDatabase
+from pg_distill.database.client import PsycopgDatabase
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure import confidence, metrics
 from pg_distill.measure.latency import Latency

@@ -343,7 +343,7 @@ def test_errors_that_may_pass_are_tried_three_times_and_others_once(
     work_here: Callable[..., threading.Thread],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pg_distill.database.backend import PsycopgDatabase
+    from pg_distill.database.client import PsycopgDatabase
     from pg_distill.errors import InvalidData, OutOfMemory, TrainerDied
     from pg_distill.jobs import worker as jobs
 
@@ -465,7 +465,7 @@ def test_a_job_outlives_restarts_of_the_server(
 
 def test_a_cancel_is_heard_whatever_the_worker_does_next(db: psycopg.Connection, connect: Connect) -> None:
     """A job that goes back to the queue after a cancel was asked for is not begun again."""
-    from pg_distill.database.backend import PsycopgDatabase
+    from pg_distill.database.client import PsycopgDatabase
     from pg_distill.registry import queue as job_queue
 
     queue = PsycopgDatabase(connect())
@@ -657,7 +657,7 @@ def test_a_worker_under_set_role_does_not_start(
 
 
 def test_offered_models_are_checked_and_named_apart(db: psycopg.Connection, connect: Connect) -> None:
-    from pg_distill.database.backend import PsycopgDatabase
+    from pg_distill.database.client import PsycopgDatabase
     from pg_distill.registry import models
 
     load_cancer(db)
@@ -674,7 +674,7 @@ def test_large_offers_go_in_several_messages(
     db: psycopg.Connection, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message has 1 GB at most."""
-    from pg_distill.database.backend import PsycopgDatabase
+    from pg_distill.database.client import PsycopgDatabase
     from pg_distill.registry import models
     from pg_distill.serving import predict
 
@@ -726,7 +726,7 @@ def test_run_next_job_in_a_session(db: psycopg.Connection) -> None:
 
 def test_the_client_adapter_gives_what_the_backend_gives(db: psycopg.Connection, connect: Connect) -> None:
     """Types as PL/Python hands them over; one statement only; read-only is read-only; nothing is held open."""
-    from pg_distill.database.backend import PsycopgDatabase
+    from pg_distill.database.client import PsycopgDatabase
     from pg_distill.errors import InvalidState
 
     connection = connect(autocommit=False)

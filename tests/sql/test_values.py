@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import servers
 from conftest import create_database, drop_database
-from pg_distill.database.backend import PsycopgDatabase
+from pg_distill.database.client import PsycopgDatabase
 from pg_distill.frame import Column, Feature, Frame, Strings
 from pg_distill.rows.canonical import decode_row, json_readers, read_number, rows_sql
 from pg_distill.rows.sample import draw_rows

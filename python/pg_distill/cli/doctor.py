@@ -7,8 +7,8 @@ import errno
 from pg_distill import __version__
 from pg_distill.child.process import Limits
 from pg_distill.child.trainer import Trainer
-from pg_distill.database import backend
-from pg_distill.database.backend import Database
+from pg_distill.database import protocol
+from pg_distill.database.protocol import Database
 from pg_distill.errors import InvalidState, OutOfMemory, TrainerDied
 from pg_distill.probe import (
     FAULTS,
@@ -33,7 +33,7 @@ def check_server(db: Database) -> list[tuple[str, str | None, str, str | None]]:
     -------
     What was looked at, the fault (a key of ``FAULTS``) or None, what was found, and what to do about a fault.
     """
-    installed = backend.extension_version(db)
+    installed = protocol.extension_version(db)
     findings = [_module(installed), *_dependencies(), *_search_path(db)]
     try:
         limits = trainer_limits(db) if installed is not None else Limits()

@@ -489,7 +489,7 @@ def _converted(connection: psycopg.Connection[Any], arguments: argparse.Namespac
 
     from pg_distill.conversion import convert
     from pg_distill.conversion.asking import ask
-    from pg_distill.database.backend import PsycopgDatabase
+    from pg_distill.database.client import PsycopgDatabase
     from pg_distill.rows.source import resolve_source
 
     model = convert.load_model(arguments.model)

@@ -11,7 +11,8 @@ import numpy as np
 
 from pg_distill.conversion.convert import Converted
 from pg_distill.conversion.original import Answers
-from pg_distill.database.backend import Database, Row, quote_identifier
+from pg_distill.database.backend import quote_identifier
+from pg_distill.database.protocol import Database, Row
 from pg_distill.errors import InvalidData
 from pg_distill.frame import Column, Feature, Frame, Kind, Strings
 from pg_distill.measure.comparison import important_first

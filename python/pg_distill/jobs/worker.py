@@ -36,7 +36,8 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from pg_distill import __version__
-from pg_distill.database.backend import Database, PsycopgDatabase, extension_version
+from pg_distill.database.client import PsycopgDatabase
+from pg_distill.database.protocol import Database, extension_version
 from pg_distill.errors import InvalidParameter, InvalidState, PgDistillError
 from pg_distill.registry import models
 from pg_distill.registry import queue as job_queue

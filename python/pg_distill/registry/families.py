@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pg_distill.database.backend import Database, Row
+from pg_distill.database.protocol import Database, Row
 from pg_distill.errors import (
     InvalidParameter,
     InvalidState,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from pg_distill.database.backend import Database
+from pg_distill.database.protocol import Database
 from pg_distill.errors import (
     TooManyTrainings,
     UndefinedModel,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pg_distill.database.backend import Database, Row
+from pg_distill.database.protocol import Database, Row
 from pg_distill.errors import (
     InsufficientPrivilege,
     InvalidName,

@@ -10,7 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from pg_distill import __version__
-from pg_distill.database.backend import Argument, Database, Row, quote_identifier
+from pg_distill.database.backend import quote_identifier
+from pg_distill.database.protocol import Argument, Database, Row
 from pg_distill.errors import (
     ArtifactCorrupted,
     DependentObjects,

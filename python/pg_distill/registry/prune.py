@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pg_distill.database.backend import Argument, Database, Row
+from pg_distill.database.protocol import Argument, Database, Row
 from pg_distill.errors import (
     InvalidParameter,
 )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pg_distill.database.backend import Database
+from pg_distill.database.protocol import Database
 from pg_distill.errors import InsufficientPrivilege, InvalidParameter, InvalidState, UndefinedObject
 from pg_distill.text import storable
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pg_distill.database.backend import Argument, Database
+from pg_distill.database.protocol import Argument, Database
 from pg_distill.errors import (
     DuplicateModel,
     InsufficientPrivilege,

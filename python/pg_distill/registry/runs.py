@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pg_distill.database.backend import Database, Row, quote_identifier
+from pg_distill.database.backend import quote_identifier
+from pg_distill.database.protocol import Database, Row
 from pg_distill.errors import (
     InvalidParameter,
     InvalidState,

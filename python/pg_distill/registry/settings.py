@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pg_distill.database.backend import Database, is_superuser
+from pg_distill.database.protocol import Database, is_superuser
 from pg_distill.errors import (
     InsufficientPrivilege,
     InvalidParameter,

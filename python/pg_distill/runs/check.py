@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.child.trainer import Trainer
-from pg_distill.database.backend import Database
+from pg_distill.database.protocol import Database
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure import confidence, metrics

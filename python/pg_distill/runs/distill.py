@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from pg_distill.child.messages import Trial
 from pg_distill.child.trainer import Trainer
-from pg_distill.database.backend import Database
 from pg_distill.database.lexer import exact
+from pg_distill.database.protocol import Database
 from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import Frame
 from pg_distill.onnx_model.signature import Signature

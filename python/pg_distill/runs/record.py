@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pg_distill.child.messages import Trial
-from pg_distill.database.backend import Database
+from pg_distill.database.protocol import Database
 from pg_distill.errors import InvalidParameter, InvalidState, UndefinedModel
 from pg_distill.frame import ModelForm
 from pg_distill.measure import metrics, pareto

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from pg_distill.child.process import Limits
 from pg_distill.child.trainer import Trainer
-from pg_distill.database.backend import Database
+from pg_distill.database.protocol import Database
 from pg_distill.errors import TooManyInspections
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry import models as registry

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pg_distill.database.backend import Database
+from pg_distill.database.protocol import Database
 
 __all__ = ["OWN", "Blocking", "StoredResults", "find_blocking", "find_stored_results"]
 

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pg_distill.database.backend import Database, Row, quote_identifier, quote_literal
+from pg_distill.database.backend import quote_identifier, quote_literal
 from pg_distill.database.lexer import exact
+from pg_distill.database.protocol import Database, Row
 from pg_distill.errors import (
     DependentObjects,
     FeatureNotSupported,

@@ -23,7 +23,8 @@ from pg_distill.errors import DatatypeMismatch
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
 from pg_distill.rows.canonical import base_of
 from pg_distill.rows.source import check_columns, resolve_source
-from pg_distill.serving.predict import Predictor, array_cells
+from pg_distill.serving.batch import array_cells
+from pg_distill.serving.predictors import Predictor
 
 __all__ = ["score", "score_class"]
 

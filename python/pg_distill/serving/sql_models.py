@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pg_distill.database.backend import Database
+from pg_distill.database.protocol import Database
 from pg_distill.errors import ArtifactCorrupted, InvalidData, InvalidParameter
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.signature import FeatureSpec, Form, OutputSpec, Signature

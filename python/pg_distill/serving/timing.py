@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from pg_distill.database.backend import Argument, Database, quote_identifier, quote_literal
+from pg_distill.database.backend import quote_identifier, quote_literal
 from pg_distill.database.lexer import exact
+from pg_distill.database.protocol import Argument, Database
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure.latency import Latency, latency_statistics
 from pg_distill.onnx_model.signature import Signature

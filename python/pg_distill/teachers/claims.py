@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.database.backend import Database
+from pg_distill.database.protocol import Database
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import Column, Feature, FloatArray, Strings
 from pg_distill.measure.comparison import Difference, compare, important_first

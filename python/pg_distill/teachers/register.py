@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from pg_distill.child.labelling import label_within
 from pg_distill.child.messages import Inspection
-from pg_distill.database.backend import Database, quote_identifier
+from pg_distill.database.backend import quote_identifier
+from pg_distill.database.protocol import Database
 from pg_distill.errors import (
     InvalidData,
     InvalidParameter,
