@@ -158,13 +158,13 @@ def run_write(plpy: Any) -> None:
 def record_job(
     plpy: Any, run_id: str | None, claim_id: str | None, report: str | None, artifacts: Sequence[bytes] | None
 ) -> str | None:
-    from pg_distill.jobs import worker
+    from pg_distill.jobs.run import record_job
 
     if run_id is None or claim_id is None or report is None or artifacts is None:
         raise NullNotAllowed("run_id, claim_id, report and artifacts must not be NULL")
     if not all(isinstance(artifact, bytes) for artifact in artifacts):
         raise InvalidParameter("artifacts must be a list of files, none of them NULL")
-    return worker.record_job(_database(plpy), run_id, claim_id, report, artifacts)
+    return record_job(_database(plpy), run_id, claim_id, report, artifacts)
 
 
 # Of the job that a worker trains for in this session.
@@ -446,11 +446,11 @@ def _distill_arguments(arguments: Sequence[Any]) -> dict[str, Any]:
 
 @_boundary
 def submit(plpy: Any, *arguments: Any) -> str:
-    from pg_distill.jobs import worker
+    from pg_distill.jobs.run import submit
     from pg_distill.runs.options import Options
 
     given = _distill_arguments(arguments)
-    return worker.submit(_database(plpy), Options(**given), given)
+    return submit(_database(plpy), Options(**given), given)
 
 
 @_boundary
@@ -464,9 +464,9 @@ def cancel(plpy: Any, run_id: str | None) -> bool:
 
 @_boundary
 def run_next_job(plpy: Any) -> str | None:
-    from pg_distill.jobs import worker
+    from pg_distill.jobs.run import run_next
 
-    return worker.run_next(_database(plpy))
+    return run_next(_database(plpy))
 
 
 @_boundary
@@ -524,11 +524,11 @@ def describe_machine(plpy: Any) -> str:
 
 @_boundary
 def promote_candidate(plpy: Any, run_id: str | None, candidate: int | None) -> str:
-    from pg_distill.runs import record
+    from pg_distill.runs import promote
 
     if run_id is None or candidate is None:
         raise NullNotAllowed("run_id and candidate must not be NULL")
-    return record.promote(_database(plpy), run_id, candidate)
+    return promote.promote(_database(plpy), run_id, candidate)
 
 
 @_boundary
@@ -801,11 +801,11 @@ def check(
 
 @_boundary
 def remeasure(plpy: Any, model: str | None) -> list[dict[str, Any]]:
-    from pg_distill.runs import check as watching
+    from pg_distill.runs.remeasure import remeasure
 
     if model is None:
         raise NullNotAllowed("model must not be NULL")
-    return watching.remeasure(_database(plpy), model)
+    return remeasure(_database(plpy), model)
 
 
 @_boundary

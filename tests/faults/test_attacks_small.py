@@ -51,10 +51,11 @@ def work(
     server: servers.Server, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], list[str]]:
     """Run a role's jobs until none waits: work("mallory") gives what the worker said."""
+    from pg_distill.jobs import run
     from pg_distill.jobs import worker as jobs
 
-    monkeypatch.setattr(jobs, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(jobs, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(run, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(run, "BUSY_SECONDS", 0.01)
 
     def run(user: str) -> list[str]:
         said: list[str] = []
@@ -209,11 +210,11 @@ def test_no_row_of_a_queue_ends_a_worker_or_a_view(
 @pytest.mark.parametrize("what", ["deep lists", "deep objects", "many keys", "a long number"])
 def test_nor_what_the_table_would_not_hold(what: str) -> None:
     from pg_distill.errors import InvalidParameter
-    from pg_distill.jobs.worker import _options
+    from pg_distill.jobs.run import options_of
     from pg_distill.registry.queue import Job
 
     with pytest.raises(InvalidParameter) as caught:
-        _options(Job("id", ARGUMENTS[what], "", "claim", 1))
+        options_of(Job("id", ARGUMENTS[what], "", "claim", 1))
     assert len(str(caught.value)) < 1000
 
 

@@ -50,10 +50,11 @@ def work_here(
     server: servers.Server, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., threading.Thread]]:
     """Run workers in threads of this process, which try again at once: work_here(once=True, lease=..., dsn=...)."""
+    from pg_distill.jobs import run
     from pg_distill.jobs import worker as jobs
 
-    monkeypatch.setattr(jobs, "RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(jobs, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(run, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(run, "BUSY_SECONDS", 0.1)
     started: list[tuple[jobs.Worker, threading.Thread]] = []
 
     def start(*, once: bool = False, lease: float = 3.0, dsn: str | None = None) -> threading.Thread:
@@ -345,6 +346,7 @@ def test_errors_that_may_pass_are_tried_three_times_and_others_once(
 ) -> None:
     from pg_distill.database.client import PsycopgDatabase
     from pg_distill.errors import InvalidData, OutOfMemory, TrainerDied
+    from pg_distill.jobs import run
     from pg_distill.jobs import worker as jobs
 
     load_cancer(db)
@@ -367,7 +369,7 @@ def test_errors_that_may_pass_are_tried_three_times_and_others_once(
         raise expected[run_id][0]
 
     monkeypatch.setattr(jobs.distillation, "distill", fail)
-    monkeypatch.setattr(jobs, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(run, "RETRY_SECONDS", 0.0)
     work_here(once=True).join(PATIENCE_S)
     for run_id, (_, attempts, sqlstate) in expected.items():
         failed = job(db, run_id)
@@ -382,7 +384,7 @@ def test_errors_that_may_pass_are_tried_three_times_and_others_once(
         run_id = submit(db)
         expected[run_id] = error, 1, ""
         with suppress(errors.QueryCanceled), backend.transaction():
-            assert jobs.run_next(backend) == run_id
+            assert run.run_next(backend) == run_id
         assert job(db, run_id)["state"] == state
 
 

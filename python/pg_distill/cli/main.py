@@ -1072,7 +1072,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _worker_options(parser: argparse.ArgumentParser) -> None:
-    from pg_distill.jobs.worker import LEASE_SECONDS
+    from pg_distill.jobs.run import LEASE_SECONDS
 
     parser.add_argument("--once", action="store_true", help="end when no job waits")
     parser.add_argument(

@@ -11,8 +11,7 @@ from typing import Any
 
 from pg_distill.child.messages import Trial
 from pg_distill.database.protocol import Database
-from pg_distill.errors import InvalidParameter, InvalidState, UndefinedModel
-from pg_distill.frame import ModelForm
+from pg_distill.errors import InvalidParameter, UndefinedModel
 from pg_distill.measure import metrics, pareto
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry import locks, model, models, queue, rights, runs
@@ -24,7 +23,7 @@ from pg_distill.runs.choice import is_offered, offer_name, predict_name, stands_
 from pg_distill.runs.material import Material
 from pg_distill.runs.options import Options
 from pg_distill.runs.verdict import Verdict
-from pg_distill.serving.timing import SQL_PATH, Timing, predict_path
+from pg_distill.serving.timing import Timing
 from pg_distill.teachers.register import default_metric, latency_figures
 
 __all__ = [
@@ -34,7 +33,6 @@ __all__ = [
     "accuracy_columns",
     "accuracy_origin",
     "family",
-    "promote",
     "run_and_candidates",
     "store",
     "store_job",
@@ -43,18 +41,6 @@ __all__ = [
 
 _NO_COLUMNS = ("on_frontier", "reason", "select_classes", "tie_break_select", "jackknife_select")
 """Fields of a trial that are not columns of ``distill.candidates`` as they stand."""
-
-_CANDIDATE_FIGURES = (
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "avg_latency_ms",
-    "latency_low_ms",
-    "latency_high_ms",
-    "p50_latency_ms",
-    "p95_latency_ms",
-    "p99_latency_ms",
-)
 
 
 @dataclass(frozen=True)
@@ -448,78 +434,6 @@ def _candidate(
         columns["input_schema"], columns["output_schema"] = trial.signature.to_json()
         columns["input_schema"]["types"] = _column_types(material, trial.signature)
     return columns
-
-
-def promote(db: Database, run_id: str, number: int) -> str:
-    """Register a candidate that its run kept as the next version of the run's student name; return its id.
-
-    Raises
-    ------
-    UndefinedObject
-        There is no such run.
-    InvalidParameter
-        It has no such candidate.
-    InsufficientPrivilege
-        Another role ran it, which is no superuser: SQL of it would be stored as the caller's.
-    InvalidState
-        Its file was not kept, because it was on no frontier; or its teacher has been dropped.
-    """
-    run = runs.find_run(db, run_id)
-    # Its sample, its student's expression and types would count as the caller's own from here on.
-    model.require_owner(
-        db, run["owner"], f'the SQL of run "{run_id}"', hint="Have that role promote it, or SET ROLE to it."
-    )
-    found = runs.find_candidate(db, run_id, number)
-    if found["artifact"] is None:
-        raise InvalidState(
-            f"candidate {number} of run {run_id} was not kept",
-            detail="Its file has been pruned."
-            if found["on_frontier"]
-            else f"It was on no frontier, or has been pruned: {found['reason']}.",
-        )
-    if run["teacher_id"] is None:
-        raise InvalidState(f'the teacher of run "{run_id}" has been dropped')
-    teacher = models.find_model(db, f"{run['teacher_name']}:{run['teacher_version']}")
-    locks.lock_family(db, teacher, [run["student_name"]])
-    resolved = json.loads(run["resolved"])
-    measured = {key: found[key] for key in _CANDIDATE_FIGURES}
-    form: ModelForm = found["form"]
-    by_predict = runs.predict_latency(db, run_id, found["sha256"]) if form == "sql" else {}
-    input_schema = json.loads(found["input_schema"])
-    signature = Signature.from_json(input_schema, json.loads(found["output_schema"]))
-    made = models.insert_model(
-        db,
-        attested=run["attested"],
-        name=run["student_name"],
-        version=None,
-        task=teacher.task,
-        kind="onnx",
-        artifact=found["artifact"],
-        expression=found["expression"],
-        form=form,
-        threshold=found["threshold"],
-        class_threshold=found["class_threshold"],
-        learned_from=json.loads(run["learned_from"]) if run["learned_from"] is not None else None,
-        signature=signature,
-        sample=resolved["sample"],
-        label=resolved["label"],
-        teacher_id=teacher.id,
-        types=input_schema.get("types"),
-        checked=False,  # the row of a candidate may have been restored
-        figures={
-            **measured,
-            "metric": run["metric"],
-            "measured_on": {
-                "run_id": run_id,
-                "rows": run["rows_test"],
-                "path": SQL_PATH if form == "sql" else predict_path(signature.is_numeric, signature.task),
-                "machine": json.loads(run["machine"]),
-                **by_predict,
-            },
-            "measured_at": run["created_at"],
-        },
-    )
-    return made.id
 
 
 def run_and_candidates(
