@@ -360,10 +360,10 @@ def test_a_terminal_is_shown_nothing_that_it_obeys(
 def test_a_progress_bar_draws_no_name_that_moves_the_cursor(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from pg_distill.cli import main
+    from pg_distill.cli import terminal
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    bar = main._Bar(10.0)
+    bar = terminal.Bar(10.0)
     bar.take("screen", 0.5, HOSTILE)
     bar.draw()
     bar.draw((HOSTILE, 0.5, HOSTILE, 1.0))
@@ -372,9 +372,9 @@ def test_a_progress_bar_draws_no_name_that_moves_the_cursor(
 
 
 def test_a_notice_of_several_lines_forges_none_of_ours(capsys: Any) -> None:
-    from pg_distill.cli import main
+    from pg_distill.cli import terminal
 
-    main._warn("a\npg-distill: all is well\r\x85pg-distill: yes")
+    terminal.warn("a\npg-distill: all is well\r\x85pg-distill: yes")
     assert [line.startswith(" ") for line in capsys.readouterr().err.splitlines()] == [
         False,
         True,
@@ -532,34 +532,34 @@ def test_a_manifest_of_export_is_taken(folder: Path, capsys: Any) -> None:
 def test_a_file_without_end_is_not_read_to_its_end(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pg_distill.cli import main
+    from pg_distill.cli import terminal
     from pg_distill.errors import PgDistillError
 
     path = {"/dev/zero": Path("/dev/zero"), "a folder": tmp_path, "nothing": tmp_path / "no"}[what]
     with pytest.raises(PgDistillError) as caught:
-        main._read(path, 1 << 20)
+        terminal.read_file(path, 1 << 20)
     assert caught.value.sqlstate == ("54000" if what == "/dev/zero" else "22023")
 
 
 def test_what_is_written_goes_through_nobodys_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither where the file is to be nor beside it, whatever another user of the folder has put there."""
-    from pg_distill.cli import main
+    from pg_distill.cli import terminal
 
     victim = tmp_path / "victim"
     victim.write_text("kept")
     (tmp_path / "report.html").symlink_to(victim)
     (tmp_path / f".report.html.{os.getpid()}").symlink_to(victim)
     monkeypatch.setattr("secrets.token_hex", lambda count: "00")
-    main._write(tmp_path / "report.html", b"page")
+    terminal.write_file(tmp_path / "report.html", b"page")
     assert (victim.read_text(), (tmp_path / "report.html").read_text()) == ("kept", "page")
     (tmp_path / ".pg_distill.00").symlink_to(victim)
     with pytest.raises(Exception, match="cannot be written"):
-        main._write(tmp_path / "report.html", b"other")
+        terminal.write_file(tmp_path / "report.html", b"other")
     assert victim.read_text() == "kept"
 
 
 def test_files_of_an_export_have_names_that_are_no_options_and_no_others() -> None:
-    from pg_distill.cli.main import _stem
+    from pg_distill.cli.terminal import file_stem
 
     names = [
         "fraud",
@@ -578,8 +578,8 @@ def test_files_of_an_export_have_names_that_are_no_options_and_no_others() -> No
         "\x1b",
         "модель",
     ]
-    stems = [_stem(name, "1") for name in names]
-    assert _stem("fraud", "1") == "fraud-1"
+    stems = [file_stem(name, "1") for name in names]
+    assert file_stem("fraud", "1") == "fraud-1"
     assert len(set(stems)) == len(names)
     assert all(re.fullmatch(r"\w[\w.-]*", stem) and Path(stem).name == stem for stem in stems)
 

@@ -353,6 +353,7 @@ def test_check_tells_by_its_exit_code(
     db: psycopg.Connection, server: servers.Server, database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from pg_distill.cli import main
+    from pg_distill.cli.connection import DONE, NO_LONGER_HOLDS, REFUSED
 
     load_cancer(db)
     student_of_cancer(db, "small")
@@ -363,11 +364,11 @@ def test_check_tells_by_its_exit_code(
         code = main.main(["check", "small", "--sample", sample, "--max-rows", "500", *where])
         rows = {row["figure"]: row for row in json.loads(capsys.readouterr().out)}
         # On a busy machine a latency may not hold.
-        assert (code == main.NO_LONGER_HOLDS) == any(row["holds"] is False for row in rows.values())
-        assert code in (main.DONE, main.NO_LONGER_HOLDS)
+        assert (code == NO_LONGER_HOLDS) == any(row["holds"] is False for row in rows.values())
+        assert code in (DONE, NO_LONGER_HOLDS)
         assert 0 < rows["accuracy"]["row_count"] < 500  # without those that the run learned from
     assert rows["accuracy"]["holds"] is False
-    assert main.main(["check", "nobody", *where]) == main.REFUSED
+    assert main.main(["check", "nobody", *where]) == REFUSED
 
 
 def test_prune(db: psycopg.Connection, run: Run) -> None:

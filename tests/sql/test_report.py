@@ -214,25 +214,28 @@ def test_every_kind_of_run_has_a_page(db: psycopg.Connection) -> None:
 def test_the_command_line_writes_it(
     shared: Callable[[], psycopg.Connection], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pg_distill.cli import main
+    from pg_distill.cli import connection, main
 
     info = shared().info
     where = ["--dsn", f"{info.dsn} password={info.password}" if info.password else info.dsn, "--json"]
     file = tmp_path / "cancer.html"
-    assert main.main(["report", "cancer", "--output", str(file), *where]) == main.DONE
+    assert main.main(["report", "cancer", "--output", str(file), *where]) == connection.DONE
     assert json.loads(capsys.readouterr().out) == [{"file": str(file), "bytes": file.stat().st_size}]
     assert "cancer_distilled" in file.read_text(encoding="utf-8")
     if KEEP:
         shutil.copy(file, KEEP)
     [run] = shared().execute("SELECT distill.last_run('cancer')::text").fetchone() or [""]
     again = tmp_path / "run.html"
-    assert main.main(["report", "--run", run, "--output", str(again), *where]) == main.DONE
+    assert main.main(["report", "--run", run, "--output", str(again), *where]) == connection.DONE
     assert run in again.read_text(encoding="utf-8")
-    assert main.main(["report", "nobody", "--output", str(tmp_path / "none.html"), *where]) == main.REFUSED
     assert (
-        main.main(["report", "cancer", "--output", str(tmp_path / "no" / "x.html"), *where]) == main.REFUSED
+        main.main(["report", "nobody", "--output", str(tmp_path / "none.html"), *where]) == connection.REFUSED
+    )
+    assert (
+        main.main(["report", "cancer", "--output", str(tmp_path / "no" / "x.html"), *where])
+        == connection.REFUSED
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cancer.html", "run.html"]
     with pytest.raises(SystemExit) as ended:
         main.main(["report", *where])
-    assert ended.value.code == main.USAGE
+    assert ended.value.code == connection.USAGE

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pg_distill.cli import main
+from pg_distill.cli import runs
 from pg_distill.runs.options import PREFERENCES, Options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +76,7 @@ def test_the_grants_name_functions_that_have_one_form() -> None:
 
 
 def test_the_command_line_and_dbt_take_them_too() -> None:
-    assert set(main._OPTIONS) == set(NAMES) - {"teacher"}
+    assert set(runs.OPTIONS) == set(NAMES) - {"teacher"}
     macro = (SQL / "dbt" / "macros" / "distill.sql").read_text()
     match = re.search(r"macro distill\((.*?)\)", macro, re.DOTALL)
     assert match is not None
