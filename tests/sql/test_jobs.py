@@ -347,7 +347,7 @@ def test_errors_that_may_pass_are_tried_three_times_and_others_once(
     from pg_distill.database.client import PsycopgDatabase
     from pg_distill.errors import InvalidData, OutOfMemory, TrainerDied
     from pg_distill.jobs import run
-    from pg_distill.jobs import worker as jobs
+    from pg_distill.runs import distill
 
     load_cancer(db)
     expected: dict[str, tuple[Exception, int, str]] = {
@@ -368,7 +368,7 @@ def test_errors_that_may_pass_are_tried_three_times_and_others_once(
         begun.append(run_id)
         raise expected[run_id][0]
 
-    monkeypatch.setattr(jobs.distillation, "distill", fail)
+    monkeypatch.setattr(distill, "distill", fail)
     monkeypatch.setattr(run, "RETRY_SECONDS", 0.0)
     work_here(once=True).join(PATIENCE_S)
     for run_id, (_, attempts, sqlstate) in expected.items():

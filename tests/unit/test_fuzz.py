@@ -36,8 +36,8 @@ def test_a_trace_shows_what_was_written(tmp_path: Path) -> None:
 def test_onnxruntime_keeps_no_record_of_its_use(tmp_path: Path) -> None:
     """It would keep a database of events under the home directory, and send it away."""
     code = (
-        "import sys, pg_distill.onnx_model.check as g\nartifact = sys.stdin.buffer.read()\n"
-        "g.trial_run(artifact, g.derive_signature(g.check(artifact)))\n"
+        "import sys, pg_distill.onnx_model.check as g, pg_distill.onnx_model.derive as d, pg_distill.onnx_model.trial as t\nartifact = sys.stdin.buffer.read()\n"
+        "t.trial_run(artifact, d.derive_signature(g.check(artifact)))\n"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("ORT_", "XDG_"))}
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(run.MODULE)}

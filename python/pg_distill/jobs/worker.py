@@ -36,6 +36,7 @@ from pg_distill import __version__
 from pg_distill.database.client import PsycopgDatabase
 from pg_distill.database.protocol import extension_version
 from pg_distill.errors import InvalidState, PgDistillError
+from pg_distill.jobs import run
 from pg_distill.jobs.monitor import (
     CONNECTION_FAILURE,
     QUERY_CANCELED,
@@ -44,7 +45,7 @@ from pg_distill.jobs.monitor import (
     known,
     one_line,
 )
-from pg_distill.jobs.run import LEASE_SECONDS, RETRY_SECONDS, options_of, record_failure, send
+from pg_distill.jobs.run import LEASE_SECONDS, options_of, record_failure, send
 from pg_distill.registry import queue as job_queue
 from pg_distill.registry.queue import Job
 from pg_distill.runs import distill
@@ -176,7 +177,7 @@ class Worker:
             connection = self._connect(f"pg_distill job {job.run_id}")
         except (psycopg.Error, PgDistillError) as error:
             # As many connections as the role may have, or the server is going: the job was not begun, and waits on.
-            job_queue.release(queue, job, RETRY_SECONDS, known(error))
+            job_queue.release(queue, job, run.RETRY_SECONDS, known(error))
             self._say(f"job {job.run_id}: no connection: {one_line(error)}")
             return True
         with connection:
