@@ -11,9 +11,9 @@ import numpy as np
 import psycopg
 import pytest
 from models import EXPORTERS
-from pg_distill.database.backend import quote_identifier
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.signature import NULL_STRING
+from pg_distill.quoting import quote_identifier
 from pg_distill.students import expression as native
 from pg_distill.students.first_trees import FirstTrees
 from pg_distill.students.soft_labels import logits_from_probabilities

@@ -562,6 +562,43 @@ def test_sessions_are_evicted_by_memory(versions: psycopg.Connection) -> None:
         assert 1 <= value(versions, "SELECT kept()") <= 8 * 2**20 // 2**18
 
 
+# What predicting needs. Training is in a process of its own: its code and its libraries are nothing to keep in every backend.
+PREDICTING = {
+    "pg_distill." + name
+    for name in (
+        *("sqlapi", "frame", "errors", "quoting", "text"),
+        *("database", "database.backend", "database.interrupts", "database.pinned", "database.protocol"),
+        *("onnx_model", "onnx_model.cut", "onnx_model.session", "onnx_model.signature", "onnx_model.values"),
+        *(
+            "registry",
+            "registry.locks",
+            "registry.model",
+            "registry.models",
+            "registry.places",
+            "registry.rights",
+        ),
+        *("registry.runs", "registry.settings", "rows", "rows.canonical", "rows.learned"),
+        *("serving", "serving.batch", "serving.predict", "serving.predictors"),
+    )
+}
+
+
+def test_a_backend_that_predicts_imports_no_training_code(
+    db: psycopg.Connection, connect: Callable[..., psycopg.Connection]
+) -> None:
+    register(db, 1.0)
+    db.execute(
+        "CREATE FUNCTION modules() RETURNS text[] LANGUAGE plpython3u AS $$ import sys; return list(sys.modules) $$"
+    )
+    fresh = connect()
+    assert value(fresh) == 1.0
+    assert value(fresh, "SELECT distill.predict('m', '{\"x\": 2}'::jsonb)") == 3.0
+    modules = set(value(fresh, "SELECT modules()"))
+    assert {name for name in modules if name.startswith("pg_distill.")} <= PREDICTING
+    libraries = {name.partition(".")[0] for name in modules}
+    assert libraries & {"onnx", "lightgbm", "scipy", "sklearn", "skl2onnx", "pandas", "psycopg"} == set()
+
+
 # -- which server
 
 

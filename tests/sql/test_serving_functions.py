@@ -11,8 +11,8 @@ import numpy as np
 import psycopg
 import pytest
 import servers
-from pg_distill.database.backend import quote_identifier
 from pg_distill.frame import FloatArray, Strings, Task
+from pg_distill.quoting import quote_identifier
 from pg_distill.students import expression as native
 from psycopg import errors
 from sql.conftest import load_survival

@@ -11,12 +11,11 @@ import numpy as np
 
 from pg_distill.conversion.convert import Converted
 from pg_distill.conversion.original import Answers
-from pg_distill.database.backend import quote_identifier
 from pg_distill.database.protocol import Database, Row
 from pg_distill.errors import InvalidData
 from pg_distill.frame import Column, Feature, Frame, Kind, Strings
 from pg_distill.measure.comparison import important_first
-from pg_distill.quoting import quote_literal
+from pg_distill.quoting import quote_identifier, quote_literal
 from pg_distill.rows.source import Source
 
 __all__ = ["ask"]

@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from pg_distill.database.pinned import PIN_HERE, PINNED, SCHEMAS, SET_PATH, is_missing
 from pg_distill.database.protocol import Argument, Cursor, Database, Row, T, check_schemas
 from pg_distill.errors import InvalidState
-from pg_distill.quoting import quote_identifier, quote_literal
+from pg_distill.quoting import quote_identifier
 
 if TYPE_CHECKING:
     from pg_distill.database import cage
 
-__all__ = ["PINNED", "PlpyDatabase", "quote_identifier", "quote_literal", "run_pending", "run_write"]
+__all__ = ["PlpyDatabase", "run_pending", "run_write"]
 
 
 # What distill._read_only() is to run: the innermost call last. A list, because a sample may call a function
@@ -90,13 +91,13 @@ class PlpyDatabase(Database):
 
     def query(self, sql: str, *arguments: Argument, keep: bool = True) -> list[Row]:
         # At each run, not when it is prepared: a plan is made anew under the search_path that it meets.
-        path = self.query_exact(_PIN_HERE)[0]["path"]
+        path = self.query_exact(PIN_HERE)[0]["path"]
         try:
             return self.query_exact(sql, *arguments, keep=keep)
         finally:
             # An error that somebody catches undoes it as well, but one that we catch need not have been the caller's own.
             if path != PINNED:
-                self.query_exact(_SET_PATH, ("text", path))
+                self.query_exact(SET_PATH, ("text", path))
 
     def query_exact(self, sql: str, *arguments: Argument, keep: bool = True) -> list[Row]:
         key = (sql, tuple(kind for kind, _ in arguments))
@@ -245,9 +246,9 @@ class PlpyDatabase(Database):
     @contextmanager
     def search_path(self, path: str) -> Iterator[None]:
         [own] = self.query_exact("select pg_catalog.current_setting('search_path') as path")
-        self.query_exact(_SET_PATH, ("text", path))
+        self.query_exact(SET_PATH, ("text", path))
         yield
-        self.query_exact(_SET_PATH, ("text", own["path"]))  # an error undoes it itself
+        self.query_exact(SET_PATH, ("text", own["path"]))  # an error undoes it itself
 
     @contextmanager
     def subtransaction(self) -> Iterator[None]:
@@ -259,12 +260,12 @@ class PlpyDatabase(Database):
             with self._plpy.subtransaction():
                 return work()
         except self._plpy.SPIError as error:
-            if not _is_missing(getattr(error, "sqlstate", None)):
+            if not is_missing(getattr(error, "sqlstate", None)):
                 raise  # a cancel, for one
             return None
 
     def check_search_path(self) -> None:
-        check_schemas(self.query_exact(_SCHEMAS)[0]["schemas"])
+        check_schemas(self.query_exact(SCHEMAS)[0]["schemas"])
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -292,11 +293,6 @@ class PlpyDatabase(Database):
             shown = text.encode("ascii", "replace")[:MAX_ACTIVITY_BYTES].decode()
         # Local to the transaction, so that an error, a cancel or a rollback gives the session its name back.
         self.query("select pg_catalog.set_config('application_name', $1, true)", ("text", shown))
-
-
-def _is_missing(sqlstate: str | None) -> bool:
-    """Whether an error says that something is not there, not allowed or not readable, whoever asks again."""
-    return sqlstate is not None and sqlstate.startswith("42")
 
 
 def _qualified(kind: str) -> str:
@@ -365,15 +361,6 @@ class _PlpyCursor:
             self._db.run(f"CLOSE {quote_identifier(name)}")
 
 
-PINNED = "pg_catalog, pg_temp"
-"""The search_path of statements of ours: nothing that anybody could have planted is looked up, temporary objects last."""
-_PIN = (
-    "select pg_catalog.current_setting('search_path') as path,"
-    f" pg_catalog.set_config('search_path', '{PINNED}', {{}}) as pinned"
-)
-_PIN_HERE, _PIN_FOR_GOOD = _PIN.format("true"), _PIN.format("false")
-_SET_PATH = "select pg_catalog.set_config('search_path', $1, true) as path"
-_SCHEMAS = "select pg_catalog.current_schemas(true) as schemas"
 # Whose server may hold a cursor for us, in a savepoint of our subtransaction.
 _HAS_FOREIGN_TABLES = (
     "select exists (select from pg_catalog.pg_lock_status() l"

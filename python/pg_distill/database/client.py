@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pg_distill.database.backend import _PIN_FOR_GOOD, _SCHEMAS, _SET_PATH, _is_missing
+from pg_distill.database.pinned import PIN_FOR_GOOD, SCHEMAS, SET_PATH, is_missing
 from pg_distill.database.protocol import Argument, Database, Row, T, check_schemas
 from pg_distill.errors import InvalidState
 from pg_distill.quoting import array_text, quote_literal
@@ -63,7 +63,7 @@ class PsycopgDatabase(Database):
         self._say = say
         self._oids = {"text": 25}  # by the names of types; this one is needed to ask for the others
         # The session's search_path is ours; the caller's is set where the caller's text runs.
-        self._path: str = self._run(_PIN_FOR_GOOD)[1][0]["path"]
+        self._path: str = self._run(PIN_FOR_GOOD)[1][0]["path"]
 
     def query(self, sql: str, *arguments: Argument, keep: bool = True) -> list[Row]:
         values = [
@@ -78,7 +78,7 @@ class PsycopgDatabase(Database):
             return self.query(sql, *arguments)
 
     def _enter_path(self) -> None:
-        self.query(_SET_PATH, ("text", self._path))
+        self.query(SET_PATH, ("text", self._path))
 
     def query_once(self, sql: str) -> list[Row]:
         return self._run(sql)[1]
@@ -132,12 +132,12 @@ class PsycopgDatabase(Database):
             with self._connection.transaction():
                 return work()
         except psycopg.Error as error:
-            if not _is_missing(error.sqlstate):
+            if not is_missing(error.sqlstate):
                 raise
             return None
 
     def check_search_path(self) -> None:
-        check_schemas(self.query_exact(_SCHEMAS)[0]["schemas"])
+        check_schemas(self.query_exact(SCHEMAS)[0]["schemas"])
 
     def check_interrupts(self) -> None:
         self._check()

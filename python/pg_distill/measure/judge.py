@@ -25,12 +25,12 @@ from pg_distill.measure.metrics import (
     METRICS,
     TINY,
     Labels,
-    _ratio,
     brier,
     decided,
     ece,
     full_weights,
     judged,
+    ratio,
     score,
 )
 
@@ -84,7 +84,7 @@ class Judge:
         known = np.isfinite(fitted) if task == "regression" else fitted >= 0
         w = full_weights(its_weights, len(fitted))[known]
         if task == "regression":
-            constant = _ratio(w @ fitted[known], w.sum())[None]
+            constant = ratio(w @ fitted[known], w.sum())[None]
         else:
             constant = np.bincount(fitted[known].astype(np.int64), w, teacher.shape[1]) / max(w.sum(), TINY)
         self._baseline = score(self._inner, self._y, np.tile(constant, (len(self._y), 1)), self._w)

@@ -48,13 +48,13 @@ def full_weights(weights: FloatArray | None, n: int) -> FloatArray:
     return np.ones(n) if weights is None else weights
 
 
-def _ratio(a: FloatArray, b: FloatArray) -> FloatArray:
+def ratio(a: FloatArray, b: FloatArray) -> FloatArray:
     undefined = np.full(np.broadcast_shapes(a.shape, b.shape), np.nan)
     return np.asarray(np.divide(a, b, out=undefined, where=b > 0))
 
 
 def _mean(terms: FloatArray) -> Weighted:
-    return lambda w: _ratio(w @ terms, w.sum(axis=1))
+    return lambda w: ratio(w @ terms, w.sum(axis=1))
 
 
 def _sums(groups: npt.NDArray[np.int64], size: int) -> Weighted:
@@ -79,7 +79,7 @@ def _accuracy(y: Labels, p: FloatArray) -> Weighted:
 
 def _balanced_accuracy(y: Labels, p: FloatArray) -> Weighted:
     right, actual = _sums(np.where(p.argmax(axis=1) == y, y, -1), p.shape[1]), _sums(y, p.shape[1])
-    return lambda w: _mean_of_known(_ratio(right(w), actual(w)))
+    return lambda w: _mean_of_known(ratio(right(w), actual(w)))
 
 
 def _f1(y: Labels, p: FloatArray) -> Weighted:
@@ -88,7 +88,7 @@ def _f1(y: Labels, p: FloatArray) -> Weighted:
     right, claimed, actual = _sums(np.where(guess == y, y, -1), size), _sums(guess, size), _sums(y, size)
 
     def f1(w: FloatArray) -> FloatArray:
-        values = _ratio(2 * right(w), claimed(w) + actual(w))
+        values = ratio(2 * right(w), claimed(w) + actual(w))
         return np.nan_to_num(values[:, 1] if size == 2 else _mean_of_known(values))
 
     return f1
@@ -96,7 +96,7 @@ def _f1(y: Labels, p: FloatArray) -> Weighted:
 
 def _mean_of_known(values: FloatArray) -> FloatArray:
     known = np.isfinite(values)
-    return _ratio(np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64))
+    return ratio(np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64))
 
 
 def _ranking(
@@ -138,14 +138,14 @@ def _roc_area(true: FloatArray, within: FloatArray, down_to: FloatArray, every: 
     positive = true.sum(axis=1, keepdims=True)
     below = every - positive - (down_to - np.cumsum(true, axis=1))
     pairs = (true * (below + (within - true) / 2)).sum(axis=1)
-    return _ratio(pairs, (positive * (every - positive))[:, 0])
+    return ratio(pairs, (positive * (every - positive))[:, 0])
 
 
 def _precision_area(
     true: FloatArray, within: FloatArray, down_to: FloatArray, every: FloatArray
 ) -> FloatArray:
     precision = np.cumsum(true, axis=1) / np.maximum(down_to, TINY)
-    return _ratio((true * precision).sum(axis=1), true.sum(axis=1))
+    return ratio((true * precision).sum(axis=1), true.sum(axis=1))
 
 
 def _log_losses(y: Labels, p: FloatArray) -> FloatArray:
@@ -165,9 +165,9 @@ def _r2(y: Labels, p: FloatArray) -> Weighted:
     least = (np.abs(y).max(initial=0.0) * 1e-14) ** 2  # a constant's variance by rounding alone
 
     def r2(w: FloatArray) -> FloatArray:
-        means = _ratio(w @ terms, w.sum(axis=1, keepdims=True))
+        means = ratio(w @ terms, w.sum(axis=1, keepdims=True))
         variance = means[:, 2] - means[:, 1] ** 2
-        return 1.0 - _ratio(means[:, 0], np.where(variance > least, variance, 0.0))
+        return 1.0 - ratio(means[:, 0], np.where(variance > least, variance, 0.0))
 
     return r2
 
@@ -291,7 +291,7 @@ def _ece(y: Labels, p: FloatArray) -> Weighted:
     confidence, right = p.max(axis=1), p.argmax(axis=1) == y
     bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
     sums, gap = _sums(bins, ECE_BINS), right - confidence
-    return lambda w: _ratio(np.abs(sums(w * gap)).sum(axis=1), w.sum(axis=1))
+    return lambda w: ratio(np.abs(sums(w * gap)).sum(axis=1), w.sum(axis=1))
 
 
 # -- confidence -----------------------------------------------------------------------------------------------------

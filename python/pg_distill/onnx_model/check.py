@@ -29,7 +29,7 @@ from pg_distill.errors import (
     InvalidArtifact,
     LimitExceeded,
 )
-from pg_distill.onnx_model.check_nodes import _TREE_TEXTS, check_linear, check_trees, check_window
+from pg_distill.onnx_model.check_nodes import TREE_TEXTS, check_linear, check_trees, check_window
 from pg_distill.onnx_model.limits import DEFAULT_LIMITS, Limits
 from pg_distill.onnx_model.nodes import (
     graph_inputs,
@@ -138,7 +138,7 @@ def _check_messages(model: onnx.ModelProto, limits: Limits) -> None:
         elif isinstance(message, onnx.SparseTensorProto):
             raise FeatureNotSupported("sparse tensor inside the model is not supported")
         elif isinstance(message, onnx.AttributeProto):
-            if message.name not in _TREE_TEXTS:
+            if message.name not in TREE_TEXTS:
                 entries += len(message.strings)
                 if entries > limits.table_entries:
                     raise LimitExceeded(f"model has dictionaries of over {limits.table_entries} strings")

@@ -29,7 +29,7 @@ _WINDOW_ATTRIBUTES = frozenset(
 """Attributes that count columns or steps."""
 
 
-_TREE_TEXTS = frozenset(
+TREE_TEXTS = frozenset(
     {"nodes_modes"}
 )  # as many as there are nodes of trees, which have a limit of their own
 

@@ -39,10 +39,10 @@ from pg_distill.onnx_model.signature import NULL_STRING, FeatureSpec, InputSpec,
 from pg_distill.onnx_model.values import (
     NULL_STRINGS,
     PACK,
-    _whole,
     checked,
     decode,
     encode,
+    exact_integer,
     null_refused,
     read_number,
     whole_number,
@@ -693,7 +693,7 @@ class _Slot:
         with np.errstate(over="ignore"):
             for position, (feature, value) in enumerate(zip(self.features, values, strict=True)):
                 if feature.kind == "string":
-                    cells[position] = _whole(feature, value)
+                    cells[position] = exact_integer(feature, value)
                     continue
                 number = read_number(feature, value)
                 if self.pack is None:

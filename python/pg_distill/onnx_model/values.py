@@ -74,7 +74,7 @@ def encode(signature: Signature, frame: Frame) -> dict[str, npt.NDArray[Any]]:
                 if spec.element == "string":
                     array[:, position] = strings.to_objects("" if feature.null == "empty" else NULL_STRING)
                 else:
-                    array[:, position] = [_whole(feature, text) for text in strings.to_objects()]
+                    array[:, position] = [exact_integer(feature, text) for text in strings.to_objects()]
             else:
                 array[:, position] = checked(feature, spec.element, frame.number(feature.name))
         feeds[spec.name] = array if spec.rank == 2 else array.reshape(-1)
@@ -168,7 +168,7 @@ def wrong_type(feature: FeatureSpec, given: str) -> DatatypeMismatch:
     return DatatypeMismatch(f'feature "{feature.name}" is of kind {feature.kind}, not {given}')
 
 
-def _whole(feature: FeatureSpec, value: object) -> int:
+def exact_integer(feature: FeatureSpec, value: object) -> int:
     """Return an integer given by its digits, as what float64 does not hold is."""
     if value is None:
         raise null_refused(feature)

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from typing import Any
 
 from pg_distill import __version__
-from pg_distill.database.backend import quote_identifier
 from pg_distill.database.protocol import Argument, Database, Row
 from pg_distill.errors import (
     ArtifactCorrupted,
@@ -20,6 +19,7 @@ from pg_distill.errors import (
 )
 from pg_distill.frame import ModelForm, Task
 from pg_distill.onnx_model.signature import Cost, Signature
+from pg_distill.quoting import quote_identifier
 from pg_distill.registry.locks import lock_names
 from pg_distill.registry.model import MODEL_COLUMNS, Dropped, Model, ModelKind, model_of_row
 from pg_distill.registry.rights import (

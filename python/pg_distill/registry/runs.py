@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pg_distill.database.backend import quote_identifier
 from pg_distill.database.protocol import Database, Row
 from pg_distill.errors import (
     InvalidParameter,
@@ -14,6 +13,7 @@ from pg_distill.errors import (
     UndefinedModel,
     UndefinedObject,
 )
+from pg_distill.quoting import quote_identifier
 from pg_distill.registry.model import Model
 from pg_distill.registry.rights import current_role, own_name
 

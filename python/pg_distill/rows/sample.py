@@ -15,10 +15,10 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.database.backend import quote_identifier
 from pg_distill.database.protocol import Database
 from pg_distill.errors import DatatypeMismatch, InvalidData, LimitExceeded
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Kind, Strings
+from pg_distill.quoting import quote_identifier
 from pg_distill.rows.canonical import (
     SqlType,
     label_text,

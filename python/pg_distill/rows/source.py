@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.database.backend import quote_identifier
 from pg_distill.database.protocol import Database
 from pg_distill.errors import InvalidData, InvalidState, UndefinedColumn
 from pg_distill.frame import Feature, Frame, Kind
+from pg_distill.quoting import quote_identifier
 from pg_distill.rows.canonical import (
     EXACT,
     EXACT_SECONDS,

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pg_distill.database.backend import quote_identifier, quote_literal
 from pg_distill.database.lexer import exact
 from pg_distill.database.protocol import Database, Row
 from pg_distill.errors import (
@@ -18,6 +17,7 @@ from pg_distill.errors import (
     InvalidState,
 )
 from pg_distill.onnx_model.signature import FeatureSpec
+from pg_distill.quoting import quote_identifier, quote_literal
 from pg_distill.registry.model import MAX_NAME_BYTES, Dropped, Model
 from pg_distill.registry.models import find_model
 from pg_distill.rows.canonical import base_of

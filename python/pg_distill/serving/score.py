@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.database.backend import PlpyDatabase, quote_identifier
+from pg_distill.database.backend import PlpyDatabase
 from pg_distill.errors import DatatypeMismatch
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
+from pg_distill.quoting import quote_identifier
 from pg_distill.rows.canonical import base_of
 from pg_distill.rows.source import check_columns, resolve_source
 from pg_distill.serving.batch import array_cells

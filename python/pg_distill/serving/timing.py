@@ -21,13 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from pg_distill.database.backend import quote_identifier, quote_literal
 from pg_distill.database.lexer import exact
 from pg_distill.database.protocol import Argument, Database
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure.latency import Latency, latency_statistics
 from pg_distill.onnx_model.signature import Signature
-from pg_distill.quoting import array_text, number_array_text
+from pg_distill.quoting import array_text, number_array_text, quote_identifier, quote_literal
 from pg_distill.registry.model import Model
 from pg_distill.registry.runs import server_figures
 from pg_distill.rows.canonical import constant_sql, from_canonical, rows_sql

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from pg_distill.child.labelling import label_within
 from pg_distill.child.messages import Inspection
-from pg_distill.database.backend import quote_identifier
 from pg_distill.database.protocol import Database
 from pg_distill.errors import (
     InvalidData,
@@ -26,6 +25,7 @@ from pg_distill.errors import (
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
 from pg_distill.measure import confidence, decisions, latency, metrics
 from pg_distill.onnx_model.signature import Signature
+from pg_distill.quoting import quote_identifier
 from pg_distill.registry import models, rights
 from pg_distill.registry.model import check_name
 from pg_distill.rows.canonical import match_labels
