@@ -15,7 +15,8 @@ import pytest
 from fuzz import run
 from onnx import TensorProto, helper, numpy_helper
 from pg_distill.errors import FeatureNotSupported, InvalidArtifact, LimitExceeded, PgDistillError
-from pg_distill.onnx_model.operators import RULES, Amount, Tensor, constant, elements
+from pg_distill.onnx_model.operators import RULES
+from pg_distill.onnx_model.rules import Amount, Tensor, constant, elements
 from pg_distill.onnx_model.signature import InputSpec
 from pg_distill.onnx_model.survey import Survey, step_of, survey
 

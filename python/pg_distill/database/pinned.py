@@ -26,9 +26,5 @@ _PIN = (
 
 
 PIN_HERE, PIN_FOR_GOOD = _PIN.format("true"), _PIN.format("false")
-
-
 SET_PATH = "select pg_catalog.set_config('search_path', $1, true) as path"
-
-
 SCHEMAS = "select pg_catalog.current_schemas(true) as schemas"

@@ -28,8 +28,8 @@ from pg_distill.onnx_model.limits import DEFAULT_LIMITS, Limits
 from pg_distill.onnx_model.nodes import (
     graph_inputs,
 )
-from pg_distill.onnx_model.operators import Tensor, item_bytes
 from pg_distill.onnx_model.outputs import find_outputs
+from pg_distill.onnx_model.rules import Tensor, item_bytes
 from pg_distill.onnx_model.running import TRY_NS, run_session, synthetic
 from pg_distill.onnx_model.session import (
     CONVERTED_KEY,

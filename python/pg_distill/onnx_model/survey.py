@@ -15,10 +15,10 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from pg_distill.errors import FeatureNotSupported, InvalidArtifact, LimitExceeded
-from pg_distill.onnx_model.operators import (
+from pg_distill.onnx_model.operators import RULES
+from pg_distill.onnx_model.rules import (
     MAX_VALUES,
     ONE,
-    RULES,
     Amount,
     Call,
     Tensor,
