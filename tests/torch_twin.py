@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from pg_distill.students import mlp
+from pg_distill.students import mlp, network
 from pg_distill.students.transfer_set import TransferSet
 
 
@@ -16,7 +16,7 @@ class Numpy:
         student.layers_ = student._prepare(data)
         self.rows, self.goal = student._rows(data)
         # So many rows that a step takes BATCH of them.
-        self.trainer = mlp._Trainer(student, student.layers_, mlp.LEAST_STEPS * mlp.BATCH)
+        self.trainer = network.NetworkTrainer(student, student.layers_, network.LEAST_STEPS * network.BATCH)
         self.taken = 0
 
     def step(self, index: Any, rate: float) -> float:
@@ -52,11 +52,11 @@ class Torch:
         others = [m.bias for m in modules[::2]]
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": decayed, "weight_decay": mlp.WEIGHT_DECAY},
+                {"params": decayed, "weight_decay": network.WEIGHT_DECAY},
                 {"params": others, "weight_decay": 0.0},
             ],
-            betas=(mlp.BETA_1, mlp.BETA_2),
-            eps=mlp.EPSILON,
+            betas=(network.BETA_1, network.BETA_2),
+            eps=network.EPSILON,
         )
 
     def step(self, index: Any, rate: float) -> float:
@@ -82,12 +82,12 @@ class Torch:
 def train(twin: Numpy | Torch, n: int, *, epochs: int, seed: int = 0) -> list[float]:
     """Run a whole cycle on the batches that ``seed`` draws; return each step's loss."""
     rng = np.random.default_rng(seed)
-    per_epoch = n // mlp.BATCH
+    per_epoch = n // network.BATCH
     losses = []
     for epoch in range(epochs):
         order = rng.permutation(n)
         for i in range(per_epoch):
             progress = (epoch * per_epoch + i + 1) / (epochs * per_epoch)
-            index = order[i * mlp.BATCH : (i + 1) * mlp.BATCH]
-            losses.append(twin.step(index, mlp._one_cycle(progress) * mlp.PEAK_RATE))
+            index = order[i * network.BATCH : (i + 1) * network.BATCH]
+            losses.append(twin.step(index, network._one_cycle(progress) * network.PEAK_RATE))
     return losses

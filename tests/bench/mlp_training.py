@@ -10,7 +10,7 @@ import json
 import time
 
 import torch
-from pg_distill.students.mlp import BATCH
+from pg_distill.students.network import BATCH
 from student_rows import make, transfer
 from torch_twin import Numpy, Torch, train
 

@@ -10,7 +10,8 @@ import onnx
 import pytest
 from pg_distill.frame import Frame, Task
 from pg_distill.students.families import Shape
-from pg_distill.students.mlp import Mlp, _Trainer
+from pg_distill.students.mlp import Mlp
+from pg_distill.students.network import NetworkTrainer
 from student_rows import CLASSES, FEATURES, TASKS, difference, edge_rows, make, rows, transfer
 
 
@@ -28,7 +29,7 @@ def test_gradient_agrees_with_finite_differences(task: Task, temperature: float,
     student.layers_ = layers = student._prepare(data)
     encoded, goal = student._rows(data)
     encoded = replace(encoded, numbers=encoded.numbers.astype(np.float64))
-    trainer = _Trainer(student, layers, len(data))
+    trainer = NetworkTrainer(student, layers, len(data))
     index = np.arange(40)
     trainer.batch = 40
     trainer.activations = [np.empty((40, a.shape[1]), np.float64) for a in trainer.activations]
@@ -165,4 +166,4 @@ def test_few_rows_take_many_steps() -> None:
     student: Mlp = make("mlp", "binary", hidden=(8,))
     for n, batch in ((5, 5), (640, 32), (6400, 100), (100_000, 256)):
         student.layers_ = student._prepare(transfer(50, "binary"))
-        assert _Trainer(student, student.layers_, n).batch == max(8, batch)
+        assert NetworkTrainer(student, student.layers_, n).batch == max(8, batch)

@@ -13,7 +13,7 @@ from pg_distill.students.blend import Blend
 from pg_distill.students.encoding import CategoryEncoder
 from pg_distill.students.families import Shape, load_family
 from pg_distill.students.first_trees import FirstTrees
-from pg_distill.students.mlp import MAX_ONE_HOT
+from pg_distill.students.mlp_encoding import MAX_ONE_HOT
 from pg_distill.students.soft_labels import log_softmax, logits_from_probabilities, one_hot, softmax
 from pg_distill.students.transfer_set import TransferSet
 from student_rows import TASKS, difference, make, run, transfer, unsure

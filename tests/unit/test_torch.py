@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pg_distill.students.mlp import BATCH
+from pg_distill.students.network import BATCH
 from student_rows import make, transfer
 from torch_twin import Numpy, Torch, train
 

@@ -3,6 +3,8 @@
 `add_probabilities`, `add_decision` and `add_value` add what a model's predict_proba, decision_function and predict give for the
 columns of a `Matrix`; `add_transform` what a step's transform gives. A model that none of these knows goes to skl2onnx, over
 numbers alone.
+
+Long, because one table is behind it: a few lines for each class, which call each other where models are made of models.
 """
 
 from __future__ import annotations

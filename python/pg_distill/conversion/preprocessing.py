@@ -1,4 +1,7 @@
-"""scikit-learn's transformers as nodes: each reads a `Matrix` and gives one, in float64, with NULL where the library has it."""
+"""scikit-learn's transformers as nodes: each reads a `Matrix` and gives one, in float64, with NULL where the library has it.
+
+Long, because one table is behind it: a few lines for each class.
+"""
 
 from __future__ import annotations
 
