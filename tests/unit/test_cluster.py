@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from clusters import PATIENCE_S, Cluster
 from pg_distill.errors import InvalidState
-from pg_distill.search import recipes, stages
+from pg_distill.search import recipes, stages, training
 from pg_distill.search.problem import Candidate, Config, Problem
 from pg_distill.students.families import load_family
 from student_rows import transfer, truth
@@ -99,7 +99,9 @@ def test_the_same_candidates_as_here_though_workers_are_killed(
     from threadpoolctl import threadpool_limits
 
     # Any figure that hangs on the file alone.
-    monkeypatch.setattr(stages, "latency_ms", lambda artifact, frame: 1e-3 * (1 + zlib.crc32(artifact) % 100))
+    monkeypatch.setattr(
+        training, "latency_ms", lambda artifact, frame: 1e-3 * (1 + zlib.crc32(artifact) % 100)
+    )
     monkeypatch.setattr(recipes, "SCREEN_ROWS", 600)
     monkeypatch.setattr(stages, "FINISHERS", 1)
     monkeypatch.setattr(stages, "MORE_SEEDS", 1)

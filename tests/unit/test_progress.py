@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from pg_distill.runs.progress import SEARCH, Progress, latency_seconds
-from pg_distill.search import stages
+from pg_distill.search import budget
 
 
 def test_progress_follows_the_clock_and_never_falls() -> None:
@@ -54,7 +54,7 @@ def test_time_left_is_that_of_the_stages_to_come() -> None:
 
 
 def test_stages_of_the_search_are_known() -> None:
-    assert set(SEARCH) == set(stages.STAGE_END)
+    assert set(SEARCH) == set(budget.STAGE_END)
     assert [last for _, last in list(SEARCH.values())[:-1]] == [
-        stages.STAGE_END[s] for s in list(SEARCH)[:-1]
+        budget.STAGE_END[s] for s in list(SEARCH)[:-1]
     ]

@@ -12,7 +12,8 @@ import pytest
 from pg_distill.errors import InvalidData
 from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.measure import pareto
-from pg_distill.search import recipes, rows, stages
+from pg_distill.search import budget, recipes, rows, stages, training
+from pg_distill.search.entries import Entry
 from pg_distill.search.problem import Candidate, Config, Problem, best_within
 from pg_distill.search.training import Recipe
 from pg_distill.students.families import FAMILIES, load_family
@@ -104,7 +105,7 @@ def test_candidates_do_not_depend_on_the_executor(
     families: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Latencies decide which students are trained again, and which fit together.
-    monkeypatch.setattr(stages, "latency_ms", lambda artifact, frame: len(artifact) * 1e-7)
+    monkeypatch.setattr(training, "latency_ms", lambda artifact, frame: len(artifact) * 1e-7)
     for family in families:
         sizes = load_family(family).sizes
         monkeypatch.setattr(load_family(family), "sizes", lambda shape, sizes=sizes: sizes(shape)[:2])
@@ -119,7 +120,7 @@ def test_candidates_do_not_depend_on_the_executor(
 
 def test_nothing_is_trained_that_cannot_meet_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[Any] = []
-    monkeypatch.setattr(stages, "train", lambda task, data, select: trained.append(task))
+    monkeypatch.setattr(training, "train", lambda task, data, select: trained.append(task))
     config = replace(FAST, target_latency_ms=0.0001, families=tuple(FAMILIES))
     found = stages.search(problem("binary"), config, teacher("binary"))
     assert not trained
@@ -146,7 +147,7 @@ def test_what_was_too_slow_in_a_slow_moment_is_measured_again(monkeypatch: pytes
         if progress["stage"] == "finish":
             is_slow = False
 
-    monkeypatch.setattr(stages, "latency_ms", latency_ms)
+    monkeypatch.setattr(training, "latency_ms", latency_ms)
     config = replace(FAST, families=("mlp", "tree"))
     found = stages.search(problem("binary"), config, teacher("binary"), report=report)
     trees = [c for c in found if c.family == "tree"]
@@ -267,14 +268,12 @@ def test_blends_are_candidates_and_average_their_parts() -> None:
 
 def test_a_blend_has_the_best_of_each_kind_that_is_near_and_fits() -> None:
     run = searching(problem("binary"), FAST, ThreadPoolExecutor(1))
-    y = run.problem.select.y
+    y = run.select.problem.select.y
     assert y is not None
 
-    def entry(
-        family: str, size: dict[str, int], alpha: float, sure: float, latency_ms: float
-    ) -> stages._Entry:
-        made = stages._Entry(len(run.entries), family, size, Recipe(1.0, alpha), {}, artifact=b"-")
-        run.score(made, sure * np.eye(2)[y])
+    def entry(family: str, size: dict[str, int], alpha: float, sure: float, latency_ms: float) -> Entry:
+        made = Entry(len(run.entries), family, size, Recipe(1.0, alpha), {}, artifact=b"-")
+        run.select.score(made, sure * np.eye(2)[y])
         made.is_control, made.latency_ms = alpha == 0.0, latency_ms
         run.entries.append(made)
         return made
@@ -285,26 +284,26 @@ def test_a_blend_has_the_best_of_each_kind_that_is_near_and_fits() -> None:
     control = entry("boosted", {"rounds": 9, "leaves": 4}, 0.0, 1.97, 0.01)
     poor = entry("tree", {"leaves": 8}, 1.0, 1.00, 0.001)
     assert binned.tie_break > straight.tie_break > trees.tie_break > control.tie_break > poor.tie_break
-    assert run.parts(run.entries, 1.0) == [binned, straight, trees, control]
+    assert run.blender.parts(run.entries, 1.0) == [binned, straight, trees, control]
     # What does not fit beside the better ones is passed over, and what comes after it is not.
-    assert run.parts(run.entries, 0.035) == [binned, straight, control]
+    assert run.blender.parts(run.entries, 0.035) == [binned, straight, control]
 
 
 def test_a_blend_of_a_lucky_student_still_takes_what_lowers_its_loss() -> None:
     run = searching(problem("multiclass"), FAST, ThreadPoolExecutor(1))
-    y = run.problem.select.y
+    y = run.select.problem.select.y
     assert y is not None
     right = np.eye(4)[y]
     confident = np.where(np.arange(len(y))[:, None] < 15, np.eye(4)[(y + 1) % 4], 4 * right)
     lucky, better = (
-        stages._Entry(number, "mlp", {}, Recipe(1.0, 1.0), {}, logits=logits, latency_ms=0.01)
+        Entry(number, "mlp", {}, Recipe(1.0, 1.0), {}, logits=logits, latency_ms=0.01)
         for number, logits in enumerate((0.1 * right, confident))
     )
-    run.score(lucky, 0.1 * right)
-    run.score(better, confident)
+    run.select.score(lucky, 0.1 * right)
+    run.select.score(better, confident)
     assert lucky.metric == 1.0 > better.metric
-    assert run.judge((lucky.logits + better.logits) / 2)[0] < lucky.metric  # type: ignore[operator]
-    assert run.next_part([lucky], [lucky, better], 0.1) is better
+    assert run.select.judge((lucky.logits + better.logits) / 2)[0] < lucky.metric  # type: ignore[operator]
+    assert run.blender.next_part([lucky], [lucky, better], 0.1) is better
 
 
 def test_candidates_and_blends_are_calibrated_on_select() -> None:
@@ -358,16 +357,16 @@ def test_a_student_is_not_replaced_by_a_refit_that_the_time_left_cuts(family: st
     size = {"mlp": {"hidden": [32], "bins": 16}, "boosted": {"rounds": 300, "leaves": 31}}[family]
     executor = Noting()
     run = searching(problem("binary", 3000), replace(FAST, epochs=8, time_budget_s=1000.0), executor)
-    [entry] = run.run("screen", [(family, size, Recipe(1.0, 0.5))])
+    [entry] = run.runner.run("screen", [(family, size, Recipe(1.0, 0.5))])
     first, fit_seconds = entry.artifact, entry.fit_seconds
     assert fit_seconds > 0
 
     def refit(seconds: float) -> None:
-        run.begun = time.monotonic()
-        run.deadline = run.begun + seconds
+        run.budget.begun = time.monotonic()
+        run.budget.deadline = run.budget.begun + seconds
         entry.configuration.pop("refit", None)
-        run.refit()
-        run.settle()
+        run.refitter.refit()
+        run.refitter.settle()
 
     refit(fit_seconds)  # more rows take longer than that: known beforehand
     assert len(executor.seconds) == 1
@@ -404,9 +403,9 @@ def test_augmented_rows_do_not_depend_on_who_asked_before() -> None:
         runs = [
             searching(problem("binary"), FAST, ThreadPoolExecutor(1), teacher("binary")) for _ in range(2)
         ]
-        runs[0].rows.augmented(kind, 100)
-        runs[0].rows.augmented(kind, 700)
-        parts = [run.rows.augmented(kind, 1300) for run in runs]
+        runs[0].runner.rows.augmented(kind, 100)
+        runs[0].runner.rows.augmented(kind, 700)
+        parts = [run.runner.rows.augmented(kind, 1300) for run in runs]
         assert len(parts[0]) == 1300
         np.testing.assert_array_equal(parts[0].frame.numbers(), parts[1].frame.numbers())
         np.testing.assert_array_equal(parts[0].teacher_logits, parts[1].teacher_logits)
@@ -416,11 +415,11 @@ def test_memory_bounds_the_augmented_rows() -> None:
     whole = problem("binary")
     width = len(whole.fit.frame.features) + 2
     run = searching(whole, FAST, ThreadPoolExecutor(1), teacher("binary"))
-    part = min(rows.LABEL_ROWS, run.rows.block_rows())
-    run.rows.config = replace(FAST, transfer_bytes=8 * width * (part + 50))
-    assert len(run.rows.augmented("munge", part)) == part
-    assert len(run.rows.augmented("spunge", part)) == 50
-    assert run.rows.augmented("hot_deck", part) is None
+    part = min(rows.LABEL_ROWS, run.runner.rows.block_rows())
+    run.runner.rows.config = replace(FAST, transfer_bytes=8 * width * (part + 50))
+    assert len(run.runner.rows.augmented("munge", part)) == part
+    assert len(run.runner.rows.augmented("spunge", part)) == 50
+    assert run.runner.rows.augmented("hot_deck", part) is None
 
 
 class WaitingExecutor(ThreadPoolExecutor):
@@ -444,18 +443,18 @@ class WaitingExecutor(ThreadPoolExecutor):
 def test_augmented_rows_are_made_beside_the_trainings() -> None:
     executor = WaitingExecutor()
     run = searching(problem("binary"), replace(FAST, threads=1), executor, teacher("binary"))
-    run.gate()
-    made: Any = run.rows.make_more
+    run.gate.measure()
+    made: Any = run.runner.rows.make_more
 
     def make_more(kind: str) -> None:
         made(kind)
         executor.rows_made.set()
 
-    run.rows.make_more = make_more
-    size = run.sizes["linear"][0]
+    run.runner.rows.make_more = make_more
+    size = run.gate.sizes["linear"][0]
     augmented, real = Recipe(1.0, 1.0, (("munge", 1.0),)), Recipe(1.0, 1.0)
     # The one that needs rows is first in the plan; the other one trains while they are made.
-    entries = run.run("screen", [("linear", size, augmented), ("linear", size, real)])
+    entries = run.runner.run("screen", [("linear", size, augmented), ("linear", size, real)])
     assert executor.waited == [True, False]
     assert [e.recipe for e in entries] == [augmented, real]
     assert entries[0].fit_rows > entries[1].fit_rows
@@ -466,13 +465,13 @@ def test_a_teacher_that_fails_on_augmented_rows_costs_their_recipes_only() -> No
         raise ValueError("no such row")
 
     run = searching(problem("binary"), FAST, ThreadPoolExecutor(1), label)
-    run.gate()
-    size = run.sizes["linear"][0]
+    run.gate.measure()
+    size = run.gate.sizes["linear"][0]
     plan = [
         ("linear", size, Recipe(1.0, 1.0, (("munge", 1.0),))),
         ("linear", size, Recipe(1.0, 1.0)),
     ]
-    assert [e.recipe for e in run.run("screen", plan)] == [Recipe(1.0, 1.0)]
+    assert [e.recipe for e in run.runner.run("screen", plan)] == [Recipe(1.0, 1.0)]
     assert "no such row" in run.entries[-2].reason
 
 
@@ -483,11 +482,11 @@ def test_unlabelled_rows_count_and_can_be_left_out() -> None:
     compared = run.recipes.to_screen("linear")
     for recipe in compared:
         real = 300 if recipe.is_control or not recipe.unlabelled else 900
-        assert (run.rows.transfer(recipe).source != 2).sum() == real * recipe.repeat
+        assert (run.runner.rows.transfer(recipe).source != 2).sum() == real * recipe.repeat
         # Filled up to SCREEN_ROWS, 1500, of all real rows.
-        assert len(run.rows.transfer(recipe)) <= 1800
+        assert len(run.runner.rows.transfer(recipe)) <= 1800
     assert {recipe.unlabelled for recipe in compared} == {True, False}
-    assert {"real": 1, "unlabelled": 0} in [run.rows.describe(recipe) for recipe in compared]
+    assert {"real": 1, "unlabelled": 0} in [run.runner.rows.describe(recipe) for recipe in compared]
 
 
 def test_few_rows_get_as_many_steps_and_more_made_up_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -528,8 +527,8 @@ class Silent(Executor):
 
 
 def test_an_executor_that_gives_no_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "RESERVE_SECONDS", 0.5)
-    monkeypatch.setattr(stages, "RESCUE_SECONDS", 0.5)
+    monkeypatch.setattr(budget, "RESERVE_SECONDS", 0.5)
+    monkeypatch.setattr(budget, "RESCUE_SECONDS", 0.5)
     start = time.monotonic()
     config = replace(FAST, families=("linear",), time_budget_s=4.0)
     found = stages.search(problem("binary"), config, teacher("binary"), executor=Silent())
@@ -556,9 +555,9 @@ class Noting(Executor):
 def test_time_is_left_to_refit() -> None:
     executor = Noting()
     run = searching(problem("binary"), replace(FAST, time_budget_s=1000.0), executor)
-    run.deadline = run.begun + 100.0
-    run.run("finish", [("boosted", {"rounds": 10, "leaves": 8}, Recipe(1.0, 0.5))])
-    run.refit()
+    run.budget.deadline = run.budget.begun + 100.0
+    run.runner.run("finish", [("boosted", {"rounds": 10, "leaves": 8}, Recipe(1.0, 0.5))])
+    run.refitter.refit()
     first, again = executor.seconds
-    assert first <= 100.0 * stages.REFIT_FROM
+    assert first <= 100.0 * budget.REFIT_FROM
     assert again > first

@@ -1,0 +1,96 @@
+"""Refits: those that nothing beats, and the best controls, learn once more, with the select rows added."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from pg_distill.search.entries import Entry, best_of, choices, frontier
+from pg_distill.search.gate import Gate
+from pg_distill.search.problem import Problem
+from pg_distill.search.runner import Runner
+from pg_distill.search.select import Select
+from pg_distill.search.training import AGREEMENT, Outcome, disagreement
+from pg_distill.students.blend import Blend
+
+__all__ = ["Refitter"]
+
+REFITTED, REFITTED_CONTROLS = 8, 3
+"""Students of the frontier, and controls, best first, that are trained again with the select rows added."""
+
+
+class Refitter:
+    """Trains the best again on more rows; their files take over where they are as fast."""
+
+    def __init__(
+        self, problem: Problem, select: Select, gate: Gate, runner: Runner, entries: list[Entry]
+    ) -> None:
+        self.problem = problem
+        self.select = select
+        self.gate = gate
+        self.runner = runner
+        self.entries = entries
+        self.replaced: list[tuple[Entry, bytes, str | None]] = []
+
+    def refit(self) -> None:
+        """Train the frontier's best and the best controls again with the select rows; rebuild their blends."""
+        kept = {e.number for e in [*frontier(self.entries), *choices(self.entries)]}
+        ranked = best_of([e for e in self.entries if e.number in kept], self.gate.allowed_ms, REFITTED)
+        controls = best_of([e for e in self.entries if e.is_control], self.gate.allowed_ms, REFITTED_CONTROLS)
+        by_number = {e.number: e for e in self.entries}
+        wanted: list[Entry] = []
+        # In turns: where the time ends, what is compared has had the same rows.
+        for entry in [e for pair in itertools.zip_longest(ranked, controls) for e in pair if e is not None]:
+            parts = [by_number[n] for n in entry.parts] or [entry]
+            wanted += [p for p in parts if p not in wanted and hasattr(p.student, "refit")]
+        for entry in wanted:
+            if not getattr(entry.student, "complete_", True):
+                entry.configuration["refit"] = "failed: its own training was cut short"
+        wanted = [e for e in wanted if getattr(e.student, "complete_", True)]
+        self.runner.execute("refit", wanted, self.take_refit, refit=True)
+        for entry in self.entries:
+            if any(by_number[n].refitted is not None for n in entry.parts):
+                self.rebuild(entry, [by_number[n] for n in entry.parts])
+
+    def take_refit(self, entry: Entry, outcome: Outcome) -> None:
+        """Put the refitted student in the place of the first one, where that worked and is as fast.
+
+        It knows the select rows by now: one that answers them worse than before is broken.
+        """
+        entry.seconds += outcome.seconds
+        if outcome.student is None or outcome.logits is None:
+            entry.configuration["refit"] = f"failed: {outcome.reason}"
+            return
+        metric, tie_break, _ = self.select.judge(outcome.logits, entry.class_threshold)
+        if metric < entry.metric and tie_break < entry.tie_break:
+            entry.configuration["refit"] = "failed: worse on rows that it has learned from"
+            return
+        entry.refitted = outcome.student
+        self.replace_artifact(entry, outcome.artifact, outcome.expression)
+
+    def replace_artifact(self, entry: Entry, artifact: bytes, expression: str | None) -> None:
+        """Give an entry another file, unless that one misses a target that the first one met."""
+        self.replaced.append((entry, artifact, expression))
+
+    def rebuild(self, entry: Entry, parts: list[Entry]) -> None:
+        """Make a blend anew of its parts as they are now."""
+        students = [p.refitted if p.refitted is not None else p.student for p in parts]
+        weights: Any = entry.configuration["weights"]
+        try:
+            blend = Blend(students, weights, task=self.problem.task, n_classes=self.select.n_classes)
+            artifact = blend.to_onnx(self.problem.fit.frame)
+            logits = blend.predict_logits(self.problem.select.frame)
+            if disagreement(artifact, self.problem.select.frame, logits, self.problem.task) <= AGREEMENT:
+                self.replace_artifact(entry, artifact, None)
+        except Exception as error:  # the first blend stays
+            entry.configuration["refit"] = f"failed: {type(error).__name__}: {error}"
+
+    def settle(self) -> None:
+        """Time the refitted files, now that nothing trains, and let those that are fast enough take over."""
+        for entry, artifact, expression in self.replaced:
+            latency = self.gate.least_latency_ms(artifact)
+            if latency > self.gate.allowed_ms >= entry.latency_ms:
+                entry.configuration["refit"] = f"too slow: {latency:.4f} ms"
+                continue
+            entry.artifact, entry.expression, entry.latency_ms = artifact, expression, latency
+            entry.configuration["refit"] = "with select rows"

@@ -1,0 +1,97 @@
+"""What is known on the select rows, which choose among candidates and are never trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pg_distill.frame import FloatArray, Task
+from pg_distill.measure import confidence, decisions, metrics
+from pg_distill.search.entries import Entry
+from pg_distill.search.problem import Problem, any_label
+from pg_distill.students.soft_labels import kl, one_hot, softmax
+
+__all__ = ["Select"]
+
+
+class Select:
+    """The select rows of a problem, and what students are worth on them."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.task: Task = problem.task
+        self.n_classes = max(1, len(problem.classes)) if problem.task != "regression" else 1
+        self.has_label = any_label(problem.select, problem.task)
+        self.names_classes = (
+            problem.task == "binary"
+            and self.has_label
+            and problem.metric != metrics.AGREEMENT
+            and metrics.judges_classes(problem.metric)
+        )
+
+    def truth(self) -> tuple[str, npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """Return the metric that chooses, what it holds answers against on select, and the rows where that is known."""
+        select, metric, regression = self.problem.select, self.problem.metric, self.task == "regression"
+        if self.has_label and metric != "agreement":
+            assert select.y is not None
+            return metric, select.y, np.isfinite(select.y) if regression else select.y >= 0
+        teacher = select.teacher_logits
+        assert teacher is not None
+        y = teacher[:, 0] if regression else teacher.argmax(axis=1)
+        return "r2" if regression else "accuracy", y, np.ones(len(y), bool)
+
+    def judge(self, logits: FloatArray, class_threshold: float | None = None) -> tuple[float, float, float]:
+        """Return (metric, a smooth tie-break, fidelity) on select: log loss, or error, against label or teacher."""
+        select = self.problem.select
+        outputs = self.outputs(logits)
+        teacher = select.teacher_logits
+        fidelity = float("nan")
+        if teacher is not None:
+            if self.task == "regression":
+                fidelity = metrics.score("r2", teacher[:, 0], outputs, select.weights)
+            else:
+                classes = teacher.argmax(axis=1)
+                fidelity = metrics.score("accuracy", classes, outputs, select.weights, class_threshold)
+        if not self.has_label or self.problem.metric == "agreement":
+            assert teacher is not None
+            distance = (teacher - logits) ** 2 if self.task == "regression" else kl(teacher, logits)
+            return fidelity, -float(np.average(distance.reshape(-1), weights=select.weights)), fidelity
+        metric, y, known = self.truth()
+        weights = None if select.weights is None else select.weights[known]
+        value = metrics.score(metric, y[known], outputs[known], weights, class_threshold)
+        loss = "neg_root_mean_squared_error" if self.task == "regression" else "neg_log_loss"
+        return value, metrics.score(loss, y[known], outputs[known], weights), fidelity
+
+    def outputs(self, logits: FloatArray) -> FloatArray:
+        """Return probabilities, or values, of logits."""
+        return logits if self.task == "regression" else softmax(logits)
+
+    def score(self, entry: Entry, logits: FloatArray) -> None:
+        """Note what an entry's logits on select are worth, by the threshold between two classes that is best there."""
+        entry.logits = logits
+        metric, y, known = self.truth()
+        weights = self.problem.select.weights
+        weights = None if weights is None else weights[known]
+        outputs = self.outputs(logits)[known]
+        if self.names_classes:
+            entry.class_threshold = decisions.best_threshold(metric, y[known], outputs, weights)
+            outputs = metrics.decided(outputs, entry.class_threshold)
+        entry.metric, entry.tie_break, entry.fidelity = self.judge(logits, entry.class_threshold)
+        left_out = confidence.jackknife(metric, y[known], outputs, weights)
+        entry.jackknife = tuple(left_out.tolist())
+
+    def constant(self) -> FloatArray:
+        """Return the logits, or values, of a student that answers every row of select alike."""
+        fit = self.problem.fit
+        by_label = self.has_label and self.problem.metric != "agreement"
+        if by_label and fit.y is not None and any_label(fit, self.task):
+            if self.task == "regression":
+                answer = np.array([np.nanmean(fit.y)])
+            else:
+                answer = np.log(np.maximum(one_hot(fit.y, self.n_classes).sum(axis=0), 0.5))
+        else:
+            assert fit.teacher_logits is not None
+            answer = fit.teacher_logits.mean(axis=0)
+        return np.tile(answer, (len(self.problem.select), 1))
