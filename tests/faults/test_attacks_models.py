@@ -187,7 +187,7 @@ def test_one_call_of_a_slow_model_is_interrupted(db: psycopg.Connection, connect
     """Timeout, cancel and termination in the middle of one run, within half a second."""
     db.execute(
         "SELECT distill.register_model('slow', %s, features => '{a,b}', task => 'regression')",
-        (slow_model(0.12),),
+        (slow_model(0.06),),
     )
     session = connect()
     session.execute("SELECT * FROM distill.warm_up('{slow}')")
