@@ -23,7 +23,7 @@ EXTRA_CLEAN = build docker/certs/*.crt
 
 .DEFAULT_GOAL := all
 .PHONY: all install uninstall clean install-dependencies freeze check-frozen dist \
-	images lock lint test test-packages test-faults test-long unit fuzz third-party docs demo bench bench-quality
+	images lock lint test test-packages test-faults test-long unit quick fuzz third-party docs demo bench bench-quality
 
 all: $(PRODUCTS)
 clean:
@@ -150,6 +150,10 @@ lint: $(VENV)/.made check-frozen
 
 unit: $(VENV)/.made
 	$(PYTEST) --server=none $(PYTEST_FLAGS) tests/unit
+
+# Under a minute: units but those that train or wait, and the main job on a temporary local server.
+quick: $(VENV)/.made $(PRODUCTS)
+	$(PYTEST) --server=local --quick --numprocesses=2 -q tests/unit tests/sql/test_smoke.py
 
 # On Debian and Ubuntu, as root: the server where no Docker engine answers, and what a virtual environment needs.
 test-packages:

@@ -32,16 +32,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="a released version: the tests' databases are made with it and brought up by ALTER EXTENSION UPDATE",
     )
     parser.addoption("--long", action="store_true", help="also the tests that take minutes each")
+    parser.addoption("--quick", action="store_true", help="only what is not marked slow: see make quick")
     parser.addoption(
         "--seed", type=int, help="the seed of the tests of faults; a new one each time unless given"
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--long"):
-        long = [item for item in items if item.get_closest_marker("long") is not None]
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item.get_closest_marker("long") is None]
+    left_out = {"long": not config.getoption("--long"), "slow": config.getoption("--quick")}
+    for mark in [mark for mark, out in left_out.items() if out]:
+        marked = [item for item in items if item.get_closest_marker(mark) is not None]
+        config.hook.pytest_deselected(items=marked)
+        items[:] = [item for item in items if item.get_closest_marker(mark) is None]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -72,6 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "one_server(name): runs on this server where it is there, so that servers share the work"
     )
     config.addinivalue_line("markers", "long: takes minutes, and runs with --long only")
+    config.addinivalue_line("markers", "slow: of the units those that train or wait; not run with --quick")
     config.addinivalue_line(
         "markers",
         "local: runs on the local cluster too where there are containers",

@@ -29,6 +29,13 @@ class Teacher:
     task: str
 
 
+def one(connection: psycopg.Connection, statement: str, *arguments: Any) -> Any:
+    """Return the one row of a statement; of one column its value."""
+    row = connection.execute(statement, arguments or None).fetchone()  # type: ignore[arg-type]
+    assert row is not None
+    return row[0] if len(row) == 1 else row
+
+
 def load_table(connection: psycopg.Connection, name: str, columns: dict[str, str], rows: Any) -> None:
     """Create a table and COPY ``rows`` into it."""
     definition = ", ".join(f'"{column}" {kind}' for column, kind in columns.items())

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
+from sql.conftest import one
 
 pytestmark = pytest.mark.one_server("pg17")
 
 ROWS = 2000
 SLOW = "0 * (SELECT sum(sin(i + x1)) FROM generate_series(1, 500) i)"  # some hundred microseconds: students are faster
 AT_ONCE = "min_accuracy => 1, time_budget_s => 60"  # more than any student could learn: nothing is trained
-
-
-def one(db: psycopg.Connection, query: str, *values: Any) -> Any:
-    row = db.execute(query, values or None).fetchone()  # type: ignore[arg-type]
-    assert row is not None
-    return row[0] if len(row) == 1 else row
 
 
 @pytest.fixture

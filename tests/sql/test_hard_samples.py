@@ -9,17 +9,11 @@ import numpy as np
 import psycopg
 import pytest
 from psycopg import errors
-from sql.conftest import load_cancer, load_table, names
+from sql.conftest import load_cancer, load_table, names, one
 
 pytestmark = pytest.mark.one_server("pg15")  # training is the same on every server
 
 EVERY_FAMILY = "families => '{linear,tree,boosted,mlp}'"
-
-
-def one(connection: psycopg.Connection, statement: str, *arguments: Any) -> Any:
-    row = connection.execute(statement, arguments or None).fetchone()  # type: ignore[arg-type]
-    assert row is not None
-    return row[0] if len(row) == 1 else row
 
 
 def last(teacher: str) -> str:

@@ -9,15 +9,9 @@ import numpy as np
 import psycopg
 import pytest
 from psycopg import errors
-from sql.conftest import load_table
+from sql.conftest import load_table, one
 
 ROWS = 600
-
-
-def one(db: psycopg.Connection, statement: str, *arguments: Any) -> Any:
-    row = db.execute(statement, arguments or None).fetchone()  # type: ignore[arg-type]
-    assert row is not None
-    return row[0] if len(row) == 1 else row
 
 
 def classifier(classes: Sequence[Any]) -> tuple[Any, Any, Any, bytes]:

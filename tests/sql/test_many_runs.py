@@ -13,6 +13,7 @@ import servers
 from conftest import create_database, drop_database
 from psycopg import errors
 from psycopg.rows import dict_row
+from sql.conftest import one
 
 pytestmark = pytest.mark.one_server("pg17")
 
@@ -46,12 +47,6 @@ def family(server: servers.Server, template: str) -> Iterator[Family]:
         plant_memory(db, first)
         yield Family(db, first)
     drop_database(server, DATABASE)
-
-
-def one(db: psycopg.Connection, query: str, *values: Any) -> Any:
-    row = db.execute(query, values or None).fetchone()  # type: ignore[arg-type]
-    assert row is not None
-    return row[0] if len(row) == 1 else row
 
 
 def distil(db: psycopg.Connection, arguments: str) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any
 
 import psycopg
 import pytest
 from psycopg import errors
+from sql.conftest import one
 
 pytestmark = pytest.mark.one_server("pg15")
 
@@ -22,12 +22,6 @@ NAP = (
     "SELECT CASE WHEN x > 0 THEN 0.9 ELSE 0.1 END FROM pg_sleep(current_setting('test.nap')::float8 + 0 * x)"
 )
 REGISTER = "SELECT distill.register_sql_model(%s, %s, '{x,y}', 'points', 'side', task => 'binary', classes => '{0,1}')"
-
-
-def one(db: psycopg.Connection, statement: str, *arguments: Any) -> Any:
-    row = db.execute(statement, arguments or None).fetchone()  # type: ignore[arg-type]
-    assert row is not None
-    return row[0] if len(row) == 1 else row
 
 
 def test_counts_and_figures_are_of_the_rows_that_were_labelled(db: psycopg.Connection) -> None:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import psycopg
 import pytest
 from psycopg import errors
-from sql.conftest import cancer, load_cancer, load_survival, names
+from sql.conftest import cancer, load_cancer, load_survival, names, one
 
 pytestmark = pytest.mark.one_server("pg18")
 
 EXPRESSION = "1 / (1 + exp(-(case when cabin = 'first' then 1.5 when cabin = 'third' then -1 else 0 end - coalesce(age, 35) / 40 + 0.5)))"
-
-
-def one(db: psycopg.Connection, statement: str, *arguments: Any) -> Any:
-    row = db.execute(statement, arguments or None).fetchone()  # type: ignore[arg-type]
-    assert row is not None
-    return row[0] if len(row) == 1 else row
 
 
 @pytest.mark.local

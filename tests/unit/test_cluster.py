@@ -23,6 +23,8 @@ pytest.importorskip("distributed", reason="Dask is not installed (the extra dask
 from pg_distill.child import cluster as cluster_module
 from pg_distill.child.cluster import DaskExecutor
 
+pytestmark = pytest.mark.slow  # it trains, or waits
+
 
 @pytest.fixture
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:

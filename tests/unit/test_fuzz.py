@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from fuzz import run
+
+pytestmark = pytest.mark.slow  # it trains, or waits
 
 INPUTS = 400
 

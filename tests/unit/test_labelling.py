@@ -14,6 +14,8 @@ from pg_distill.errors import InvalidParameter
 from pg_distill.frame import Feature, FloatArray, Frame
 from pg_distill.rows.split import FIT, LEFT_OUT, SELECT, TEST, UNLABELLED
 
+pytestmark = pytest.mark.slow  # it trains, or waits
+
 ROWS = Frame((Feature("x", "number"),), {"x": np.arange(3000.0)})
 
 

@@ -22,6 +22,8 @@ from pg_distill.child.process import ChildProcess, Limits
 from pg_distill.child.wire import Message
 from pg_distill.errors import DiskFull, InvalidData, OutOfMemory, PgDistillError, TrainerDied
 
+pytestmark = pytest.mark.slow  # it trains, or waits
+
 MODULE = "unit.child"
 PR_SET_CHILD_SUBREAPER = 36
 

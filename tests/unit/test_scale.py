@@ -18,6 +18,8 @@ from pg_distill.students.soft_labels import log_softmax, logits_from_probabiliti
 from pg_distill.students.transfer_set import TransferSet
 from student_rows import TASKS, difference, make, run, transfer, unsure
 
+pytestmark = pytest.mark.slow  # it trains, or waits
+
 COLUMNS, CLASSES = 500, 100
 SMALL: dict[str, dict[str, Any]] = {
     "linear": {},

@@ -20,6 +20,8 @@ from pg_distill.students.families import FAMILIES, load_family
 from pg_distill.students.soft_labels import softmax
 from student_rows import CLASSES, TASKS, run, transfer, truth
 
+pytestmark = pytest.mark.slow  # it trains, or waits
+
 CLASS_NAMES = {"binary": ("a", "b"), "multiclass": ("a", "b", "c", "d"), "regression": ()}
 METRIC = {"binary": "roc_auc", "multiclass": "accuracy", "regression": "r2"}
 FAST = Config(target_latency_ms=5.0, families=("linear", "mlp"), epochs=1, time_budget_s=60.0, threads=2)

@@ -8,6 +8,8 @@ from pg_distill.students.network import BATCH
 from student_rows import make, transfer
 from torch_twin import Numpy, Torch, train
 
+pytestmark = pytest.mark.slow  # it trains, or waits
+
 
 @pytest.mark.parametrize(("temperature", "bins"), [(1.0, 0), (3.0, 8)])
 def test_losses_are_those_of_pytorch(temperature: float, bins: int) -> None:
