@@ -1,4 +1,7 @@
-"""One function per SQL function: the only room that is handed ``plpy``, and where errors become SQLSTATEs."""
+"""One function per SQL function: the only room that is handed ``plpy``, and where errors become SQLSTATEs.
+
+Long, because it lists every SQL function, each a few lines. Its path never changes: frozen install scripts name it.
+"""
 
 from __future__ import annotations
 

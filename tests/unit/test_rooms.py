@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+MOST_LINES, MOST_LINES_OF_A_CLASS = 500, 300
 MODULE = Path(__file__).resolve().parents[2] / "python" / "pg_distill"
 
 # From the street to the cellar. A package is one room.
@@ -95,6 +96,37 @@ def test_every_room_has_its_place() -> None:
 def test_imports_go_down_only(path: Path) -> None:
     below = ROOMS[ROOMS.index(_room(path)) + 1 :]
     assert _imported_rooms(path) <= set(below)
+
+
+def test_no_file_needs_itself_to_be_imported() -> None:
+    files = {
+        ".".join(("pg_distill", *path.relative_to(MODULE).with_suffix("").parts)): path for path in _files()
+    }
+
+    def needs(name: str) -> set[str]:
+        body = ast.parse(files[name].read_text()).body
+        found = {
+            part
+            for node in body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+            for part in (f"{node.module}.{alias.name}", str(node.module))
+        }
+        return found & set(files)
+
+    waiting = {name: needs(name) for name in files}
+    while free := {name for name, needed in waiting.items() if not needed & set(waiting)}:
+        waiting = {name: needed for name, needed in waiting.items() if name not in free}
+    assert not waiting
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda path: str(path.relative_to(MODULE)))
+def test_what_is_long_says_why(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    longest = max((node.end_lineno - node.lineno for node in classes if node.end_lineno), default=0)
+    if len(path.read_text().splitlines()) > MOST_LINES or longest > MOST_LINES_OF_A_CLASS:
+        assert "ong, because" in (ast.get_docstring(tree) or "")
 
 
 @pytest.mark.parametrize("path", _files(), ids=lambda path: str(path.relative_to(MODULE)))

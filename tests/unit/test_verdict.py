@@ -15,7 +15,7 @@ from pg_distill.frame import Feature, Frame
 from pg_distill.measure import latency, metrics
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry.model import Model
-from pg_distill.runs import choice, record, summary, verdict
+from pg_distill.runs import choice, columns, summary, verdict
 from pg_distill.runs.options import Options
 from pg_distill.search.problem import Candidate, Problem
 from pg_distill.serving.timing import Timing
@@ -121,7 +121,7 @@ def test_a_frontier_that_is_not_timed_keeps_its_files_and_says_so() -> None:
     assert {t.number for t in choice.kept_by_search(trials)} == set(range(1, 31))
     decision = verdict.Verdict(False, trials[0], "late", None, {1: "late"})
     for t in trials[1:]:
-        reason = record._reason(t, decision, 1.0, timed=t.number in timed, beaten=False)
+        reason = columns._reason(t, decision, 1.0, timed=t.number in timed, beaten=False)
         assert ("to be timed" in reason) == (t.number not in timed)
 
 

@@ -1,4 +1,7 @@
-"""The training process: what it holds of the rows and models it was given, and how it answers."""
+"""The training process: what it holds of the rows and models it was given, and how it answers.
+
+Long, because its one class is the process: a method for each request, over the rows and models that it holds.
+"""
 
 from __future__ import annotations
 

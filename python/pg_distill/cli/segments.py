@@ -15,7 +15,7 @@ from pg_distill.errors import PgDistillError
 from pg_distill.frame import FloatArray, Strings
 from pg_distill.measure.confidence import Interval, share_interval
 from pg_distill.measure.metrics import decided
-from pg_distill.teachers.register import positions
+from pg_distill.teachers.labels import positions
 
 if TYPE_CHECKING:
     import psycopg

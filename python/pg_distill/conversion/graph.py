@@ -3,6 +3,8 @@
 All numbers are one input, ``numbers`` (n, d) float64, all texts another, ``strings`` (n, m), as in a student's graph: that is the
 form that a backend predicts fastest. Only columns that something reads become inputs. float64 because that is what the libraries
 compute in: what casts to float32 there is cast in the graph, at the same place.
+
+Its class is long, because it is the vocabulary of nodes that every converter writes in.
 """
 
 from __future__ import annotations

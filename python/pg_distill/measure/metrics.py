@@ -22,6 +22,7 @@ __all__ = [
     "brier",
     "check_metric",
     "decided",
+    "default_metric",
     "ece",
     "is_unit_metric",
     "judged",
@@ -304,3 +305,10 @@ def _ece(y: Labels, p: FloatArray) -> Weighted:
 
 
 # -- words ----------------------------------------------------------------------------------------------------------
+
+
+def default_metric(task: Task, labelled: bool) -> str:
+    """Return the metric that is used where none is asked for."""
+    if not labelled:
+        return "agreement"
+    return "r2" if task == "regression" else "accuracy"

@@ -9,6 +9,8 @@ once, and the row is written by ``struct.pack_into``, which is faster than numpy
 
 A run has as many rows as its `Cost` lets fit into the memory of one run. One that may take long is made by a `Guard`, which
 can end it; one that cannot is not, because a guard costs some 30 us.
+
+Long, because a call passes through it alone: this is the hot path.
 """
 
 from __future__ import annotations

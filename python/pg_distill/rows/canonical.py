@@ -16,6 +16,8 @@ arrays, which hold canonical values already; back to SQL it goes as columns of t
 JSON has lost what the others keep (the padding of char(n), the digits of float4): the registered type gives it back.
 
 Types are stored by schema and name, with their modifiers: no search_path decides what they mean.
+
+Long, because the two directions of one mapping stand beside each other.
 """
 
 from __future__ import annotations

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pg_distill.database.protocol import Database
-from pg_distill.errors import DatatypeMismatch, InvalidData, LimitExceeded
+from pg_distill.errors import DatatypeMismatch, InvalidData
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Kind, Strings
 from pg_distill.quoting import quote_identifier
 from pg_distill.rows.canonical import (
@@ -25,7 +25,8 @@ from pg_distill.rows.canonical import (
     number_text,
     one_text_for_equal_numbers,
 )
-from pg_distill.rows.learned import IDENTITY_SEED, Identity, Learned
+from pg_distill.rows.fetch import MAX_TEXT_BYTES, bytes_of, fetch, hash_of, identity_hash, refuse_texts
+from pg_distill.rows.learned import Identity, Learned
 from pg_distill.rows.source import Source, identity_columns, numbers_of
 from pg_distill.rows.split import (
     FIT,
@@ -53,20 +54,12 @@ __all__ = [
 ]
 
 
-MAX_TEXT_BYTES = (
-    256 * 2**20
-)  # of strings in one sample: the backend, its message and the training process each hold them
-MAX_ARRAY_BYTES = 2**30  # of an array of a server
 LOOKED_AT, MIN_LOOKED_AT = (
     0.01,
     20,
 )  # share of the rows whose strings are measured before they are drawn; if they are so many
 CLEARLY_MORE = 2  # times MAX_TEXT_BYTES: what a few rows say is not exact
 MIN_SPLIT_ROWS = 10  # fewer rows in a split say nothing about a student
-
-# Columns of ours beside the caller's: no query is likely to have one of these names.
-_HASH = quote_identifier("pg_distill hash")
-_ROW = quote_identifier("pg_distill row")
 
 
 @dataclass(frozen=True)
@@ -174,15 +167,6 @@ class Sample:
         return replace(self, split=split)
 
 
-def _hash(source: Source, features: Sequence[Feature], seed: int) -> str:
-    row = ", ".join(source.canonical(f.name) for f in features)
-    return f"pg_catalog.hash_record_extended(ROW({row}), {seed:d})"
-
-
-def _identity_hash(source: Source, identity: Identity) -> str:
-    return _hash(source, [Feature(name, source.kind(name)) for name, _ in identity], IDENTITY_SEED)
-
-
 def _has(source: Source, identity: Identity) -> bool:
     """Whether ``source`` has the columns of ``identity``, of their kinds."""
     return all(
@@ -195,7 +179,7 @@ def identities_of(db: Database, source: Source, identity: Identity) -> IntArray 
     source = source.read_as(Feature(name, "string" if strings else "number") for name, strings in identity)
     if not _has(source, identity):
         return None
-    return _all_hashes(db, source, _identity_hash(source, identity))
+    return _all_hashes(db, source, identity_hash(source, identity))
 
 
 def _all_hashes(db: Database, source: Source, expression: str) -> IntArray:
@@ -208,107 +192,7 @@ def _all_hashes(db: Database, source: Source, expression: str) -> IntArray:
     return numbers_of(row["hash"], ">i8").astype(np.int64)
 
 
-def _send(expression: str, kind: Kind) -> str:
-    # array_send gives numpy the column at C speed; text has no fixed width and comes as an array.
-    if kind == "string":
-        return f"pg_catalog.array_agg({expression})"
-    return f"pg_catalog.array_send(pg_catalog.array_agg({expression}))"
-
-
-def _receive(value: Any, kind: Kind) -> Column:
-    if kind == "string":
-        return Strings.from_values(value or [])
-    return numbers_of(value, ">f8").astype(np.float64)
-
-
 _LABEL_TEXT, _GROUP = object(), object()
-
-
-def _fetch(
-    db: Database,
-    source: Source,
-    features: Sequence[Feature],
-    wanted: Mapping[Any, tuple[str, Kind]],
-    *,
-    where: str,
-    seed: int,
-    limit: int,
-    with_rows: bool = False,
-    identities: Sequence[Identity] = (),
-) -> _Fetched:
-    """Fetch the rows of the smallest hashes: the features by name, what is ``wanted`` (SQL and kind), rows as jsonb text."""
-    cells = {f.name: (source.canonical(f.name), f.kind) for f in features} | dict(wanted)
-    inner = ", ".join(f"{sql} AS c{i}" for i, (sql, _) in enumerate(cells.values()))
-    texts = _bytes([f"t.c{i}" for i, (_, kind) in enumerate(cells.values()) if kind == "string"])
-    few = f"{texts} OPERATOR(pg_catalog.<=) '{MAX_TEXT_BYTES:d}'::pg_catalog.int8"
-    outer = ", ".join(
-        f"CASE WHEN {few} THEN {_send(f't.c{i}', kind)} END AS c{i}"
-        if kind == "string"
-        else f"{_send(f't.c{i}', kind)} AS c{i}"
-        for i, (_, kind) in enumerate(cells.values())
-    )
-    outer += f", {texts} AS texts"
-    if with_rows:
-        inner += f", {source.rows_as_json()}::pg_catalog.text AS {_ROW}"
-        outer += f", pg_catalog.array_agg(t.{_ROW}) AS rows"
-    for i, identity in enumerate(identities):
-        inner += f", {_identity_hash(source, identity)} AS i{i}"
-        outer += f", pg_catalog.array_send(pg_catalog.array_agg(t.i{i})) AS i{i}"
-    # Ties (equal features) are ordered by everything that is fetched, so that the order is the same each time. Hashes too,
-    # which are equal then: what is not sorted by may be computed after the sort, which then carries twice the columns.
-    sorted_by = [*(i + 2 for i in range(len(cells)))]
-    sorted_by += [len(cells) + with_rows + 2 + i for i in range(len(identities))]
-    order = ", ".join(map(str, sorted_by))
-    try:
-        [row] = db.caged(
-            [source.query],
-            lambda: db.query_once(
-                f"SELECT pg_catalog.array_send(pg_catalog.array_agg(t.{_HASH})) AS hash, {outer} FROM ("
-                f"SELECT {_hash(source, features, seed)} AS {_HASH}, {inner} FROM ({source.query}\n) s{where}"
-                f" ORDER BY 1, {order} LIMIT {limit:d}) t"
-            ),
-        )
-    except Exception as error:
-        # Nothing is gone on with: the same error, in words of the caller's.
-        if getattr(error, "sqlstate", None) != LimitExceeded.sqlstate or (texts == "0" and not with_rows):
-            raise
-        _refuse_texts(MAX_ARRAY_BYTES, limit)
-    if row["texts"] > MAX_TEXT_BYTES:
-        _refuse_texts(int(row["texts"]), len(numbers_of(row["hash"], ">i8")))
-    hashes = numbers_of(row["hash"], ">i8").astype(np.int64)
-    received = {key: _receive(row[f"c{i}"], kind) for i, (key, (_, kind)) in enumerate(cells.items())}
-    known = {
-        identity: numbers_of(row[f"i{i}"], ">i8").astype(np.int64) for i, identity in enumerate(identities)
-    }
-    return _Fetched(hashes, received, row["rows"] or [] if with_rows else [], known)
-
-
-def _bytes(columns: Sequence[str], which: str = "true") -> str:
-    """Return SQL for what the strings of some columns take together, over the rows for which ``which`` is true."""
-    if not columns:
-        return "0"
-    each = " OPERATOR(pg_catalog.+) ".join(
-        f"COALESCE(pg_catalog.octet_length({column}), 0)::pg_catalog.int8" for column in columns
-    )
-    return f"COALESCE(pg_catalog.sum({each}) FILTER (WHERE {which}), 0)::pg_catalog.int8"
-
-
-def _refuse_texts(size: int, rows: int) -> NoReturn:
-    fitting = max(1, int(rows * MAX_TEXT_BYTES / size))
-    raise LimitExceeded(
-        f"the strings of {rows} rows take about {size / 2**20:.0f} MB, more than the {MAX_TEXT_BYTES // 2**20} MB of a sample",
-        hint=f"Lower max_rows to {fitting}, or shorten them in the sample query, such as left(text, 1000).",
-    )
-
-
-@dataclass(frozen=True)
-class _Fetched:
-    """Rows: their hashes, columns by name (and the label's text), jsonb texts, and the hashes by which they are known."""
-
-    hashes: IntArray
-    columns: dict[Any, Column]
-    rows: list[str]
-    identities: dict[Identity, IntArray]
 
 
 def _label_wanted(source: Source, label: str | None, texts: bool) -> dict[Any, tuple[str, Kind]]:
@@ -369,7 +253,7 @@ def draw_identified(
     if group_column is not None:
         wanted[_GROUP] = source.group(group_column)
     where = f" WHERE s.{quote_identifier(label)} IS NOT NULL" if label else ""
-    found = _fetch(
+    found = fetch(
         db, source, features, wanted, where=where, seed=seed, limit=limit,
         identities=[identity for identity in identities if _has(source, identity)],
     )  # fmt: skip
@@ -385,7 +269,7 @@ def draw_with_rows(
 ) -> tuple[Frame, Column, Sequence[str]]:
     """Draw rows, one more column of them, and each of them as the text of to_jsonb."""
     wanted = {extra: (source.canonical(extra), source.kind(extra))}
-    found = _fetch(db, source, features, wanted, where="", seed=0, limit=limit, with_rows=True)
+    found = fetch(db, source, features, wanted, where="", seed=0, limit=limit, with_rows=True)
     columns = {f.name: found.columns[f.name] for f in features}
     return Frame(tuple(features), columns), found.columns[extra], found.rows
 
@@ -432,7 +316,7 @@ def draw_sample(
     cells = [(source.canonical(f.name), f.kind) for f in features] + list(wanted.values())
     # Of a few rows, by chance: to read all long texts takes longer than to draw some.
     by_chance = f"pg_catalog.random() OPERATOR(pg_catalog.<) '{LOOKED_AT}'::pg_catalog.float8"
-    texts = _bytes([sql for sql, kind in cells if kind == "string"], by_chance)
+    texts = bytes_of([sql for sql, kind in cells if kind == "string"], by_chance)
     counts = db.caged(
         [source.query],
         lambda: db.query_once(
@@ -445,14 +329,14 @@ def draw_sample(
     drawn = sum(min(rows, max_rows) for rows in (counts["labelled"], counts["n"] - counts["labelled"]))
     size = int(counts["texts"] / LOOKED_AT * drawn / counts["n"])
     if counts["n"] * LOOKED_AT >= MIN_LOOKED_AT and size > CLEARLY_MORE * MAX_TEXT_BYTES:
-        _refuse_texts(size, drawn)
+        refuse_texts(size, drawn)
     wheres = [f" WHERE {labelled} IS NOT NULL"]
     if counts["labelled"] < counts["n"]:
         wheres.append(f" WHERE {labelled} IS NULL")
     asked = {identity_columns(features), *identities, *([teacher.identity] if teacher is not None else [])}
     hashed = sorted(identity for identity in asked if _has(source, identity))
     parts = [
-        _fetch(
+        fetch(
             db,
             source,
             features,
@@ -543,4 +427,4 @@ def _trained_hashes(db: Database, source: Source, features: Sequence[Feature], s
                 f'column "{feature.name}" is of type {source.shown(feature.name)} in the rows trained on,'
                 f" but a {feature.kind} in the sample"
             )
-    return _all_hashes(db, source, _hash(source, features, seed))
+    return _all_hashes(db, source, hash_of(source, features, seed))

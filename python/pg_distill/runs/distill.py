@@ -21,8 +21,9 @@ from pg_distill.registry.model import Model
 from pg_distill.rows.learned import Digest, Identity, Learned
 from pg_distill.rows.sample import identities_of
 from pg_distill.rows.source import Source, identity_columns, resolve_source
-from pg_distill.runs import choice, doubts, record, verdict
+from pg_distill.runs import choice, columns, doubts, record, verdict
 from pg_distill.runs.clock import Clock
+from pg_distill.runs.columns import Run
 from pg_distill.runs.contest import (
     MAX_MEMBERS,
     call_overhead,
@@ -35,7 +36,7 @@ from pg_distill.runs.contest import (
 from pg_distill.runs.material import Material, prepare
 from pg_distill.runs.options import Options
 from pg_distill.runs.progress import Progress, Watch
-from pg_distill.runs.record import Outcome, Report, Run
+from pg_distill.runs.record import Outcome, Report
 from pg_distill.runs.summary import summarise
 from pg_distill.runs.verdict import Verdict
 from pg_distill.serving.approval import trainer_limits
@@ -158,7 +159,7 @@ def _distill(
         family = record.family(run, teacher, members, material, timings, figures, chosen, found.before)
     clock.enter("end")
     summary += material.caveat
-    row, tried = record.run_and_candidates(
+    row, tried = columns.run_and_candidates(
         run, teacher=teacher, student_name=student_name, members=members, material=material, loaded=loaded,
         configuration=found.configuration, trials=found.trials, finalists=found.finalists, control=found.control,
         timings=timings, figures=figures, compared=found.compared, decision=decision, summary=summary,

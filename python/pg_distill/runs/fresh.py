@@ -16,6 +16,7 @@ from pg_distill.database.protocol import Database
 from pg_distill.errors import InvalidData
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure import metrics
+from pg_distill.measure.metrics import default_metric
 from pg_distill.registry import locks, runs, settings
 from pg_distill.registry import models as registry
 from pg_distill.registry.model import Model, require_owner
@@ -35,7 +36,7 @@ from pg_distill.serving.timing import (
     measure_latency,
     predict_contender,
 )
-from pg_distill.teachers.register import default_metric, positions
+from pg_distill.teachers.labels import positions
 
 __all__ = ["MAX_REMEASURED", "FreshFigures", "Rows", "fresh_rows", "learned_of", "measure_on", "unlearned"]
 

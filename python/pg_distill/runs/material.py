@@ -13,6 +13,7 @@ from pg_distill.database.protocol import Database
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.measure import metrics
+from pg_distill.measure.metrics import default_metric
 from pg_distill.registry import models, runs, settings
 from pg_distill.registry.model import Model
 from pg_distill.rows.learned import Digest, Identity, Learned, are_enough
@@ -21,7 +22,7 @@ from pg_distill.rows.source import Source, check_columns, identity_columns, reso
 from pg_distill.rows.split import FIT, SELECT, SPLIT_NAMES, TEST, UNLABELLED
 from pg_distill.runs.options import Options
 from pg_distill.serving.sql_models import check_outputs, logged_columns, logged_outputs
-from pg_distill.teachers.register import default_metric, positions
+from pg_distill.teachers.labels import positions
 
 __all__ = ["Material", "prepare"]
 

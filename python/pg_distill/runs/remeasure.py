@@ -12,16 +12,16 @@ from pg_distill.registry import families, locks, runs
 from pg_distill.registry import models as registry
 from pg_distill.registry.model import Model
 from pg_distill.runs.choice import predict_name
+from pg_distill.runs.columns import accuracy_columns, accuracy_origin
 from pg_distill.runs.contest import fits
 from pg_distill.runs.fresh import MAX_REMEASURED, FreshFigures, fresh_rows, learned_of, measure_on
 from pg_distill.runs.options import Options
-from pg_distill.runs.record import accuracy_columns, accuracy_origin
 from pg_distill.runs.verdict import comparable_interval
 from pg_distill.serving.timing import (
     describe_machine,
+    latency_figures,
     require_expressions,
 )
-from pg_distill.teachers.register import latency_figures
 
 __all__ = ["remeasure"]
 

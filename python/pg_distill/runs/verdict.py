@@ -13,11 +13,11 @@ from typing import Any
 from pg_distill.child.messages import Trial
 from pg_distill.frame import Task
 from pg_distill.measure import confidence, metrics, pareto
+from pg_distill.measure.metrics import default_metric
 from pg_distill.registry.model import Model
 from pg_distill.runs.choice import CHOSEN, latency_of_teacher, offer_name, predict_name, stands_in
 from pg_distill.runs.options import Options
 from pg_distill.serving.timing import Timing
-from pg_distill.teachers.register import default_metric
 
 __all__ = [
     "Floor",

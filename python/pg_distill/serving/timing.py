@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,9 @@ __all__ = [
     "Timing",
     "contender_for",
     "describe_machine",
+    "latency_figures",
     "measure_latency",
+    "measured_here",
     "predict_contender",
     "predict_path",
     "require_expressions",
@@ -284,4 +287,33 @@ def describe_machine(db: Database) -> dict[str, Any]:
         "numpy": np.__version__,
         "onnxruntime": onnxruntime.__version__,
         **server_figures(db),
+    }
+
+
+def latency_figures(timing: Timing) -> dict[str, Any]:
+    """Return a timing as columns of ``distill.models``."""
+    latency = timing.latency
+    return {
+        "avg_latency_ms": latency.mean_ms,
+        "latency_low_ms": latency.low_ms,
+        "latency_high_ms": latency.high_ms,
+        "p50_latency_ms": latency.p50_ms,
+        "p95_latency_ms": latency.p95_ms,
+        "p99_latency_ms": latency.p99_ms,
+        "latency_declared": False,
+    }
+
+
+def measured_here(db: Database, rows: int, path: str, timing: Timing | None) -> dict[str, Any]:
+    """Return where and when a model's figures were measured, as columns of ``distill.models``."""
+    return {
+        "measured_on": {
+            "rows": rows,
+            "path": path,
+            "calls": timing.latency.n_calls if timing else 0,
+            "blocks": timing.latency.n_blocks if timing else 0,
+            "cold_ms": timing.cold_ms if timing else None,
+            "machine": describe_machine(db),
+        },
+        "measured_at": datetime.now(UTC).isoformat(),
     }

@@ -3,14 +3,16 @@
 SQL is not numpy: NaN is larger than every number and equal to itself, a comparison with NULL is neither true
 nor false, and ``exp``, ``*`` and casts to float4 raise errors where they overflow *or underflow*. So:
 
-- no float4: a float32 threshold becomes the float8 threshold that decides the same for every float8
-(`float8_threshold`); - a comparison is written so that NULL and NaN both fall through to ELSE; - leaf values
-are integers, multiples of one power of two, so sums are exact in any order and literals are short; - a number
-that is multiplied was clipped and shifted by a constant before, so it is neither huge nor tiny.
+- No float4: a float32 threshold becomes the float8 threshold that decides the same for every float8 (`float8_threshold`).
+- A comparison is written so that NULL and NaN both fall through to ELSE.
+- Leaf values are integers, multiples of one power of two, so sums are exact in any order and literals are short.
+- A number that is multiplied was clipped and shifted by a constant before, so it is neither huge nor tiny.
 
 A string that equals ``onnx_model.NULL_STRING``, which graphs read as NULL, is a value never seen before here.
 
 Sums and trees are balanced, because the parser and the executor recurse.
+
+Long, because trees, sums and networks share how a number, a category and an output are written.
 """
 
 from __future__ import annotations

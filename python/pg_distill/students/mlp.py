@@ -7,6 +7,8 @@ and an exponential average of the weights, which takes the place of a long tail 
 
 Bytes are the same with any number of threads as long as BLAS itself runs on one: OPENBLAS_NUM_THREADS=1 in
 the trainer's environment; candidates run side by side instead.
+
+Its class is long, because a family answers for itself: sizes, training, ONNX and SQL.
 """
 
 from __future__ import annotations
@@ -28,8 +30,6 @@ from pg_distill.students.objective import Calibrated, resolve_targets
 from pg_distill.students.transfer_set import TransferSet
 
 __all__ = ["Mlp"]
-
-
 PREDICT_ROWS, PREDICT_CELLS = 8192, 1 << 23
 """Rows, and rows times inputs (32 MB), that are computed at once."""
 MAX_REPEATED_TABLE = 1 << 20

@@ -17,8 +17,6 @@ from pg_distill.students.transfer_set import usual_range
 __all__ = ["Encoded", "Encoding", "Float32"]
 
 Float32 = npt.NDArray[np.float32]
-
-
 MARGIN = 0.25
 """Numbers are clipped to their usual range, widened by this share of it: infinity has an answer, outliers a sober one."""
 

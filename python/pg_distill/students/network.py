@@ -41,11 +41,7 @@ WARM_UP = 0.2
 
 
 WEIGHT_DECAY = 0.02
-
-
 BETA_1, BETA_2, EPSILON = 0.9, 0.99, 1e-8
-
-
 AVERAGE = 0.02
 """The weights' average spans about this share of all steps."""
 

@@ -7,11 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pg_distill.child.labelling import label_within
 from pg_distill.child.messages import Inspection
@@ -22,113 +20,33 @@ from pg_distill.errors import (
     LimitExceeded,
     NullNotAllowed,
 )
-from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
-from pg_distill.measure import confidence, decisions, latency, metrics
+from pg_distill.frame import Column, Feature, FloatArray, Frame, Task
+from pg_distill.measure import confidence, metrics
+from pg_distill.measure.metrics import default_metric
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.quoting import quote_identifier
 from pg_distill.registry import models, rights
 from pg_distill.registry.model import check_name
-from pg_distill.rows.canonical import match_labels
 from pg_distill.rows.sample import Label, draw_rows
 from pg_distill.rows.source import Source, check_columns, integers_beyond, lost_microseconds, resolve_source
 from pg_distill.serving.approval import inspector, model_limits
 from pg_distill.serving.sql_models import check_outputs, label_by_sql, logged_outputs, signature_without_graph
-from pg_distill.serving.timing import Timing, contender_for, describe_machine, measure_latency
+from pg_distill.serving.timing import (
+    contender_for,
+    latency_figures,
+    measure_latency,
+    measured_here,
+)
 from pg_distill.teachers import claims
+from pg_distill.teachers.labels import as_labelled, positions, task_of, warn_of_classes
 
-__all__ = [
-    "default_metric",
-    "latency_figures",
-    "positions",
-    "register_logged",
-    "register_onnx",
-    "register_sql",
-]
+__all__ = ["register_logged", "register_onnx", "register_sql"]
 
 ROWS = 2000  # rows that a new model is run and measured on
 LABEL_SECONDS = 5.0  # for a SQL expression to be run on them; a slow one is run on fewer
 MIN_ROWS = 10  # of a slow expression: on fewer, accuracy says nothing
 LATENCY_SECONDS = 3.0  # to time a new model; the run that distils it takes longer over it
 SEED = 0  # of the rows and the bootstrap of a registration
-MAX_CLASSES = 100
-
-
-def default_metric(task: Task, labelled: bool) -> str:
-    """Return the metric that is used where none is asked for."""
-    if not labelled:
-        return "agreement"
-    return "r2" if task == "regression" else "accuracy"
-
-
-def positions(label: Label | Strings, task: Task, classes: Sequence[str]) -> npt.NDArray[Any]:
-    """Return labels as class positions, -1 for NULL; or as values, NaN for NULL.
-
-    A label and a class are the same as `match_labels` says.
-
-    Raises
-    ------
-    InvalidData
-        A label that is none of the classes; one class only; text or an infinite value for a regression.
-    """
-    if task == "regression":
-        values = label.values if isinstance(label, Label) else label
-        if isinstance(values, Strings):
-            raise InvalidData("the label column is of strings, but the model is a regression")
-        if np.isinf(values).any():
-            raise InvalidData(
-                "the label column has an infinite value: no error of a prediction is defined for it"
-            )
-        return values
-    texts = label.texts if isinstance(label, Label) else label
-    assert texts is not None
-    seen = _seen(texts)
-    found = match_labels(seen, classes)
-    unknown = next((text for text in seen if text not in found), None)
-    if unknown is not None:
-        raise InvalidData(
-            f'label "{unknown}" is not among the classes of the model',
-            detail=f"The model's classes are {', '.join(classes)}.",
-            hint="Map labels to classes in the sample query.",
-        )
-    y = np.array([*(found.get(text, -1) for text in texts.categories), -1], np.int64)[texts.codes]
-    present = np.unique(y[y >= 0])
-    if len(present) == 1:
-        raise InvalidData(f'every label of the sample is "{classes[int(present[0])]}"')
-    return y
-
-
-def _seen(texts: Strings) -> list[str]:
-    return [texts.categories[code] for code in np.unique(texts.codes[texts.codes >= 0])]
-
-
-def classes_as_labelled(label: Label, classes: Sequence[str]) -> tuple[str, ...]:
-    """Return the classes of a model as its label column has them, where it writes them otherwise: 0 and 1 as false and true.
-
-    What predict_class answers can then be compared with the column. Where a label is none of the classes they stay.
-    """
-    assert label.texts is not None
-    seen = _seen(label.texts)
-    if label.sql_type.base == "bool":
-        seen = ["false", "true"]
-    found = match_labels(seen, classes)
-    if len(found) < len(seen):
-        return tuple(classes)
-    named = {position: text for text, position in found.items()}
-    return tuple(named.get(position, text) for position, text in enumerate(classes))
-
-
-def latency_figures(timing: Timing) -> dict[str, Any]:
-    """Return a timing as columns of ``distill.models``."""
-    latency = timing.latency
-    return {
-        "avg_latency_ms": latency.mean_ms,
-        "latency_low_ms": latency.low_ms,
-        "latency_high_ms": latency.high_ms,
-        "p50_latency_ms": latency.p50_ms,
-        "p95_latency_ms": latency.p95_ms,
-        "p99_latency_ms": latency.p99_ms,
-        "latency_declared": False,
-    }
 
 
 def _accuracy_figures(
@@ -149,35 +67,6 @@ def _accuracy_figures(
         "accuracy": metrics.score(metric, y, outputs),
         "accuracy_low": interval.low,
         "accuracy_high": interval.high,
-    }
-
-
-def _warn_of_classes(
-    db: Database, name: str, task: Task, classes: Sequence[str], label: Label | None, outputs: FloatArray
-) -> None:
-    """Warn where the model's answers and the label are turned round: classes in another order, values with another sign."""
-    if label is None:
-        return
-    y = positions(label, task, classes)[: len(outputs)]
-    known = np.isfinite(y) if task == "regression" else y >= 0
-    y, p = y[known], outputs[known]
-    order = decisions.class_order(y, p) if task != "regression" else None
-    falls = task == "regression" and decisions.falls(y, p)
-    for text in latency.turned_round(name, classes, order, falls=falls):
-        db.warning(text)
-
-
-def _measured_on(db: Database, rows: int, path: str, timing: Timing | None) -> dict[str, Any]:
-    return {
-        "measured_on": {
-            "rows": rows,
-            "path": path,
-            "calls": timing.latency.n_calls if timing else 0,
-            "blocks": timing.latency.n_blocks if timing else 0,
-            "cold_ms": timing.cold_ms if timing else None,
-            "machine": describe_machine(db),
-        },
-        "measured_at": datetime.now(UTC).isoformat(),
     }
 
 
@@ -246,17 +135,6 @@ def _read_as_text(db: Database, source: Source, names: Sequence[str]) -> Source:
             f" to have it as a rounded number, write {column}::float8 in the sample's query"
         )
     return replace(source, as_text=source.as_text | frozenset(names))
-
-
-def _as_labelled(signature: Signature, label: Label) -> Signature:
-    """Return the signature with the classes as the label column has them."""
-    classes = classes_as_labelled(label, signature.classes)
-    if classes == signature.classes:
-        return signature
-    output = signature.output
-    if output.form == "label":
-        output = replace(output, labels=output.labels or signature.classes)
-    return replace(signature, output=output, classes=classes)
 
 
 def register_onnx(
@@ -365,7 +243,7 @@ def register_onnx(
         raise InvalidParameter("class_threshold is of a model of two classes")
     own_classes = classes is None or (claim is not None and claim.own_classes)
     if labels is not None and own_classes and signature.task != "regression":
-        renamed = _as_labelled(signature, labels)
+        renamed = as_labelled(signature, labels)
         if claim is not None:
             claim = claim.renamed(dict(zip(signature.classes, renamed.classes, strict=True)))
         signature = renamed
@@ -376,7 +254,7 @@ def register_onnx(
         figures.update(
             _accuracy_figures(signature.task, signature.classes, labels, found.outputs, class_threshold)
         )
-        _warn_of_classes(db, name, signature.task, signature.classes, labels, found.outputs)
+        warn_of_classes(db, name, signature.task, signature.classes, labels, found.outputs)
     model = models.insert_model(
         db,
         name=name,
@@ -400,7 +278,7 @@ def register_onnx(
         contender = contender_for(db, model)
         timing = measure_latency(db, [contender], frame, seed=SEED, seconds=LATENCY_SECONDS)[contender.name]
         figures.update(latency_figures(timing))
-        figures.update(_measured_on(db, len(frame), contender.path, timing))
+        figures.update(measured_here(db, len(frame), contender.path, timing))
     models.update_figures(db, model.id, figures)
     _say_what_is_missing(db, sample, label, figures)
     return model.id
@@ -417,44 +295,6 @@ def _require_classes(signature: Signature, label: Label | None) -> None:
             f" {len(seen)} classes: it may be an embedding",
             hint="Where they are logits say so: task => 'multiclass', classes => ARRAY[...].",
         )
-
-
-def _task_of(
-    task: Task | None, classes: Sequence[str] | None, label: Label | None, width: int
-) -> tuple[Task, list[str]]:
-    """Derive task and classes of a model without a graph from what the caller said and the label column."""
-    if task is None:
-        if classes is not None:
-            task = "binary" if len(classes) == 2 else "multiclass"
-        elif width > 1:
-            task = "binary" if width == 2 else "multiclass"
-        elif label is not None:
-            few = isinstance(label.values, Strings) or len(np.unique(label.values)) <= 2
-            task = "binary" if few else "regression"
-        else:
-            raise InvalidParameter(
-                "the task cannot be told without a label column", hint="Pass task => ... ."
-            )
-    if task == "regression":
-        if classes:
-            raise InvalidParameter("a regression has no classes")
-        return task, []
-    if classes is None:
-        if label is None:
-            raise InvalidParameter(
-                "the classes cannot be told without a label column", hint="Pass classes => ... ."
-            )
-        classes = label.names()
-        if width > 1 and len(classes) != width:
-            raise InvalidParameter(
-                f"the label column has {len(classes)} classes, but the teacher gives {width} values",
-                hint="Pass classes => ... in the order of the values.",
-            )
-    if task == "binary" and len(classes) != 2:
-        raise InvalidParameter(f"a binary task has two classes, not {len(classes)}")
-    if not 2 <= len(classes) <= MAX_CLASSES:
-        raise InvalidParameter(f"a model has 2 to {MAX_CLASSES} classes, not {len(classes)}")
-    return task, list(classes)
 
 
 def register_sql(
@@ -484,7 +324,7 @@ def register_sql(
             f'column "{column}" has timestamps whose microseconds double precision does not hold, such as {first}:'
             " the expression gets them rounded"
         )
-    found_task, found_classes = _task_of(
+    found_task, found_classes = task_of(
         task, classes, labels, len(classes or ()) if (task == "multiclass") else 1
     )
     signature = signature_without_graph(columns, found_task, found_classes)
@@ -520,11 +360,11 @@ def register_sql(
             frame = frame.take(np.arange(len(outputs)))
             labels = labels if len(outputs) >= MIN_ROWS else None
         figures = _accuracy_figures(found_task, found_classes, labels, outputs)
-        _warn_of_classes(db, name, found_task, found_classes, labels, outputs)
+        warn_of_classes(db, name, found_task, found_classes, labels, outputs)
         contender = contender_for(db, model)
         timing = measure_latency(db, [contender], frame, seed=SEED, seconds=LATENCY_SECONDS)[contender.name]
         figures.update(latency_figures(timing))
-        figures.update(_measured_on(db, len(frame), contender.path, timing))
+        figures.update(measured_here(db, len(frame), contender.path, timing))
         models.update_figures(db, model.id, figures)
         _say_what_is_missing(db, sample, label, figures)
     return model.id
@@ -559,12 +399,12 @@ def register_logged(
     if beyond := integers_beyond(source, frame):
         source = _read_as_text(db, source, beyond)
         columns, frame, labels, extra = _rows(db, source, features, label, outputs)
-    found_task, found_classes = _task_of(task, classes, labels, len(outputs))
+    found_task, found_classes = task_of(task, classes, labels, len(outputs))
     raw = logged_outputs(extra, outputs)
     checked = check_outputs(raw, found_task, found_classes, frame)
     figures = _accuracy_figures(found_task, found_classes, labels, checked)
-    _warn_of_classes(db, name, found_task, found_classes, labels, checked)
-    figures.update(_measured_on(db, len(frame), "declared" if latency_ms is not None else "none", None))
+    warn_of_classes(db, name, found_task, found_classes, labels, checked)
+    figures.update(measured_here(db, len(frame), "declared" if latency_ms is not None else "none", None))
     figures.update({"avg_latency_ms": latency_ms, "latency_declared": latency_ms is not None})
     model = models.insert_model(
         db,

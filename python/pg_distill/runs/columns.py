@@ -1,0 +1,324 @@
+"""Columns of a run, its candidates and its student, from what was measured."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from pg_distill.child.messages import Trial
+from pg_distill.measure import metrics, pareto
+from pg_distill.measure.metrics import default_metric
+from pg_distill.onnx_model.signature import Signature
+from pg_distill.registry.model import Model
+from pg_distill.rows.split import FIT, SELECT, TEST, UNLABELLED
+from pg_distill.runs import choice, verdict
+from pg_distill.runs.choice import is_offered, offer_name, stands_in
+from pg_distill.runs.material import Material
+from pg_distill.runs.options import Options
+from pg_distill.runs.verdict import Verdict
+from pg_distill.serving.timing import Timing, latency_figures
+
+__all__ = ["Run", "accuracy_columns", "accuracy_origin", "column_types", "run_and_candidates"]
+
+_NO_COLUMNS = ("on_frontier", "reason", "select_classes", "tie_break_select", "jackknife_select")
+"""Fields of a trial that are not columns of ``distill.candidates`` as they stand."""
+
+
+def accuracy_columns(metric: str, scores: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the columns of ``distill.models`` that a judgement changes; none where there was none."""
+    if scores is None:
+        return {}
+    return {
+        "metric": metric,
+        "accuracy": scores["score"],
+        "accuracy_low": scores["score_low"],
+        "accuracy_high": scores["score_high"],
+    }
+
+
+def accuracy_origin(
+    scores: Mapping[str, Any] | None,
+    rows_test: int,
+    comparable: tuple[float, float] | None,
+    before: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return what ``measured_on`` says of an accuracy: how many rows judged, or that it is of another run and which."""
+    if scores is not None:
+        found = {"rows": scores["rows"]}
+        if "against" in scores:
+            low, high = comparable or (None, None)
+            found |= {"rows_test": rows_test, "comparable_low": low, "comparable_high": high}
+        return found
+    known = before or {}
+    return {
+        "rows": known.get("rows"),
+        "accuracy_run_id": known.get("accuracy_run_id") or known.get("run_id") or UNKNOWN_RUN,
+        **{key: known[key] for key in ("rows_test", "comparable_low", "comparable_high") if key in known},
+    }
+
+
+UNKNOWN_RUN = "unknown"  # stands for the run of an accuracy that is of no run that is known
+
+
+def _latency_columns(prefix: str, timing: Timing | None) -> dict[str, Any]:
+    return {
+        f"{prefix}_latency_ms": timing.latency.mean_ms if timing else None,
+        f"{prefix}_latency_low_ms": timing.latency.low_ms if timing else None,
+        f"{prefix}_latency_high_ms": timing.latency.high_ms if timing else None,
+    }
+
+
+def _accuracy_columns(prefix: str, scores: Mapping[str, Any] | None) -> dict[str, Any]:
+    scores = scores or {}
+    return {
+        f"{prefix}_accuracy": scores.get("score"),
+        f"{prefix}_accuracy_low": scores.get("score_low"),
+        f"{prefix}_accuracy_high": scores.get("score_high"),
+        f"{prefix}_log_loss": scores.get("log_loss"),
+    }
+
+
+def column_types(material: Material, signature: Signature) -> dict[str, str]:
+    """Return the types of the sample's columns, which the caller named, and not those that the teacher's owner stored."""
+    return {name: material.source.types[name] for name in signature.names}
+
+
+def _candidate(
+    trial: Trial,
+    material: Material,
+    timing: Timing | None,
+    scores: Mapping[str, Any] | None,
+    *,
+    on_frontier: bool,
+    kept: bool,
+    chosen: bool,
+    reason: str,
+) -> dict[str, Any]:
+    """Return columns of ``distill.candidates``."""
+    columns = {key: value for key, value in trial.fields.items() if key not in _NO_COLUMNS}
+    if timing is not None:
+        columns.update({k: v for k, v in latency_figures(timing).items() if k != "latency_declared"})
+    if scores is not None:
+        columns.update(
+            accuracy=scores["score"],
+            accuracy_low=scores["score_low"],
+            accuracy_high=scores["score_high"],
+            fidelity=scores["fidelity"],
+            log_loss=scores["log_loss"],
+        )
+    if trial.artifact is not None:
+        columns["sha256"] = hashlib.sha256(trial.artifact).hexdigest()
+    columns.update(
+        on_frontier=on_frontier,
+        chosen=chosen,
+        reason=reason,
+        artifact=trial.artifact if kept else None,
+        expression=trial.fields.get("expression") if kept else None,
+    )
+    if trial.signature is not None:
+        columns["input_schema"], columns["output_schema"] = trial.signature.to_json()
+        columns["input_schema"]["types"] = column_types(material, trial.signature)
+    return columns
+
+
+def run_and_candidates(
+    run: Run,
+    *,
+    teacher: Model,
+    student_name: str,
+    members: Mapping[str, Model],
+    material: Material,
+    loaded: Mapping[str, Any],
+    configuration: Mapping[str, Any],
+    trials: Sequence[Trial],
+    finalists: Sequence[Trial],
+    control: Trial | None,
+    timings: Mapping[str, Timing],
+    figures: Mapping[str, Any],
+    compared: Mapping[str, Any],
+    decision: Verdict,
+    summary: str,
+    seconds: Mapping[str, float],
+    survey: Mapping[str, Any],
+    warnings: Sequence[str],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the run, without its student's id and version, and every candidate, accepted or not, with the reason."""
+    sample, options = material.sample, run.options
+    scores, chosen = figures["candidates"], decision.chosen
+    ours = scores[str(chosen.scored_as)] if chosen is not None else None
+    timing = timings[offer_name(chosen.number)] if chosen is not None else None
+    teacher_columns = _latency_columns("teacher", timings.get(teacher.id))
+    if teacher.kind == "logged":
+        teacher_columns["teacher_latency_ms"] = teacher.avg_latency_ms
+    resolved = {
+        **asdict(options),
+        "teacher": teacher.qualified_name,
+        "sample": material.source.query,
+        "label": material.label,
+        "metric": material.metric,
+        "trained_on": material.trained_on.query if material.trained_on is not None else None,
+        "student_name": student_name,
+        "families": list(configuration["families"]),
+    }
+    row = {
+        "run_id": run.id,
+        "teacher_name": teacher.name,
+        "teacher_version": teacher.version,
+        "student_name": student_name,
+        "accepted": decision.accepted,
+        "summary": summary,
+        "requested": {k: v for k, v in asdict(options).items() if v is not None},
+        "resolved": resolved,
+        "seed": options.seed,
+        "metric": material.metric,
+        **teacher_columns,
+        **_latency_columns("student", timing),
+        **_accuracy_columns("teacher", figures["teacher"]),
+        **_accuracy_columns("student", ours),
+        "latency_declared": teacher.latency_declared,
+        "pareto_score": decision.pareto_score,
+        "fidelity": ours["fidelity"] if ours is not None else None,
+        "lift": ours["lift"] if ours is not None else None,
+        "majority_accuracy": figures["majority"],
+        "figures": {
+            **_compared(material.metric, teacher, figures["teacher"], ours, control, scores, compared),
+            "asked": len(decision.refused) + decision.accepted,
+            "labelling": dict(loaded),
+            "search": dict(configuration),
+            "chosen": chosen.number if chosen is not None else None,
+            "teacher_latency": asdict(timings[teacher.id].latency) if teacher.id in timings else None,
+            "student_latency": asdict(timing.latency) if timing is not None else None,
+            "student_cold_ms": timing.cold_ms if timing is not None else None,
+            "teacher_path": timings[teacher.id].path if teacher.id in timings else None,
+            "family": _family_figures(members, figures),
+            "floor": _floor(options, material.metric, teacher, figures),
+            "survey": dict(survey),
+            "warnings": list(warnings),
+        },
+        "predict_path": timing.path if timing is not None else None,
+        "rows_total": sample.rows_total,
+        "rows_fit": sample.count(FIT),
+        "rows_select": sample.count(SELECT),
+        "rows_test": sample.count(TEST),
+        "rows_unlabelled": sample.count(UNLABELLED),
+        "sample_digest": sample.digest,
+        "machine": dict(run.machine),
+        "timings": dict(seconds),
+        "started_at": run.started_at.isoformat(),
+        "learned_from": material.learned(run.id).to_json(),
+    }
+    undefined = float("-inf")  # a metric that is not defined on the test rows is dominated by any that is
+    points = {}
+    form_of = {trial.number: trial.form for trial in finalists}
+    for trial in finalists:
+        score = scores[str(trial.scored_as)]["score"]
+        points[trial.number] = (
+            timings[offer_name(trial.number)].latency.mean_ms,
+            undefined if score is None else score,
+        )
+    kept_by_search = {trial.number for trial in choice.kept_by_search(trials)}
+    candidates = []
+    for trial in trials:
+        is_finalist = trial.number in points
+        beaten = is_finalist and any(
+            pareto.dominates(other, points[trial.number])
+            for n, other in points.items()
+            if stands_in(form_of[n], trial.form)
+        )
+        candidates.append(
+            _candidate(
+                trial,
+                material,
+                timings.get(offer_name(trial.number)),
+                scores.get(str(trial.scored_as)),
+                on_frontier=is_finalist and not beaten,
+                # Also what the test rows dominate: the choice on the select rows was an honest one.
+                kept=(is_finalist and not beaten) or trial.number in kept_by_search or trial is chosen,
+                chosen=trial is chosen,
+                reason=_reason(trial, decision, options.target_latency_ms, timed=is_finalist, beaten=beaten),
+            )
+        )
+    return row, candidates
+
+
+def _floor(
+    options: Options, metric: str, teacher: Model, figures: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return the floor of the run, as it was held against its candidates."""
+    asked = verdict.floor(options, metric, teacher.task, figures["teacher"]["score"], figures["majority"])
+    return asdict(asked) if asked is not None else None
+
+
+def _family_figures(members: Mapping[str, Model], figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by member how many of the test rows judged it, none where they may not, and what it reached on these."""
+    found = {}
+    for key, member in members.items():
+        scores = figures["members"].get(key)
+        found[member.qualified_name] = {
+            "rows": scores["rows"] if scores is not None else 0,
+            "score": scores["score"] if scores is not None else None,
+        }
+    return found
+
+
+def _compared(
+    metric: str,
+    teacher: Model,
+    theirs: Mapping[str, Any],
+    ours: Mapping[str, Any] | None,
+    control: Trial | None,
+    scores: Mapping[str, Any],
+    compared: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return figures of teacher, student and control, each metric with its interval, and their paired differences."""
+    its = scores[str(control.scored_as)] if control is not None else None
+    own = metric if metric != metrics.AGREEMENT else default_metric(teacher.task, True)
+    found: dict[str, Any] = {}
+    intervals, versus = compared.get("intervals", {}), compared.get("versus", {})
+    for name, figures in (("teacher", theirs), ("student", ours), ("control", its)):
+        found[name] = {**figures, "intervals": intervals.get(name)} if figures is not None else None
+    if control is not None:
+        found["control"]["candidate"] = control.number
+    for other in ("teacher", "control"):
+        differences = versus.get(f"student-{other}")
+        found[f"versus_{other}"] = (
+            {**differences[own], "metrics": differences} if differences is not None else None
+        )
+    return found
+
+
+def _reason(trial: Trial, decision: Verdict, target_ms: float, *, timed: bool, beaten: bool) -> str:
+    """Return why a candidate was chosen, or why not."""
+    reason: str = trial.fields["reason"]
+    if trial is decision.chosen:
+        return decision.reason
+    if trial.number in decision.refused and decision.accepted:
+        return f"refused: {decision.refused[trial.number]}"
+    if beaten:
+        return "dominated by another candidate on the test rows, in the backend"
+    if not timed:
+        return (
+            f"{reason}, which is too long to be timed as a whole" if trial.fields["on_frontier"] else reason
+        )
+    if not is_offered(trial, target_ms):
+        return (
+            f"{reason}, on the frontier, but a statement for one row takes {trial.fields['statement_latency_ms']:.3g} ms,"
+            " planning included, over the target"
+        )
+    if trial.form != "predict":
+        return f"{reason}, on the frontier"
+    # What the select rows dominate may be on the frontier of the test rows.
+    return reason if trial.fields["on_frontier"] else "on the frontier on the test rows, in the backend"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's identity."""
+
+    id: str
+    options: Options
+    started_at: datetime
+    machine: Mapping[str, Any]
