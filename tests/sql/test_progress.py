@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import pytest
@@ -44,7 +46,14 @@ def test_activity_and_notices(connect: Connect) -> None:
     session = connect(application_name="own name")
     load_cancer(session)
     said: list[str] = []
-    session.add_notice_handler(lambda diagnostic: said.append(diagnostic.message_primary or ""))
+    details: list[dict[str, Any]] = []
+
+    def listen(diagnostic: errors.Diagnostic) -> None:
+        said.append(diagnostic.message_primary or "")
+        if diagnostic.message_detail:
+            details.append(json.loads(diagnostic.message_detail))
+
+    session.add_notice_handler(listen)
     over, seen = threading.Event(), []
     observer = threading.Thread(target=lambda: seen.extend(watch(connect, session.info.backend_pid, over)))
     observer.start()
@@ -65,8 +74,9 @@ def test_activity_and_notices(connect: Connect) -> None:
     assert parts == sorted(parts) and parts[-1] > parts[0]
     assert shown(session) == "own name"
     assert session.info.parameter_status("application_name") == "own name"
-    stages = [line for line in said if re.fullmatch(r"[a-z]+: .*about \d+ s left \(\d+%\)", line)]
-    assert stages
+    # What programs read of a notice: the detail, as JSON.
+    assert {"screen", "sizes"} & {detail["stage"] for detail in details}
+    assert all(0 <= detail["done"] <= 1 and detail["seconds_left"] >= 0 for detail in details)
     assert len(said) <= 4 + seconds  # at most one a second, and what begins and ends a run
 
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pg_distill.errors import InvalidParameter
 from pg_distill.frame import FloatArray, Frame, Task
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["distinct_classes", "finite", "label_within", "probabilities_of"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,6 @@ import numpy.typing as npt
 from pg_distill.child.wire import Message
 from pg_distill.frame import Column, Feature, FloatArray, Frame, ModelForm, Strings
 from pg_distill.onnx_model.signature import Cost, Signature
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["SIGNATURE", "Inspection", "Trial", "pack", "read_signature", "unpack", "write_signature"]
 

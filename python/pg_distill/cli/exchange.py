@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pg_distill import __version__
 from pg_distill.cli.connection import (
@@ -29,9 +29,6 @@ from pg_distill.errors import (
     InvalidState,
 )
 from pg_distill.text import printable, storable
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["export", "export_options", "import_", "import_options"]
 

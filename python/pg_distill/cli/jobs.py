@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from pg_distill.cli.connection import (
     DONE,
@@ -15,9 +14,6 @@ from pg_distill.cli.terminal import show, warn
 from pg_distill.errors import (
     InvalidParameter,
 )
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["cancel", "jobs", "run_option", "worker", "worker_options"]
 

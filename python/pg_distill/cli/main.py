@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from pg_distill import __version__
 from pg_distill.cli.connection import (
@@ -57,9 +57,6 @@ from pg_distill.errors import (
     PgDistillError,
 )
 from pg_distill.text import printable
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["COMMANDS", "main"]
 

@@ -6,7 +6,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from pg_distill.cli.segments import Answers
 from pg_distill.frame import FloatArray
 from pg_distill.measure.confidence import Interval, share_interval
 from pg_distill.text import printable
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["calibration_plot", "frontier_plot", "milliseconds"]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pg_distill.cli.connection import (
     DONE,
@@ -19,9 +19,6 @@ from pg_distill.cli.terminal import Bar, show, warn, while_drawing, write_file
 from pg_distill.errors import (
     InvalidState,
 )
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "OPTIONS",
@@ -83,12 +80,12 @@ def distill(arguments: argparse.Namespace) -> int:
         bar = Bar(float(given.get("time_budget_s", 120.0)))
 
         def listen(diagnostic: Any) -> None:
-            text = diagnostic.message_primary or ""
-            if match := _PROGRESS.fullmatch(text):
-                bar.take(match["stage"], float(match["percent"]) / 100, match["candidate"])
-            else:
+            try:
+                progress = json.loads(diagnostic.message_detail or "")
+                bar.take(progress["stage"], float(progress["done"]), progress["candidate"])
+            except (ValueError, KeyError, TypeError):  # no progress, but something that a person is to read
                 bar.clear()
-                warn(text)
+                warn(diagnostic.message_primary or "")
 
         connection.add_notice_handler(listen)
         [place] = rows_of(connection, _DISTILL_MODEL) or [
@@ -113,10 +110,6 @@ _DISTILL_MODEL = (
     " JOIN pg_proc p ON p.oid = d.objid JOIN pg_namespace n ON n.oid = p.pronamespace"
     " WHERE e.extname = 'pg_distill' AND p.proname = 'distill_model'"
 )
-
-
-_PROGRESS = re.compile(r"(?P<stage>[a-z]+): (?:(?P<candidate>.*), )?about \d+ s left \((?P<percent>\d+)%\)")
-"""What distill_model says by NOTICE while it works."""
 
 
 _RUNS = (

@@ -274,8 +274,8 @@ class PlpyDatabase(Database):
     def check_interrupts(self) -> None:
         self._plpy.execute("select")
 
-    def notice(self, message: str) -> None:
-        self._plpy.notice(message)
+    def notice(self, message: str, *, detail: str | None = None) -> None:
+        self._plpy.notice(message, **({} if detail is None else {"detail": detail}))
 
     def warning(self, message: str, *, detail: str | None = None, hint: str | None = None) -> None:
         given = {"detail": detail, "hint": hint}

@@ -142,7 +142,7 @@ class PsycopgDatabase(Database):
     def check_interrupts(self) -> None:
         self._check()
 
-    def notice(self, message: str) -> None:
+    def notice(self, message: str, *, detail: str | None = None) -> None:
         self._say(message)
 
     def warning(self, message: str, *, detail: str | None = None, hint: str | None = None) -> None:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["PINNED", "PIN_FOR_GOOD", "PIN_HERE", "SCHEMAS", "SET_PATH", "is_missing"]
 
 

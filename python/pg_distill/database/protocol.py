@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pg_distill.errors import InvalidState
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Argument", "Cursor", "Database", "Row", "T", "check_schemas", "extension_version", "is_superuser"]
 
@@ -105,8 +102,8 @@ class Database(Protocol):
     def check_interrupts(self) -> None:
         """Let PostgreSQL act on cancel, timeout and termination; raises if it does."""
 
-    def notice(self, message: str) -> None:
-        """Say something to the client at once."""
+    def notice(self, message: str, *, detail: str | None = None) -> None:
+        """Say something to the client at once; ``detail`` is for programs, as JSON."""
 
     def warning(self, message: str, *, detail: str | None = None, hint: str | None = None) -> None:
         """Warn the client."""

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import NoneType
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pg_distill.database.protocol import Database
 from pg_distill.errors import InvalidParameter
@@ -24,9 +24,6 @@ from pg_distill.runs.options import Options
 from pg_distill.runs.record import Outcome, Report
 from pg_distill.serving import approval
 from pg_distill.text import storable
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "LEASE_SECONDS",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -74,8 +75,18 @@ class Clock:
         quiet = time.monotonic() - self._told
         if quiet > (SECONDS_BETWEEN_NOTICES if stage == self._told_stage else SECONDS_BETWEEN_STAGES):
             self._told_stage = stage
-            left = f"about {self.standing.now().seconds_left:.0f} s left"
-            self.say(f"{stage}: {', '.join(filter(None, [which + (candidate or ''), left]))} ({done:.0%})")
+            left = self.standing.now().seconds_left
+            what = f"{which}{candidate or ''}" or None
+            text = ", ".join(filter(None, [what, f"about {left:.0f} s left"]))
+            # Also as a program reads it: pg-distill draws its bar of it.
+            detail = {
+                "stage": stage,
+                "done": round(done, 3),
+                "candidate": what,
+                "seconds_left": round(left, 1),
+            }
+            self._told = time.monotonic()
+            self.db.notice(f"{stage}: {text} ({done:.0%})", detail=json.dumps(detail))
 
     def _report(self, stage: str, done: float, candidate: str | None) -> None:
         self.standing.watch(stage, done, candidate)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from pg_distill.database.protocol import Database
@@ -14,9 +12,6 @@ from pg_distill.errors import (
 )
 from pg_distill.frame import FloatArray
 from pg_distill.serving.predictors import Predictor
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["array_cells", "predict_batch", "predict_class_batch"]
 

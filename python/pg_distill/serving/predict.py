@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pg_distill import __version__
 from pg_distill.database.interrupts import Watchdog
@@ -33,9 +33,6 @@ from pg_distill.onnx_model.signature import Cost, Signature
 from pg_distill.rows.canonical import stored_types
 from pg_distill.serving import predictors
 from pg_distill.serving.predictors import Cascade, OnnxPredictor, Predictor, SqlPredictor
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["OFFERED", "find", "offer", "offer_here", "once", "warm_up", "withdraw"]
 
