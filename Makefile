@@ -4,6 +4,7 @@
 # make test             every test on every server that can be had here; make lint, make bench, make bench-quality
 # make fuzz             hostile ONNX files by the thousand; make third-party, which exports of other software are taken
 # make docs             the reference under extension/doc, from the comments of the SQL objects
+# make results          the tables of measurements in the documents, from tests/bench/results
 # make test-faults      the long form of the faults, and every test on an upgraded extension; prints what was injected
 # make test-long        the tests of SQL with those that take minutes each: a million rows as SQL and ONNX, 10 million rows scored
 # make dist             the archive for PGXN
@@ -23,7 +24,7 @@ EXTRA_CLEAN = build docker/certs/*.crt
 
 .DEFAULT_GOAL := all
 .PHONY: all install uninstall clean install-dependencies freeze check-frozen dist \
-	images lock lint test test-packages test-faults test-long unit fuzz third-party docs demo bench bench-quality
+	images lock lint test test-packages test-faults test-long unit fuzz third-party docs results demo bench bench-quality
 
 all: $(PRODUCTS)
 clean:
@@ -180,6 +181,10 @@ test-faults: $(VENV)/.made $(PRODUCTS)
 # The reference, from the comments of the SQL objects.
 docs: $(VENV)/.made $(PRODUCTS)
 	PYTHONPATH=tests $(VENV)/bin/python tests/docs/reference.py
+
+# The tables of measurements, from what the benches left in tests/bench/results.
+results:
+	python3 tests/docs/results.py
 
 demo:
 	python3 python/demo/run.py $(DEMO_FLAGS)
