@@ -4,6 +4,7 @@
 # make test             every test on every server that can be had here; make lint, make bench, make bench-quality
 # make fuzz             hostile ONNX files by the thousand; make third-party, which exports of other software are taken
 # make docs             the reference under extension/doc, from the comments of the SQL objects
+# make pictures         the picture of the architecture, from the imports
 # make results          the tables of measurements in the documents, from tests/bench/results
 # make test-faults      the long form of the faults, and every test on an upgraded extension; prints what was injected
 # make test-long        the tests of SQL with those that take minutes each: a million rows as SQL and ONNX, 10 million rows scored
@@ -24,7 +25,7 @@ EXTRA_CLEAN = build docker/certs/*.crt
 
 .DEFAULT_GOAL := all
 .PHONY: all install uninstall clean install-dependencies freeze check-frozen dist \
-	images lock lint test test-packages test-faults test-long unit fuzz third-party docs results demo bench bench-quality
+	images lock lint test test-packages test-faults test-long unit fuzz third-party docs pictures results demo bench bench-quality
 
 all: $(PRODUCTS)
 clean:
@@ -185,6 +186,10 @@ docs: $(VENV)/.made $(PRODUCTS)
 # The tables of measurements, from what the benches left in tests/bench/results.
 results:
 	python3 tests/docs/results.py
+
+# Who imports whom.
+pictures:
+	python3 tests/docs/architecture.py
 
 demo:
 	python3 python/demo/run.py $(DEMO_FLAGS)
