@@ -25,7 +25,7 @@ EXTRA_CLEAN = build docker/certs/*.crt
 
 .DEFAULT_GOAL := all
 .PHONY: all install uninstall clean install-dependencies freeze check-frozen dist \
-	images lock lint test test-packages test-faults test-long unit fuzz third-party docs pictures results demo bench bench-quality
+	images lock lint test test-packages test-faults test-long unit fuzz third-party docs demo bench bench-quality
 
 all: $(PRODUCTS)
 clean:
@@ -183,11 +183,11 @@ test-faults: $(VENV)/.made $(PRODUCTS)
 docs: $(VENV)/.made $(PRODUCTS)
 	PYTHONPATH=tests $(VENV)/bin/python tests/docs/reference.py
 
-# The tables of measurements, from what the benches left in tests/bench/results.
+# What the documents show: the tables of measurements, from tests/bench/results, and who imports whom.
+.PHONY: results pictures
 results:
 	python3 tests/docs/results.py
 
-# Who imports whom.
 pictures:
 	python3 tests/docs/architecture.py
 
