@@ -4,6 +4,8 @@
 # make test             every test on every server that can be had here; make lint, make bench, make bench-quality
 # make fuzz             hostile ONNX files by the thousand; make third-party, which exports of other software are taken
 # make docs             the reference under extension/doc, from the comments of the SQL objects
+# make pictures         the picture of the architecture, from the imports
+# make results          the tables of measurements in the documents, from tests/bench/results
 # make test-faults      the long form of the faults, and every test on an upgraded extension; prints what was injected
 # make test-long        the tests of SQL with those that take minutes each: a million rows as SQL and ONNX, 10 million rows scored
 # make dist             the archive for PGXN
@@ -184,6 +186,14 @@ test-faults: $(VENV)/.made $(PRODUCTS)
 # The reference, from the comments of the SQL objects.
 docs: $(VENV)/.made $(PRODUCTS)
 	PYTHONPATH=tests $(VENV)/bin/python tests/docs/reference.py
+
+# What the documents show: the tables of measurements, from tests/bench/results, and who imports whom.
+.PHONY: results pictures
+results:
+	python3 tests/docs/results.py
+
+pictures:
+	python3 tests/docs/architecture.py
 
 demo:
 	python3 python/demo/run.py $(DEMO_FLAGS)

@@ -93,9 +93,8 @@ def test_the_command_line_and_dbt_take_them_too() -> None:
 
 
 def test_the_documents_name_them() -> None:
-    readme = (ROOT / "README.md").read_text()
-    start = readme.index("### distill_model's arguments")
-    table = readme[start : readme.index("\n## ", start)]
+    page = (ROOT / "extension" / "doc" / "pg_distill-arguments.md").read_text()
+    table = page.partition("\n## ")[0]
     rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (.*?) \|", table, re.MULTILINE)
     named = [name for row, _ in rows for name in re.findall(r"`(\w+)`", row)]
     assert sorted(named) == sorted(set(NAMES) - {"teacher"})
