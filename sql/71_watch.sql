@@ -9,7 +9,7 @@ from pg_distill import sqlapi
 return sqlapi.check(plpy, model, sample, label, max_rows, seed, include_learned)
 $$;
 COMMENT ON FUNCTION distill.check(text, text, text, int, bigint, boolean) IS
-    'fidelity, accuracy and latency on fresh rows beside those recorded, a row a figure, and whether the model still holds its place; without a sample: the test split of its run''s rows as they are now. Rows that the model or its teacher has learned from are left out, and their share is said';
+    'fidelity, accuracy and latency on fresh rows beside those recorded, one row per figure, and whether the model still holds its place; without a sample: the test split of its run''s rows as they are now. Rows that the model or its teacher has learned from are left out, and their share is said';
 
 CREATE FUNCTION distill.remeasure(
     model text, OUT name text, OUT version text, OUT avg_latency_ms float8, OUT latency_low_ms float8, OUT latency_high_ms float8,

@@ -389,7 +389,7 @@ def test_prune(db: psycopg.Connection, run: Run) -> None:
 
 
 def test_doctor(server: servers.Server, run: Run, role: Callable[..., str], database: str) -> None:
-    """It creates the extension, says what is in the way, and finds nothing to do afterwards."""
+    """It creates the extension, says what blocks it, and finds nothing to do afterwards."""
     fresh = "pg_distill_fresh"
     drop_database(server, fresh)
     with server.connect() as connection:

@@ -1,4 +1,4 @@
-"""A distillation says how far it is, by notices and in pg_stat_activity, and gives the session its name back."""
+"""A distillation reports its progress, by notices and in pg_stat_activity, and gives the session its name back."""
 
 from __future__ import annotations
 

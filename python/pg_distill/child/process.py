@@ -63,7 +63,7 @@ OUT_OF_MEMORY_HINT = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What a child may use: bytes of address space, threads, and how far it stands back behind others."""
+    """What a child may use: bytes of address space, threads, and its niceness."""
 
     memory_bytes: int = 8 << 30
     threads: int = 2

@@ -29,7 +29,7 @@ def init_options(parser: argparse.ArgumentParser) -> None:
 
 
 def init(arguments: argparse.Namespace) -> int:
-    """Create or update the extension, and say what is in the way and what to do; the exit code says which it is."""
+    """Create or update the extension, and say what blocks it and what to do; the exit code says which it is."""
     with connect(arguments) as connection:
         doctor = Examination(connection)
         doctor.look_at_server()

@@ -104,7 +104,7 @@ class Bar:
         self._progress.watch(stage, done, candidate)
 
     def draw(self, line: tuple[str, float, str | None, float] | None = None) -> None:
-        """Draw how far it is: ``line`` is stage, progress (0..1), candidate and seconds left."""
+        """Draw the progress: ``line`` is stage, progress (0..1), candidate and seconds left."""
         stage, part, candidate, left = line if line is not None else self._progress.now()
         what = f"{stage}{': ' + candidate if candidate else ''}"
         if self._terminal:

@@ -149,7 +149,7 @@ class PsycopgDatabase(Database):
         self._say("\n".join(text for text in (message, detail, hint) if text is not None))
 
     def show_activity(self, text: str | None) -> None:
-        """Show nothing: the connection has its job's name, and distill.jobs says how far it is."""
+        """Show nothing: the connection has its job's name, and distill.jobs reports its progress."""
 
     def _run(self, sql: str, values: Sequence[Any] = ()) -> tuple[list[tuple[str, int, int]], list[Row]]:
         from psycopg import RawCursor

@@ -7,8 +7,8 @@ call, lets PostgreSQL do what it has to, which mostly raises; where it does not 
 still there) the call is made again.
 
 The thread is born with all signals blocked, at the first long call, and sleeps on a lock in between: it wants neither the
-processor nor the interpreter's lock. It holds no lock of anybody's, so that nothing of it stands in the way where a backend
-forks or exits.
+processor nor the interpreter's lock. It holds no lock of anybody's, so that nothing of it blocks a backend that forks
+or exits.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def sample_of(db: Database, model: Model, sample: str | None) -> str:
 
 
 def server_figures(db: Database) -> Row:
-    """Return the server's version and what else of it a latency hangs on."""
+    """Return the server's version and what else of it a latency depends on."""
     return db.query(
         "select pg_catalog.current_setting('server_version') as postgresql,"
         " pg_catalog.current_setting('jit') as jit, pg_catalog.pg_is_in_recovery() as standby"

@@ -41,7 +41,7 @@ SETTINGS: Mapping[str, Setting] = {
     "artifact_limit_mb": Setting(256, 1, 1000, "MB", "largest ONNX file that is registered"),
     "trainer_memory_mb": Setting(8192, 256, 1 << 20, "MB", "address space of a training process"),
     "trainer_threads": Setting(2, 1, 64, "threads", "threads of a training process"),
-    "trainer_niceness": Setting(10, 0, 19, "nice", "how far training stands back behind queries"),
+    "trainer_niceness": Setting(10, 0, 19, "nice", "niceness of the training process"),
     "concurrent_trainings": Setting(
         2, 1, 64, "processes", "distillations at once on this server; more are refused"
     ),

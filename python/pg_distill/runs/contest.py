@@ -41,7 +41,7 @@ __all__ = [
 
 PROBES, PROBE_SECONDS = 3, 0.5  # for what predict costs around a model: how often that is timed, and how long
 CASCADE_SECONDS = 4.0  # for cascades
-CASCADE_SHARE = 0.9  # of the target that a cascade is planned for: its mean hangs on which rows come
+CASCADE_SHARE = 0.9  # of the target that a cascade is planned for: its mean depends on which rows come
 MAX_CASCADES = 2
 MAX_MEMBERS = 12  # students and versions of the family that are measured again: its frontier and the newest
 _PROBE = "\x1fprobe"  # a name that no registered model can have

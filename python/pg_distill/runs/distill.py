@@ -68,7 +68,7 @@ def distill(
     run_id
         The run's id where it has one before it runs.
     watch
-        Is told how far it is: a ``progress.Progress`` makes a part of the whole and a time left of it.
+        Is told the progress: a ``progress.Progress`` makes a part of the whole and a time left of it.
     store
         Stores what the run leaves, all or nothing; `record.store` unless told otherwise.
 

@@ -27,7 +27,7 @@ LABEL_ROWS = 4096
 """Augmented rows that are labelled at once, between two looks at who has finished."""
 BLOCK_ROWS, HOT_DECK_ROWS = (512, 16384), 8192
 """Augmented rows are made in blocks of as many as there are real ones, but at least and at most so many: what a row is then
-hangs on its place alone, not on who asked before. Hot-deck blocks have no upper end: each grows trees of its own."""
+depends on its place alone, not on who asked before. Hot-deck blocks have no upper end: each grows trees of its own."""
 
 
 class Rows:
@@ -108,7 +108,7 @@ class Rows:
     def make_more(self, kind: str) -> None:
         """Make and label the next ``LABEL_ROWS`` of a kind, or find that there are no more to be had.
 
-        What a row is hangs on its place in its kind's series alone, not on who asks for how many.
+        What a row is depends on its place in its kind's series alone, not on who asks for how many.
         """
         made = None
         try:

@@ -84,7 +84,7 @@ class Linear(Calibrated):
         return [{"bins": 0}, {"bins": 16}, {"bins": 64}]
 
     def prototype(self, data: TransferSet) -> bytes | None:
-        """Return the model before it has learned anything but its bins: latency hangs on these alone."""
+        """Return the model before it has learned anything but its bins: latency depends on these alone."""
         twin = Linear(**self._arguments())
         twin._prepare(data)
         twin.slopes_ += 1.0

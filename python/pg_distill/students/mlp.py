@@ -100,7 +100,7 @@ class Mlp(Calibrated):
         return layers
 
     def prototype(self, data: TransferSet) -> bytes:
-        """Return the untrained network: its latency hangs on its shape alone."""
+        """Return the untrained network: its latency depends on its shape alone."""
         twin = Mlp(**self._arguments())
         twin.layers_ = twin._prepare(data)
         return twin.to_onnx()
