@@ -28,19 +28,22 @@ OPTIONS = Options("t", target_latency_ms=1.0, min_accuracy=0.8)
 
 def trial(number: int, select: float, latency: float = 0.1, **fields: Any) -> Trial:
     """Return a candidate that was trained, and whose metric has no noise unless ``jackknife_select`` says so."""
-    known = {
-        "select_accuracy": select,
-        "trainer_latency_ms": latency,
+    known: dict[str, Any] = {
         "on_frontier": True,
-        "is_control": False,
         "reason": "on the frontier",
-        "family": "mlp",
-        "expression": None,
         "select_classes": 2,
         "tie_break_select": 0.0,
-        "jackknife_select": [],
     }
-    return Trial(number, known | fields, f"file {number}".encode(), SIGNATURE)
+    return Trial(
+        number=number,
+        family="mlp",
+        configuration={},
+        artifact=f"file {number}".encode(),
+        signature=SIGNATURE,
+        select_accuracy=select,
+        trainer_latency_ms=latency,
+        **(known | fields),
+    )
 
 
 def timing(mean: float) -> Timing:
@@ -99,7 +102,7 @@ def test_within_noise_log_loss_decides_and_then_latency() -> None:
     # Nobody asked for SQL: it is the answer where it is more accurate, not where it is as good.
     as_sql = replace(fast, number=4, twin=2)
     assert [t.number for t in choice.preferred([worse, top, as_sql], sql_wanted=False)] == [0, 4, 3]
-    as_sql = replace(as_sql, fields={**as_sql.fields, "tie_break_select": -0.5})
+    as_sql = replace(as_sql, tie_break_select=-0.5)
     assert [t.number for t in choice.preferred([worse, top, as_sql], sql_wanted=True)] == [4, 0, 3]
 
 
@@ -159,7 +162,7 @@ def test_a_sql_form_as_good_as_the_answer_is_the_answer_where_it_is_wanted() -> 
     as_sql = replace(
         trial(2, 0.803, statement_latency_ms=0.1, jackknife_select=list(0.803 + noise[0])), twin=3
     )
-    as_sql = replace(as_sql, fields={**as_sql.fields, "tie_break_select": -0.44})
+    as_sql = replace(as_sql, tie_break_select=-0.44)
     known = timings({0: 0.1, 1: 0.1, 2: 0.01}, t=5.0)
     for wanted, numbers in ((True, [2, 1, 0]), (False, [1, 0, 2])):
         found = choice.ranked([top, answer, as_sql], known, 1.0, TEACHER, (0.99, 2), sql_wanted=wanted)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,19 +27,41 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate as the backend gets it: ``fields`` are columns of ``distill.candidates``."""
+    """A candidate as the backend gets it: a trained student, its SQL form, or a cascade of one with its teacher.
+
+    Figures are of the select rows and of the training process; None where nothing was trained or measured.
+    """
 
     number: int
-    fields: Mapping[str, Any]
+    family: str
+    configuration: Mapping[str, Any]
     artifact: bytes | None
     signature: Signature | None
+    select_accuracy: float | None
+    trainer_latency_ms: float | None
+    reason: str
+    is_control: bool = False
+    on_frontier: bool = False
+    size_bytes: int | None = None
+    seconds: float | None = None
+    expression: str | None = None
+    tie_break_select: float | None = None
+    jackknife_select: Sequence[float | None] = ()
+    select_classes: int | None = None
+    """How many classes it names."""
+    class_threshold: float | None = None
+    """The probability from which the last of two classes is named, where that is not one half."""
+    threshold: float | None = None
+    """Of a cascade: the confidence below which it asks its teacher."""
+    statement_latency_ms: float | None = None
+    """Of a SQL form: a statement for one row, planning included."""
     twin: int | None = None
     """The candidate that this one is, as a SQL expression: it predicts the same by another way."""
 
     @property
     def form(self) -> ModelForm:
         """How it answers, which is what its latency is of."""
-        if self.fields.get("threshold") is not None:
+        if self.threshold is not None:
             return "cascade"
         return "predict" if self.twin is None else "sql"
 
@@ -51,7 +73,37 @@ class Trial:
     @property
     def is_scorable_control(self) -> bool:
         """Whether it learned from labels alone and can be compared with."""
-        return bool(self.fields["is_control"]) and self.artifact is not None
+        return self.is_control and self.artifact is not None
+
+    def to_row(self) -> dict[str, Any]:
+        """Return what of it are columns of ``distill.candidates`` as they stand."""
+        return {
+            "candidate": self.number,
+            "family": self.family,
+            "configuration": self.configuration,
+            "is_control": self.is_control,
+            "size_bytes": self.size_bytes,
+            "select_accuracy": self.select_accuracy,
+            "trainer_latency_ms": self.trainer_latency_ms,
+            "seconds": self.seconds,
+            "form": self.form,
+            "statement_latency_ms": self.statement_latency_ms,
+            "threshold": self.threshold,
+            "class_threshold": self.class_threshold,
+        }
+
+    def to_reply(self) -> dict[str, Any]:
+        """Return it as a part of a message, without its file."""
+        left_out = ("artifact", "signature")
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
+        return fields | (write_signature(self.signature) if self.signature is not None else {})
+
+    @classmethod
+    def of_reply(cls, fields: Mapping[str, Any], artifact: bytes | None) -> Self:
+        """Return what `to_reply` wrote, with its file."""
+        known = {name: value for name, value in fields.items() if name not in SIGNATURE}
+        signature = read_signature(fields) if "input_schema" in fields else None
+        return cls(**known, artifact=artifact, signature=signature)
 
 
 def pack(frame: Frame, fields: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], prefix: str) -> None:

@@ -26,7 +26,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.child.messages import (
-    SIGNATURE,
     Inspection,
     Trial,
     pack,
@@ -230,12 +229,7 @@ class Trainer:
         seconds = configuration["time_budget_s"] * OVERRUN + SEARCH_GRACE_SECONDS
         reply = self._call(Message("search", dict(configuration), {}, {}), seconds)
         trials = [
-            Trial(
-                fields["candidate"],
-                {key: value for key, value in fields.items() if key not in SIGNATURE},
-                reply.blobs.get(str(fields["candidate"])),
-                read_signature(fields) if "input_schema" in fields else None,
-            )
+            Trial.of_reply(fields, reply.blobs.get(str(fields["number"])))
             for fields in reply.fields["candidates"]
         ]
         return trials, reply.fields["teacher_select"], reply.fields["teacher_classes"]

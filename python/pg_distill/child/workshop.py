@@ -19,6 +19,7 @@ import numpy.typing as npt
 from pg_distill.child.channel import Channel, child_main
 from pg_distill.child.labelling import distinct_classes, finite, label_within, probabilities_of
 from pg_distill.child.messages import (
+    Trial,
     pack,
     unpack,
     write_signature,
@@ -354,22 +355,7 @@ class Workshop:
         for c in candidates:
             self.candidates[c.number] = c
             self.class_thresholds[c.number] = c.class_threshold
-            row: dict[str, Any] = {
-                "candidate": c.number,
-                "family": c.family,
-                "configuration": c.configuration,
-                "is_control": c.is_control,
-                "size_bytes": c.size_bytes,
-                "select_accuracy": finite(c.metric_select),
-                "trainer_latency_ms": finite(c.latency_ms),
-                "on_frontier": c.on_frontier,
-                "tie_break_select": finite(c.tie_break_select),
-                "jackknife_select": [finite(value) for value in c.jackknife_select],
-                "reason": c.reason,
-                "seconds": c.seconds,
-                "expression": c.expression,
-                "class_threshold": c.class_threshold,
-            }
+            signature, classes = None, None
             if c.artifact:
                 # Our own files pass the same check as anybody's.
                 signature = derive.derive_signature(
@@ -379,12 +365,30 @@ class Workshop:
                     classes=self.problem.classes or None,
                 )
                 self.signatures[c.number] = signature
-                row |= write_signature(signature)
                 blobs[str(c.number)] = c.artifact
                 if c.select_logits is not None:
                     outputs = probabilities_of(c.select_logits, self.problem.task)
-                    row["select_classes"] = distinct_classes(outputs, self.problem.task, c.class_threshold)
-            rows.append(row)
+                    classes = distinct_classes(outputs, self.problem.task, c.class_threshold)
+            trial = Trial(
+                number=c.number,
+                family=c.family,
+                configuration=c.configuration,
+                artifact=None,  # it goes beside, as bytes
+                signature=signature,
+                select_accuracy=finite(c.metric_select),
+                trainer_latency_ms=finite(c.latency_ms),
+                reason=c.reason,
+                is_control=c.is_control,
+                on_frontier=c.on_frontier,
+                size_bytes=c.size_bytes,
+                seconds=c.seconds,
+                expression=c.expression,
+                tie_break_select=finite(c.tie_break_select),
+                jackknife_select=[finite(value) for value in c.jackknife_select],
+                select_classes=classes,
+                class_threshold=c.class_threshold,
+            )
+            rows.append(trial.to_reply())
         fields = {
             "candidates": rows,
             "teacher_select": judge.value(teacher),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -45,12 +46,12 @@ def preferred(trials: Sequence[Trial], *, sql_wanted: bool | None = None) -> lis
 
     Of those that are as good, SQL forms come first where they are wanted, last where they are not.
     """
-    by_speed = sorted(trials, key=lambda t: (t.fields["trainer_latency_ms"] or 0.0, t.number))
+    by_speed = sorted(trials, key=lambda t: (t.trainer_latency_ms or 0.0, t.number))
     unknown = float("-inf")
     order = confidence.rank(
-        [unknown if (value := t.fields["select_accuracy"]) is None else value for t in by_speed],
-        [t.fields.get("tie_break_select") for t in by_speed],
-        [t.fields.get("jackknife_select") or () for t in by_speed],
+        [unknown if (value := t.select_accuracy) is None else value for t in by_speed],
+        [t.tie_break_select for t in by_speed],
+        [t.jackknife_select or () for t in by_speed],
         [sql_wanted is not None and (t.form == "sql") is not sql_wanted for t in by_speed],
     )
     return [by_speed[i] for i in order]
@@ -64,7 +65,7 @@ def finalists(trials: Sequence[Trial], target_ms: float, overhead_ms: float) -> 
     frontier = kept_by_search(trials)
     if len(frontier) <= MAX_TIMED:
         return frontier
-    within = [t for t in frontier if t.fields["trainer_latency_ms"] + overhead_ms <= target_ms]
+    within = [t for t in frontier if _trained_ms(t) + overhead_ms <= target_ms]
     chosen = {t.number for t in preferred(within)[:ALWAYS_TIMED]}
     others = [t.number for t in frontier if t.number not in chosen]
     chosen |= {others[round(i)] for i in np.linspace(0, len(others) - 1, MAX_TIMED - len(chosen))}
@@ -74,18 +75,23 @@ def finalists(trials: Sequence[Trial], target_ms: float, overhead_ms: float) -> 
 def kept_by_search(trials: Sequence[Trial]) -> list[Trial]:
     """Return the search's frontier, fastest first: their files are kept, so that any can be promoted."""
     return sorted(
-        (t for t in trials if t.fields["on_frontier"] and t.artifact is not None and t.form == "predict"),
-        key=lambda t: (t.fields["trainer_latency_ms"], t.number),
+        (t for t in trials if t.on_frontier and t.artifact is not None and t.form == "predict"),
+        key=lambda t: (_trained_ms(t), t.number),
     )
+
+
+def _trained_ms(trial: Trial) -> float:
+    """Return its latency in the training process, infinity where that was not measured."""
+    return math.inf if trial.trainer_latency_ms is None else trial.trainer_latency_ms
 
 
 def best_control(trials: Sequence[Trial], target_ms: float, overhead_ms: float) -> Trial | None:
     """Return the control that the choice is compared with: the best within the target, where none is the fastest."""
-    controls = [t for t in trials if t.is_scorable_control and t.fields["trainer_latency_ms"] is not None]
-    within = [t for t in controls if t.fields["trainer_latency_ms"] + overhead_ms <= target_ms]
+    controls = [t for t in trials if t.is_scorable_control and t.trainer_latency_ms is not None]
+    within = [t for t in controls if _trained_ms(t) + overhead_ms <= target_ms]
     if within:
         return preferred(within)[0]
-    return min(controls, key=lambda t: (t.fields["trainer_latency_ms"], t.number), default=None)
+    return min(controls, key=lambda t: (_trained_ms(t), t.number), default=None)
 
 
 def predict_name(member: Model) -> str:
@@ -99,18 +105,17 @@ def sql_forms(trials: Sequence[Trial]) -> list[Trial]:
     Of those that have an expression, the ones that no other beats at once in its length, on which planning and roughly
     execution depend, and on the select rows: what is fast as SQL (a single tree) need not be so as a graph.
     """
-    known = [
-        t
-        for t in trials
-        if t.artifact is not None and t.fields.get("expression") and t.fields["select_accuracy"] is not None
-    ]
-    points = [(float(len(t.fields["expression"])), float(t.fields["select_accuracy"])) for t in known]
+    known, points = [], []
+    for t in trials:
+        if t.artifact is not None and t.expression and t.select_accuracy is not None:
+            known.append(t)
+            points.append((float(len(t.expression)), t.select_accuracy))
     best = [
         t
         for i, t in enumerate(known)
         if not any(pareto.dominates(p, points[i]) for p in points) and points[i] not in points[:i]
     ]
-    best.sort(key=lambda t: (len(t.fields["expression"]), t.number))
+    best.sort(key=lambda t: (len(t.expression or ""), t.number))
     if len(best) > MAX_SQL_FORMS:
         best = [best[round(i)] for i in np.linspace(0, len(best) - 1, MAX_SQL_FORMS)]
     first = 1 + max((t.number for t in trials), default=0)
@@ -119,14 +124,9 @@ def sql_forms(trials: Sequence[Trial]) -> list[Trial]:
             t,
             number=first + i,
             twin=t.number,
-            fields={
-                **t.fields,
-                "candidate": first + i,
-                "form": "sql",
-                "trainer_latency_ms": None,
-                "seconds": None,
-                "reason": f"candidate {t.number} as a SQL expression",
-            },
+            trainer_latency_ms=None,
+            seconds=None,
+            reason=f"candidate {t.number} as a SQL expression",
         )
         for i, t in enumerate(best)
     ]
@@ -186,20 +186,18 @@ def ranked(
     teacher_ms = latency_of_teacher(teacher, timings)
 
     def is_useless(trial: Trial) -> bool:
-        names_one = trial.fields.get("select_classes") == 1 and classes is not None and classes > 1
+        names_one = trial.select_classes == 1 and classes is not None and classes > 1
         if names_one and metrics.judges_classes(metric):
             return True
-        if teacher_ms is None or accuracy is None:
+        if teacher_ms is None or accuracy is None or trial.select_accuracy is None:
             return False
-        return not pareto.improves(
-            (latency(trial), trial.fields["select_accuracy"]), [(teacher_ms, accuracy)]
-        )
+        return not pareto.improves((latency(trial), trial.select_accuracy), [(teacher_ms, accuracy)])
 
     by_number = {t.number: t for t in fitting}
     order: list[int] = []
     for useless in (False, True):
         group = [t for t in fitting if is_useless(t) is useless]
-        measured = [replace(t, fields={**t.fields, "trainer_latency_ms": latency(t)}) for t in group]
+        measured = [replace(t, trainer_latency_ms=latency(t)) for t in group]
         found = preferred(measured, sql_wanted=sql_wanted)
         if sql_wanted and found:
             # As good as the answer is enough: the best by the metric may be another one still.
@@ -221,20 +219,21 @@ def ranked(
 
 def least_at_knee(best: Trial, majority: float | None) -> float | None:
     """Return what a student must reach on select to be as good as the best one, but for what speed is worth."""
-    value = best.fields["select_accuracy"]
+    value = best.select_accuracy
     if value is None or majority is None or not value > majority:
-        return value  # type: ignore[no-any-return]
+        return value
     return float(majority + KNEE_LIFT * (value - majority))
 
 
 def _reaches(trial: Trial, least: float) -> bool:
-    value = trial.fields["select_accuracy"]
+    value = trial.select_accuracy
     return value is not None and value >= least
 
 
 def is_offered(trial: Trial, target_ms: float) -> bool:
     """Whether a candidate may be the answer: a statement with all of its SQL in it has to meet the target too."""
-    return trial.form != "sql" or trial.fields["statement_latency_ms"] <= target_ms
+    took = trial.statement_latency_ms
+    return trial.form != "sql" or (took is not None and took <= target_ms)
 
 
 def latency_of_teacher(teacher: Model, timings: Mapping[str, Timing]) -> float | None:

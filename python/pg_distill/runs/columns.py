@@ -23,9 +23,6 @@ from pg_distill.serving.timing import Timing, latency_figures
 
 __all__ = ["Run", "accuracy_columns", "accuracy_origin", "column_types", "run_and_candidates"]
 
-_NO_COLUMNS = ("on_frontier", "reason", "select_classes", "tie_break_select", "jackknife_select")
-"""Fields of a trial that are not columns of ``distill.candidates`` as they stand."""
-
 
 def accuracy_columns(metric: str, scores: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the columns of ``distill.models`` that a judgement changes; none where there was none."""
@@ -98,7 +95,7 @@ def _candidate(
     reason: str,
 ) -> dict[str, Any]:
     """Return columns of ``distill.candidates``."""
-    columns = {key: value for key, value in trial.fields.items() if key not in _NO_COLUMNS}
+    columns = trial.to_row()
     if timing is not None:
         columns.update({k: v for k, v in latency_figures(timing).items() if k != "latency_declared"})
     if scores is not None:
@@ -116,7 +113,7 @@ def _candidate(
         chosen=chosen,
         reason=reason,
         artifact=trial.artifact if kept else None,
-        expression=trial.fields.get("expression") if kept else None,
+        expression=trial.expression if kept else None,
     )
     if trial.signature is not None:
         columns["input_schema"], columns["output_schema"] = trial.signature.to_json()
@@ -292,7 +289,7 @@ def _compared(
 
 def _reason(trial: Trial, decision: Verdict, target_ms: float, *, timed: bool, beaten: bool) -> str:
     """Return why a candidate was chosen, or why not."""
-    reason: str = trial.fields["reason"]
+    reason: str = trial.reason
     if trial is decision.chosen:
         return decision.reason
     if trial.number in decision.refused and decision.accepted:
@@ -300,18 +297,16 @@ def _reason(trial: Trial, decision: Verdict, target_ms: float, *, timed: bool, b
     if beaten:
         return "dominated by another candidate on the test rows, in the backend"
     if not timed:
-        return (
-            f"{reason}, which is too long to be timed as a whole" if trial.fields["on_frontier"] else reason
-        )
+        return f"{reason}, which is too long to be timed as a whole" if trial.on_frontier else reason
     if not is_offered(trial, target_ms):
         return (
-            f"{reason}, on the frontier, but a statement for one row takes {trial.fields['statement_latency_ms']:.3g} ms,"
+            f"{reason}, on the frontier, but a statement for one row takes {trial.statement_latency_ms:.3g} ms,"
             " planning included, over the target"
         )
     if trial.form != "predict":
         return f"{reason}, on the frontier"
     # What the select rows dominate may be on the frontier of the test rows.
-    return reason if trial.fields["on_frontier"] else "on the frontier on the test rows, in the backend"
+    return reason if trial.on_frontier else "on the frontier on the test rows, in the backend"
 
 
 @dataclass(frozen=True)

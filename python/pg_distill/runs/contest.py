@@ -76,9 +76,10 @@ def sql_forms_of(db: Database, trials: Sequence[Trial], material: Material) -> l
     forms = []
     for trial in choice.sql_forms(trials):
         assert trial.signature is not None
-        expression, rows = exact(trial.fields["expression"]), material.timing_rows
+        assert trial.expression is not None
+        expression, rows = exact(trial.expression), material.timing_rows
         took = statement_latency_ms(db, expression, trial.signature, material.source.types, rows)
-        forms.append(replace(trial, fields={**trial.fields, "statement_latency_ms": took}))
+        forms.append(replace(trial, statement_latency_ms=took))
     return forms
 
 
@@ -100,7 +101,7 @@ def cascades_of(
     asked_ms = timings.get(choice.predict_name(teacher), timings[teacher.id]).latency.high_ms
     if options.families is None:
         best = max(
-            (t.fields["select_accuracy"] for t in finalists if t.fields["select_accuracy"] is not None),
+            (t.select_accuracy for t in finalists if t.select_accuracy is not None),
             default=None,
         )
         if (
@@ -126,25 +127,25 @@ def cascades_of(
     made = []
     for i, found in enumerate(trainer.cascade(shares, first, MAX_CASCADES)):
         student = by_number[found["student"]]
-        fields = {
-            **student.fields,
-            "candidate": first + i,
-            "form": "cascade",
-            "family": "cascade",
-            "threshold": found["threshold"],
-            "configuration": {
-                **student.fields["configuration"],
-                "student": student.number,
-                "asked": found["share"],
-            },
-            **{key: value for key, value in found.items() if "select" in key},
-            "trainer_latency_ms": None,
-            "seconds": None,
-            "expression": None,
-            "is_control": False,
-            "reason": f"candidate {student.number}, with the teacher for {found['share']:.1%} of the select rows",
-        }
-        made.append(replace(student, number=first + i, fields=fields))
+        made.append(
+            replace(
+                student,
+                number=first + i,
+                family="cascade",
+                configuration={**student.configuration, "student": student.number, "asked": found["share"]},
+                threshold=found["threshold"],
+                class_threshold=found["class_threshold"],
+                select_accuracy=found["select_accuracy"],
+                tie_break_select=found["tie_break_select"],
+                jackknife_select=found["jackknife_select"],
+                select_classes=found["select_classes"],
+                trainer_latency_ms=None,
+                seconds=None,
+                expression=None,
+                is_control=False,
+                reason=f"candidate {student.number}, with the teacher for {found['share']:.1%} of the select rows",
+            )
+        )
     return made
 
 
@@ -159,8 +160,9 @@ def time_cascades(
     for t in cascades:
         assert t.artifact is not None
         assert t.signature is not None
+        assert t.threshold is not None
         offered[choice.offer_name(t.number)] = t.artifact, t.signature
-        behind[choice.offer_name(t.number)] = teacher.qualified_name, float(t.fields["threshold"])
+        behind[choice.offer_name(t.number)] = teacher.qualified_name, float(t.threshold)
     contenders = [predict_contender(name, signature) for name, (_, signature) in offered.items()]
     with predict.offer(db, offered, behind) as opened_ms:
         timings = measure_latency(db, contenders, material.timing_rows, seed=seed, seconds=CASCADE_SECONDS)
@@ -231,7 +233,7 @@ def time_all(
         if t.form == "sql" and t.signature is not None:
             name = choice.offer_name(t.number)
             types = material.source.types
-            contenders[name] = sql_contender(name, exact(t.fields["expression"]), t.signature, types)
+            contenders[name] = sql_contender(name, exact(t.expression), t.signature, types)
     with predict.offer(db, offered, behind) as opened_ms:
         timings = measure_latency(
             db,

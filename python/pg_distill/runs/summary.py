@@ -61,7 +61,7 @@ def headline(
 
 
 def _stage(trial: Trial) -> object:
-    return trial.fields["configuration"].get("stage")
+    return trial.configuration.get("stage")
 
 
 def summarise(
@@ -90,7 +90,7 @@ def summarise(
         pareto_score=decision.pareto_score,
         latency_declared=teacher.latency_declared,
     )
-    if chosen.fields["is_control"]:
+    if chosen.is_control:
         said += "; it learned from labels alone"
     elif control is not None:
         gain = compared["versus"]["student-control"].get(metric)
@@ -101,7 +101,7 @@ def summarise(
             )
             if _stage(control) in EARLY_STAGES and _stage(chosen) not in EARLY_STAGES:
                 said += ", whose training the time budget cut short"
-    cut = chosen.fields.get("class_threshold")
+    cut = chosen.class_threshold
     if cut is not None:
         said += f'; predict_class says "{teacher.signature.classes[1]}" from a probability of {cut:.3g} on'
         if "tuned" in theirs and theirs["tuned"]["score"] is not None:
@@ -116,7 +116,7 @@ def summarise(
             said += f"; the {name}'s interval {low:.4f} to {high:.4f} straddles the floor"
     if not decision.accepted:
         said = (
-            f"no student accepted; nearest is candidate {chosen.number} ({chosen.fields['family']}): {decision.reason};"
+            f"no student accepted; nearest is candidate {chosen.number} ({chosen.family}): {decision.reason};"
             f" {said}"
         )
     return said

@@ -189,7 +189,7 @@ def _same_file(trial: Trial, family: Sequence[Model], name: str | None = None) -
     sha256 = hashlib.sha256(trial.artifact).hexdigest()
     for member in sorted(family, key=lambda m: m.name != name):
         same_answers = member.sha256 == sha256 and all(
-            getattr(member, name) == trial.fields.get(name) for name in ("threshold", "class_threshold")
+            getattr(member, name) == getattr(trial, name) for name in ("threshold", "class_threshold")
         )
         # What was registered for its SQL form is there for predict too.
         if same_answers and (member.form == trial.form or trial.form == "predict"):
@@ -301,6 +301,6 @@ def faster_alternative(
     if _misses(options, metric, teacher, knee, timings, figures):
         return ""
     return (
-        f"; candidate {knee.number} ({knee.fields['family']}) takes {its:.3g}ms with {scores[1] - scores[0]:+.4f} {metric}:"
+        f"; candidate {knee.number} ({knee.family}) takes {its:.3g}ms with {scores[1] - scores[0]:+.4f} {metric}:"
         " prefer => 'knee' makes it the answer"
     )
