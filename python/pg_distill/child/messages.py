@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,37 @@ class Inspection:
     signature: Signature
     outputs: FloatArray
     logits_source: str
+
+
+class Loaded(TypedDict):
+    """What there is to say of the labelling of a run's rows."""
+
+    logits_source: str
+    """Where its logits come from: the graph, or the logarithm of its probabilities."""
+    seconds: float
+    rows: Mapping[str, int]
+    """By split: those that were labelled."""
+    rows_left_out: int
+    """For which there was no time."""
+
+
+class Surveyed(TypedDict):
+    """What the teacher is worth on the select rows, before anything is trained; None where there is nothing to say."""
+
+    teacher: float | None
+    """The run's metric of the teacher, with its interval ``low`` to ``high``."""
+    low: float | None
+    high: float | None
+    majority: float | None
+    """The metric of always answering with the class shares, or the mean, of the rows to fit on."""
+    floor_high: float | None
+    """The upper end of the interval of the floor's metric."""
+    shares: list[float] | None
+    """Of each class among the labels of fit and select."""
+    order: list[int] | None
+    """See ``decisions.class_order``."""
+    falls: bool
+    """See ``decisions.falls``."""
 
 
 @dataclass(frozen=True)

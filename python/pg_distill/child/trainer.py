@@ -20,13 +20,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from pg_distill.child.messages import (
     Inspection,
+    Loaded,
+    Surveyed,
     Trial,
     pack,
     read_signature,
@@ -36,6 +38,7 @@ from pg_distill.child.process import ChildProcess, Limits
 from pg_distill.child.wire import Message
 from pg_distill.errors import TrainerDied
 from pg_distill.frame import Feature, FloatArray, Frame, Task
+from pg_distill.measure.scores import Compared, Evaluation
 from pg_distill.onnx_model.session import RUN_BYTES
 from pg_distill.onnx_model.signature import Signature
 
@@ -188,7 +191,7 @@ class Trainer:
         teacher: tuple[bytes, Signature] | None,
         outputs: FloatArray | None,
         class_threshold: float | None = None,
-    ) -> Mapping[str, Any]:
+    ) -> Loaded:
         """Send the rows and label them.
 
         ``teacher`` is an ONNX file that labels in the child; ``outputs`` are the labels where it is not one. ``class_threshold``
@@ -215,9 +218,10 @@ class Trainer:
             fields["input_schema"], fields["output_schema"] = teacher[1].to_json()
         if outputs is not None:
             arrays["outputs"] = outputs
-        return self._call(
+        reply = self._call(
             Message("load", fields, arrays, blobs), time_budget_s * OVERRUN + SEARCH_GRACE_SECONDS
-        ).fields
+        )
+        return cast(Loaded, reply.fields)
 
     def search(self, configuration: Mapping[str, Any]) -> tuple[list[Trial], float | None, int | None]:
         """Train candidates by ``search.Config(**configuration)``.
@@ -234,7 +238,7 @@ class Trainer:
         ]
         return trials, reply.fields["teacher_select"], reply.fields["teacher_classes"]
 
-    def survey(self, floor: tuple[str, float] | None) -> Mapping[str, Any]:
+    def survey(self, floor: tuple[str, float] | None) -> Surveyed:
         """Say what the teacher is worth on the select rows, before anything is trained.
 
         Parameters
@@ -242,15 +246,9 @@ class Trainer:
         floor
             A metric and what is asked of it, where something is.
 
-        Returns
-        -------
-        ``teacher`` and ``majority``: the run's metric of the teacher, and of always answering with the class shares, or the
-        mean, of the rows to fit on; ``low``, ``high`` the interval of the first. ``floor_high``: the upper end of that of the
-        floor's metric. ``shares``: of each class among the labels of fit and select; ``order``, ``falls``: see
-        ``measure.class_order`` and ``measure.falls``. None where there is nothing to say.
         """
         fields = {"floor": floor[0] if floor is not None else None}
-        return self._call(Message("survey", fields, {}, {}), EVALUATION_SECONDS).fields
+        return cast(Surveyed, self._call(Message("survey", fields, {}, {}), EVALUATION_SECONDS).fields)
 
     def probe(self) -> tuple[bytes, Signature, float]:
         """Return an untrained small student for the loaded rows, and its latency in the child in milliseconds."""
@@ -285,7 +283,7 @@ class Trainer:
         thresholds: Mapping[str, float],
         class_thresholds: Mapping[str, float],
         outside: Mapping[str, npt.NDArray[np.bool_]] | None = None,
-    ) -> Mapping[str, Any]:
+    ) -> Evaluation:
         """Score candidates, the teacher and the family on the test rows.
 
         Parameters
@@ -297,10 +295,8 @@ class Trainer:
 
         Returns
         -------
-        ``{"teacher": figures, "majority": score, "candidates": {number: figures}, "members": {key: figures}}``. Figures have
-        ``rows``, how many they are of. Where only some rows may judge a member they are of these, and ``against`` has what the
-        others reach there, in the same form: ``score``, and ``difference_error``, the standard error of the difference to it;
-        None of a member that not all of these rows may judge.
+        Figures have ``rows``, how many they are of. Where only some rows may judge a member they are of these, and
+        ``against`` has what the others reach there; None of a member that not all of these rows may judge.
         """
         fields: dict[str, Any] = {
             "numbers": sorted({t.scored_as for t in trials}),
@@ -310,9 +306,11 @@ class Trainer:
         }
         blobs = {key: artifact for key, (artifact, _) in members.items()}
         arrays = {f"outside/{key}": rows for key, rows in (outside or {}).items() if not rows.all()}
-        return self._call(Message("evaluate", fields, arrays, blobs), EVALUATION_SECONDS).fields
+        return cast(
+            Evaluation, self._call(Message("evaluate", fields, arrays, blobs), EVALUATION_SECONDS).fields
+        )
 
-    def compare(self, chosen: Trial, control: Trial | None) -> Mapping[str, Any]:
+    def compare(self, chosen: Trial, control: Trial | None) -> Compared:
         """Compare the teacher, one control and the choice, all of them scored, in every metric.
 
         Returns
@@ -323,4 +321,4 @@ class Trainer:
             "student": chosen.scored_as,
             "control": control.scored_as if control is not None else None,
         }
-        return self._call(Message("compare", fields, {}, {}), EVALUATION_SECONDS).fields
+        return cast(Compared, self._call(Message("compare", fields, {}, {}), EVALUATION_SECONDS).fields)

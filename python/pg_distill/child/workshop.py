@@ -19,6 +19,8 @@ import numpy.typing as npt
 from pg_distill.child.channel import Channel, child_main
 from pg_distill.child.labelling import distinct_classes, finite, label_within, probabilities_of
 from pg_distill.child.messages import (
+    Loaded,
+    Surveyed,
     Trial,
     pack,
     unpack,
@@ -31,6 +33,7 @@ from pg_distill.onnx_model.signature import Signature
 
 if TYPE_CHECKING:
     from pg_distill.measure.judge import Judge
+    from pg_distill.measure.scores import Beside, Evaluation
     from pg_distill.onnx_model.limits import Limits as FileLimits
     from pg_distill.search.problem import Candidate, Problem
 
@@ -199,12 +202,14 @@ class Workshop:
         counts = {name: int(((split == number) & kept).sum()) for number, name in enumerate(SPLIT_NAMES)}
         return Message(
             "loaded",
-            {
-                "logits_source": logits_source,
-                "seconds": time.monotonic() - started,
-                "rows": counts,
-                "rows_left_out": int((~kept & (split != LEFT_OUT)).sum()),
-            },
+            dict(
+                Loaded(
+                    logits_source=logits_source,
+                    seconds=time.monotonic() - started,
+                    rows=counts,
+                    rows_left_out=int((~kept & (split != LEFT_OUT)).sum()),
+                )
+            ),
             {},
             {},
         )
@@ -266,7 +271,7 @@ class Workshop:
         found = judge.figures(outputs, self.teacher_cut)
         # What its probabilities would be worth to who cuts them as its students' are cut; predict_class does not.
         self.teacher_threshold = judge.threshold(outputs) if problem.task == "binary" else None
-        reply: dict[str, Any] = {
+        reply: Surveyed = {
             "teacher": found["score"],
             "low": found["score_low"],
             "high": found["score_high"],
@@ -295,7 +300,7 @@ class Workshop:
             labels = np.concatenate([problem.fit.y, select.y])
             counts = np.bincount(labels[labels >= 0].astype(np.int64), minlength=len(problem.classes))
             reply["shares"] = (counts / max(counts.sum(), 1)).tolist()
-        return Message("surveyed", reply, {}, {})
+        return Message("surveyed", dict(reply), {}, {})
 
     def probe(self, request: Message, channel: Channel) -> Message:
         from pg_distill.onnx_model import check as onnx_graph
@@ -481,7 +486,7 @@ class Workshop:
             self.tested[number] = self._cascaded(own, threshold)
         every = np.ones(len(self.test), bool)
         self.judge = judge = self._judge_of_test(every)
-        reply: dict[str, Any] = {
+        reply: Evaluation = {
             "teacher": judge.figures(self.test_teacher, self.teacher_cut),
             "majority": judge.baseline(),
             "candidates": {
@@ -517,7 +522,7 @@ class Workshop:
                 rows: npt.NDArray[np.bool_] = rows,
                 own: FloatArray = own,
                 own_cut: float | None = cuts.get(key),
-            ) -> dict[str, Any]:
+            ) -> Beside:
                 return {
                     "score": part.value(other[rows], cut),
                     "difference_error": part.difference_error(own[rows], other[rows], (own_cut, cut)),
@@ -538,7 +543,7 @@ class Workshop:
                     },
                 },
             }
-        return Message("evaluated", reply, {}, {})
+        return Message("evaluated", dict(reply), {}, {})
 
     def _judge_of_test(self, rows: npt.NDArray[np.bool_]) -> Judge:
         """Return what scores outputs on some of the test rows."""
@@ -565,7 +570,7 @@ class Workshop:
             number = request.fields[name]
             if number is not None:
                 outputs[name], cuts[name] = self.tested[number], self.class_thresholds.get(number)
-        return Message("compared", self.judge.compare(outputs, cuts), {}, {})
+        return Message("compared", dict(self.judge.compare(outputs, cuts)), {}, {})
 
 
 def _limits(fields: Mapping[str, Any]) -> FileLimits:

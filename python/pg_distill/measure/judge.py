@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from pg_distill.measure.metrics import (
     ratio,
     score,
 )
+from pg_distill.measure.scores import Compared, Scores
 
 __all__ = ["Judge"]
 
@@ -111,14 +112,14 @@ class Judge:
             return None
         return best_threshold(self._inner, self._y, outputs[self._known], self._w)
 
-    def figures(self, outputs: FloatArray, threshold: float | None = None) -> dict[str, Any]:
+    def figures(self, outputs: FloatArray, threshold: float | None = None) -> Scores:
         """Return every figure of (n, K) outputs; undefined ones are None. ``threshold`` as in `score`."""
         p, y, w = outputs[self._known], self._y, self._w
         judged = self._judged(outputs, threshold)
         value = score(self._inner, y, judged, w)
         interval = bootstrap_interval(self._inner, y, judged, w, seed=self._seed, resamples=self._resamples)
         margin = self._teacher_score - self._baseline
-        found: dict[str, Any] = {
+        known: dict[str, Any] = {
             "rows": len(y),
             "score": _finite(value),
             "score_low": _finite(interval.low),
@@ -127,15 +128,15 @@ class Judge:
             **self._fidelity(decided(p, threshold)),
         }
         names = [n for n, m in METRICS.items() if m.classification == (self.task != "regression")]
-        found["metrics"] = {name: _finite(score(name, y, p, w, threshold)) for name in names}
+        known["metrics"] = {name: _finite(score(name, y, p, w, threshold)) for name in names}
         if self.task == "regression":
-            found |= {"log_loss": None, "brier": None, "ece": None, "distinct_classes": None}
+            known |= {"log_loss": None, "brier": None, "ece": None, "distinct_classes": None}
         else:
-            found["log_loss"] = _finite(-score("neg_log_loss", y, p, w))
-            found["brier"] = _finite(brier(y, p, w))
-            found["ece"] = _finite(ece(y, p, w))
-            found["distinct_classes"] = len(np.unique(decided(p, threshold).argmax(axis=1)))
-        return found
+            known["log_loss"] = _finite(-score("neg_log_loss", y, p, w))
+            known["brier"] = _finite(brier(y, p, w))
+            known["ece"] = _finite(ece(y, p, w))
+            known["distinct_classes"] = len(np.unique(decided(p, threshold).argmax(axis=1)))
+        return cast(Scores, known)
 
     def _fidelity(self, p: FloatArray) -> dict[str, float | None]:
         metric = "r2" if self.task == "regression" else "accuracy"
@@ -181,7 +182,7 @@ class Judge:
 
     def compare(
         self, outputs: Mapping[str, FloatArray], thresholds: Mapping[str, float | None] | None = None
-    ) -> dict[str, dict[str, Any]]:
+    ) -> Compared:
         """Return the intervals of every metric of some outputs, and of their differences, all from the same draws.
 
         ``thresholds`` of some of them are as in `score`.

@@ -228,13 +228,14 @@ def _place(model: Model, found: FreshFigures, run: Mapping[str, Any] | None, met
     if target is not None and mine.low_ms > target:
         lost.append(f"its latency of {mine.mean_ms:.4g} ms misses the target of {target:g} ms")
     options = Options(found.teacher.name, min_accuracy=asked.get("min_accuracy"))
-    theirs = found.figures[found.teacher.id]["score"]
-    least = verdict.floor(options, metric, model.task, theirs, found.majority) if run is not None else None
+    its_score = found.figures[found.teacher.id]["score"]
+    least = verdict.floor(options, metric, model.task, its_score, found.majority) if run is not None else None
     # What agreement stands in for is not what the run asked for.
     if least is not None and ours["score"] is not None and "agreement" not in {metric} - {model.metric}:
         value = verdict.reached(ours, metric, least)
         # The interval is the run's metric's: for another one the value alone decides.
-        if (ours["score_high"] if least.metric == metric else value) < least.value:
+        high = ours["score_high"] if least.metric == metric else value
+        if high is not None and high < least.value:
             lost.append(f"its {least.metric} of {value:.4f} misses the floor of {least.value:.4g}")
     for key, other in {found.teacher.id: found.teacher, **found.members}.items():
         theirs, timing = found.figures.get(key), found.timings.get(key)
@@ -242,7 +243,10 @@ def _place(model: Model, found: FreshFigures, run: Mapping[str, Any] | None, met
             continue
         if theirs is None or theirs["score"] is None or ours["score"] is None:
             continue
-        ours_there, high_there = ours["score"], ours["score_high"]
+        # An interval that is not known bounds nothing.
+        high = math.inf if ours["score_high"] is None else ours["score_high"]
+        low = -math.inf if theirs["score_low"] is None else theirs["score_low"]
+        ours_there, high_there = ours["score"], high
         if "against" in theirs:
             beside = theirs["against"]["members"].get(model.id)
             if beside is None or beside["score"] is None:
@@ -250,10 +254,10 @@ def _place(model: Model, found: FreshFigures, run: Mapping[str, Any] | None, met
             ours_there = beside["score"]
             # Of fewer rows: an interval is as much wider.
             wider = math.sqrt(ours["rows"] / max(theirs["rows"], 1))
-            high_there = ours_there + wider * (ours["score_high"] - ours["score"])
+            high_there = ours_there + wider * (high - ours["score"])
         latency = timing.latency
         faster, as_fast = latency.high_ms < mine.low_ms, latency.mean_ms <= mine.mean_ms
-        better, as_good = theirs["score_low"] > high_there, theirs["score"] >= ours_there
+        better, as_good = low > high_there, theirs["score"] >= ours_there
         if (faster and as_good) or (better and as_fast):
             lost.append(f"{other.qualified_name} dominates it")
     return {"figure": "place", "holds": not lost, "note": " and ".join(lost) or None}

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from pg_distill.child.messages import Trial
+from pg_distill.child.messages import Loaded, Surveyed, Trial
 from pg_distill.measure import metrics, pareto
 from pg_distill.measure.metrics import default_metric
+from pg_distill.measure.scores import Compared, Evaluation, Scores
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry.model import Model
 from pg_distill.rows.split import FIT, SELECT, TEST, UNLABELLED
@@ -24,7 +25,7 @@ from pg_distill.serving.timing import Timing, latency_figures
 __all__ = ["Run", "accuracy_columns", "accuracy_origin", "column_types", "run_and_candidates"]
 
 
-def accuracy_columns(metric: str, scores: Mapping[str, Any] | None) -> dict[str, Any]:
+def accuracy_columns(metric: str, scores: Scores | None) -> dict[str, Any]:
     """Return the columns of ``distill.models`` that a judgement changes; none where there was none."""
     if scores is None:
         return {}
@@ -37,14 +38,14 @@ def accuracy_columns(metric: str, scores: Mapping[str, Any] | None) -> dict[str,
 
 
 def accuracy_origin(
-    scores: Mapping[str, Any] | None,
+    scores: Scores | None,
     rows_test: int,
     comparable: tuple[float, float] | None,
     before: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return what ``measured_on`` says of an accuracy: how many rows judged, or that it is of another run and which."""
     if scores is not None:
-        found = {"rows": scores["rows"]}
+        found: dict[str, Any] = {"rows": scores["rows"]}
         if "against" in scores:
             low, high = comparable or (None, None)
             found |= {"rows_test": rows_test, "comparable_low": low, "comparable_high": high}
@@ -68,13 +69,12 @@ def _latency_columns(prefix: str, timing: Timing | None) -> dict[str, Any]:
     }
 
 
-def _accuracy_columns(prefix: str, scores: Mapping[str, Any] | None) -> dict[str, Any]:
-    scores = scores or {}
+def _accuracy_columns(prefix: str, scores: Scores | None) -> dict[str, Any]:
     return {
-        f"{prefix}_accuracy": scores.get("score"),
-        f"{prefix}_accuracy_low": scores.get("score_low"),
-        f"{prefix}_accuracy_high": scores.get("score_high"),
-        f"{prefix}_log_loss": scores.get("log_loss"),
+        f"{prefix}_accuracy": scores["score"] if scores else None,
+        f"{prefix}_accuracy_low": scores["score_low"] if scores else None,
+        f"{prefix}_accuracy_high": scores["score_high"] if scores else None,
+        f"{prefix}_log_loss": scores["log_loss"] if scores else None,
     }
 
 
@@ -87,7 +87,7 @@ def _candidate(
     trial: Trial,
     material: Material,
     timing: Timing | None,
-    scores: Mapping[str, Any] | None,
+    scores: Scores | None,
     *,
     on_frontier: bool,
     kept: bool,
@@ -128,18 +128,18 @@ def run_and_candidates(
     student_name: str,
     members: Mapping[str, Model],
     material: Material,
-    loaded: Mapping[str, Any],
+    loaded: Loaded,
     configuration: Mapping[str, Any],
     trials: Sequence[Trial],
     finalists: Sequence[Trial],
     control: Trial | None,
     timings: Mapping[str, Timing],
-    figures: Mapping[str, Any],
-    compared: Mapping[str, Any],
+    figures: Evaluation,
+    compared: Compared,
     decision: Verdict,
     summary: str,
     seconds: Mapping[str, float],
-    survey: Mapping[str, Any],
+    survey: Surveyed,
     warnings: Sequence[str],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the run, without its student's id and version, and every candidate, accepted or not, with the reason."""
@@ -241,15 +241,13 @@ def run_and_candidates(
     return row, candidates
 
 
-def _floor(
-    options: Options, metric: str, teacher: Model, figures: Mapping[str, Any]
-) -> dict[str, Any] | None:
+def _floor(options: Options, metric: str, teacher: Model, figures: Evaluation) -> dict[str, Any] | None:
     """Return the floor of the run, as it was held against its candidates."""
     asked = verdict.floor(options, metric, teacher.task, figures["teacher"]["score"], figures["majority"])
     return asdict(asked) if asked is not None else None
 
 
-def _family_figures(members: Mapping[str, Model], figures: Mapping[str, Any]) -> dict[str, Any]:
+def _family_figures(members: Mapping[str, Model], figures: Evaluation) -> dict[str, Any]:
     """Return by member how many of the test rows judged it, none where they may not, and what it reached on these."""
     found = {}
     for key, member in members.items():
@@ -264,11 +262,11 @@ def _family_figures(members: Mapping[str, Model], figures: Mapping[str, Any]) ->
 def _compared(
     metric: str,
     teacher: Model,
-    theirs: Mapping[str, Any],
-    ours: Mapping[str, Any] | None,
+    theirs: Scores,
+    ours: Scores | None,
     control: Trial | None,
-    scores: Mapping[str, Any],
-    compared: Mapping[str, Any],
+    scores: Mapping[str, Scores],
+    compared: Compared,
 ) -> dict[str, Any]:
     """Return figures of teacher, student and control, each metric with its interval, and their paired differences."""
     its = scores[str(control.scored_as)] if control is not None else None

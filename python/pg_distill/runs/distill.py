@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.child.messages import Trial
+from pg_distill.child.messages import Surveyed, Trial
 from pg_distill.child.trainer import Trainer
 from pg_distill.database.protocol import Database
 from pg_distill.errors import FeatureNotSupported
+from pg_distill.measure.scores import Compared, Evaluation
 from pg_distill.registry import families, locks, model, models, rights, runs, settings
 from pg_distill.registry.model import Model
 from pg_distill.rows.learned import Digest, Identity, Learned
@@ -173,7 +174,7 @@ def _distill(
 class _Found:
     """What became of the search: its candidates, all figures, and the decision."""
 
-    figures: Mapping[str, Any]
+    figures: Evaluation
     decision: Verdict
     summary: str
     configuration: Mapping[str, Any]
@@ -183,11 +184,11 @@ class _Found:
     members: Mapping[str, Model] = field(default_factory=dict)
     before: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     timings: Mapping[str, Timing] = field(default_factory=dict)
-    compared: Mapping[str, Any] = field(default_factory=dict)
+    compared: Compared = field(default_factory=lambda: Compared(intervals={}, versus={}))
 
 
 def _refused_at_once(
-    trainer: Trainer, teacher: Model, options: Options, metric: str, survey: Mapping[str, Any]
+    trainer: Trainer, teacher: Model, options: Options, metric: str, survey: Surveyed
 ) -> _Found:
     """Return what a run comes to that asks for more than any student could learn of its teacher: no candidate is trained."""
     reason = doubts.of_floor(options, teacher, metric, survey)[0]
@@ -207,7 +208,7 @@ def _search(
     student_name: str,
     material: Material,
     labelled_s: float,
-    survey: Mapping[str, Any],
+    survey: Surveyed,
 ) -> _Found:
     """Train, time, score and decide."""
     options, metric = material.options, material.metric
@@ -266,7 +267,9 @@ def _search(
     # Decide.
     decision = verdict.decide(options, metric, teacher, members, candidates, timings, figures, student_name)
     chosen = decision.chosen
-    compared = trainer.compare(chosen, control) if chosen is not None else {}
+    compared = Compared(intervals={}, versus={})
+    if chosen is not None:
+        compared = trainer.compare(chosen, control)
     summary = summarise(options, metric, teacher, decision, control, timings, figures, compared)
     if options.prefer == "accurate" and decision.accepted and chosen is not None:
         knee = ranked("knee")[0]

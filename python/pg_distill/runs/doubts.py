@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
+from pg_distill.child.messages import Surveyed
 from pg_distill.frame import Frame, Strings
 from pg_distill.measure import latency, metrics
+from pg_distill.measure.scores import Evaluation
 from pg_distill.registry.model import Model
 from pg_distill.runs import verdict
 from pg_distill.runs.material import Material
@@ -24,7 +23,7 @@ DISTINCT, MIN_DISTINCT = (
 )  # share of distinct values that makes a column of strings an id, among so many rows at least
 
 
-def of_rows(teacher: Model, material: Material, survey: Mapping[str, Any]) -> list[str]:
+def of_rows(teacher: Model, material: Material, survey: Surveyed) -> list[str]:
     """Return what is doubtful about rows, label and teacher, of what ``Trainer.survey`` says of them."""
     metric, name = material.metric, teacher.qualified_name
     found = _ids(material.sample.frame)
@@ -67,7 +66,7 @@ def _ids(rows: Frame) -> list[str]:
     return said
 
 
-def of_floor(options: Options, teacher: Model, metric: str, survey: Mapping[str, Any]) -> list[str]:
+def of_floor(options: Options, teacher: Model, metric: str, survey: Surveyed) -> list[str]:
     """Return that the teacher itself misses the floor that is asked for, beyond doubt, on the rows that choose."""
     asked = verdict.floor_asked(options, metric, teacher.task)
     high = survey["floor_high"]
@@ -79,13 +78,13 @@ def of_floor(options: Options, teacher: Model, metric: str, survey: Mapping[str,
     ]
 
 
-def is_out_of_reach(options: Options, teacher: Model, metric: str, survey: Mapping[str, Any]) -> bool:
+def is_out_of_reach(options: Options, teacher: Model, metric: str, survey: Surveyed) -> bool:
     """Whether the floor leaves a student so few of its teacher's errors that no search is worth its time."""
     asked = verdict.floor_asked(options, metric, teacher.task)
     return asked is not None and verdict.is_out_of_reach(asked[1], survey["floor_high"])
 
 
-def of_student(metric: str, teacher: Model, decision: Verdict, figures: Mapping[str, Any]) -> list[str]:
+def of_student(metric: str, teacher: Model, decision: Verdict, figures: Evaluation) -> list[str]:
     """Return that a student which is accepted is worse than no model."""
     chosen, majority = decision.chosen, figures["majority"]
     if chosen is None or not decision.accepted or majority is None:

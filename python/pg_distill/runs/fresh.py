@@ -17,6 +17,7 @@ from pg_distill.errors import InvalidData
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure import metrics
 from pg_distill.measure.metrics import default_metric
+from pg_distill.measure.scores import Scores
 from pg_distill.registry import locks, runs, settings
 from pg_distill.registry import models as registry
 from pg_distill.registry.model import Model, require_owner
@@ -89,7 +90,7 @@ class FreshFigures:
 
     teacher: Model
     members: Mapping[str, Model]
-    figures: Mapping[str, Mapping[str, Any]]
+    figures: Mapping[str, Scores]
     timings: Mapping[str, Timing]
     rows: int
     majority: float | None

@@ -11,6 +11,7 @@ from typing import Any
 from pg_distill.child.messages import Trial
 from pg_distill.database.protocol import Database
 from pg_distill.errors import InvalidParameter, UndefinedModel
+from pg_distill.measure.scores import Evaluation, Scores
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry import locks, model, models, queue, rights, runs
 from pg_distill.registry.model import Model
@@ -28,7 +29,7 @@ __all__ = ["Outcome", "Report", "family", "store", "store_job", "student"]
 def _figures(
     run: Run,
     material: Material,
-    scores: Mapping[str, Any] | None,
+    scores: Scores | None,
     timing: Timing | None,
     by_predict: Timing | None = None,
     *,
@@ -78,7 +79,7 @@ def student(
     chosen: Trial,
     material: Material,
     timings: Mapping[str, Timing],
-    figures: Mapping[str, Any],
+    figures: Evaluation,
 ) -> dict[str, Any]:
     """Return the chosen candidate as arguments of `registry.insert_model`: the next version of ``name``."""
     assert chosen.artifact is not None and chosen.signature is not None
@@ -110,7 +111,7 @@ def family(
     members: Mapping[str, Model],
     material: Material,
     timings: Mapping[str, Timing],
-    figures: Mapping[str, Any],
+    figures: Evaluation,
     chosen: Trial | None,
     before: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Mapping[str, Any]]:

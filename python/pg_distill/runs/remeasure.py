@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from pg_distill.database.protocol import Database
+from pg_distill.measure.scores import Scores
 from pg_distill.registry import families, locks, runs
 from pg_distill.registry import models as registry
 from pg_distill.registry.model import Model
@@ -110,9 +110,7 @@ def remeasure(db: Database, name: str) -> list[dict[str, Any]]:
     return report
 
 
-def _comparable(
-    found: FreshFigures, model: Model, scores: Mapping[str, Any] | None
-) -> tuple[float, float] | None:
+def _comparable(found: FreshFigures, model: Model, scores: Scores | None) -> tuple[float, float] | None:
     """Return what a member that some rows judged would reach on all, by its difference to the model asked for, or its teacher."""
     if scores is None or "against" not in scores:
         return None

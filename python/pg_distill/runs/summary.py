@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from pg_distill.child.messages import Trial
+from pg_distill.measure.scores import Compared, Evaluation
 from pg_distill.registry.model import Model
 from pg_distill.runs.choice import latency_of_teacher, offer_name
 from pg_distill.runs.options import Options
@@ -71,8 +71,8 @@ def summarise(
     decision: Verdict,
     control: Trial | None,
     timings: Mapping[str, Timing],
-    figures: Mapping[str, Any],
-    compared: Mapping[str, Any],
+    figures: Evaluation,
+    compared: Compared,
 ) -> str:
     """Return the run in a sentence; ``compared`` is what ``Judge.compare`` says of teacher, control and student."""
     chosen = decision.chosen

@@ -6,14 +6,15 @@ Chosen on the select rows, judged on the test rows, which have been looked at on
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pg_distill.child.messages import Trial
 from pg_distill.frame import Task
 from pg_distill.measure import confidence, metrics, pareto
 from pg_distill.measure.metrics import default_metric
+from pg_distill.measure.scores import Beside, Evaluation, Scores
 from pg_distill.registry.model import Model
 from pg_distill.runs.choice import CHOSEN, latency_of_teacher, offer_name, predict_name, stands_in
 from pg_distill.runs.options import Options
@@ -106,7 +107,7 @@ def decide(
     members: Mapping[str, Model],
     candidates: Sequence[Trial],
     timings: Mapping[str, Timing],
-    figures: Mapping[str, Any],
+    figures: Evaluation,
     student_name: str | None = None,
 ) -> Verdict:
     """Accept the first of the candidates that meets target and floor and improves the family's frontier.
@@ -155,7 +156,7 @@ def _misses(
     teacher: Model,
     trial: Trial,
     timings: Mapping[str, Timing],
-    figures: Mapping[str, Any],
+    figures: Evaluation,
 ) -> list[str]:
     """Return what speaks against a candidate by itself."""
     theirs, ours = figures["teacher"], figures["candidates"][str(trial.scored_as)]
@@ -202,7 +203,7 @@ def _better(
     members: Mapping[str, Model],
     trial: Trial,
     timings: Mapping[str, Timing],
-    figures: Mapping[str, Any],
+    figures: Evaluation,
 ) -> list[str]:
     """Return what of the family dominates or equals a candidate, each by the way that can take its place.
 
@@ -214,8 +215,9 @@ def _better(
     ours = figures["candidates"][number]["score"]
     teacher_ms = latency_of_teacher(teacher, timings)
     rivals = []
-    if teacher_ms is not None:
-        rivals.append((teacher.qualified_name, teacher_ms, figures["teacher"]["score"], ours))
+    its_score = figures["teacher"]["score"]
+    if teacher_ms is not None and its_score is not None:
+        rivals.append((teacher.qualified_name, teacher_ms, its_score, ours))
     for key, member in members.items():
         found = figures["members"].get(key)
         if found is None or found["score"] is None:
@@ -230,12 +232,12 @@ def _better(
     ]
 
 
-def not_compared(members: Mapping[str, Model], figures: Mapping[str, Any]) -> list[str]:
+def not_compared(members: Mapping[str, Model], figures: Evaluation) -> list[str]:
     """Return the members that no test rows, or too few, may judge, by name."""
     return sorted(m.qualified_name for key, m in members.items() if key not in figures["members"])
 
 
-def family_caveat(members: Mapping[str, Model], figures: Mapping[str, Any]) -> str:
+def family_caveat(members: Mapping[str, Model], figures: Evaluation) -> str:
     """Return what a run's summary says of members that it could not judge, or nothing."""
     names = not_compared(members, figures)
     if not names:
@@ -245,7 +247,7 @@ def family_caveat(members: Mapping[str, Model], figures: Mapping[str, Any]) -> s
 
 
 def comparable_interval(
-    found: Mapping[str, Any], everywhere: float | None, there: Mapping[str, Any] | None
+    found: Scores, everywhere: float | None, there: Beside | None
 ) -> tuple[float, float] | None:
     """Return between which scores a member that only some of the test rows judged would come out on all of them.
 
@@ -267,14 +269,15 @@ def comparable_interval(
     return value - half, value + half
 
 
-def reached(ours: Mapping[str, Any], metric: str, asked: Floor) -> float:
-    """Return the value of the floor's metric in a student's figures, which are by the run's."""
+def reached(ours: Scores, metric: str, asked: Floor) -> float:
+    """Return the value of the floor's metric in a student's figures, which are by the run's; NaN where it is not defined."""
     value = ours["score"] if asked.metric == metric else ours["metrics"].get(asked.metric)
-    return float(ours["score"] if value is None else value)
+    value = ours["score"] if value is None else value
+    return math.nan if value is None else value
 
 
 def _pareto_score(
-    teacher: Model, trial: Trial, timings: Mapping[str, Timing], figures: Mapping[str, Any]
+    teacher: Model, trial: Trial, timings: Mapping[str, Timing], figures: Evaluation
 ) -> float | None:
     return pareto.pareto_score(
         latency_of_teacher(teacher, timings),
@@ -291,16 +294,16 @@ def faster_alternative(
     metric: str,
     teacher: Model,
     timings: Mapping[str, Timing],
-    figures: Mapping[str, Any],
+    figures: Evaluation,
 ) -> str:
     """Return what a summary says of a student that is much faster than the choice and hardly worse, or nothing."""
     ours, its = (timings[offer_name(t.number)].latency.mean_ms for t in (chosen, knee))
-    scores = [figures["candidates"][str(t.scored_as)]["score"] for t in (chosen, knee)]
-    if knee.form != "predict" or ours < KNEE_SPEED * its or None in scores:
+    score, its_score = (figures["candidates"][str(t.scored_as)]["score"] for t in (chosen, knee))
+    if knee.form != "predict" or ours < KNEE_SPEED * its or score is None or its_score is None:
         return ""
     if _misses(options, metric, teacher, knee, timings, figures):
         return ""
     return (
-        f"; candidate {knee.number} ({knee.family}) takes {its:.3g}ms with {scores[1] - scores[0]:+.4f} {metric}:"
+        f"; candidate {knee.number} ({knee.family}) takes {its:.3g}ms with {its_score - score:+.4f} {metric}:"
         " prefer => 'knee' makes it the answer"
     )
