@@ -36,11 +36,13 @@ $(JOINED): $(wildcard sql/*.sql) $(EXTENSION).control
 	printf '%s\n\n' '\echo Use "CREATE EXTENSION pg_distill" to load this file. \quit' | cat - $(sort $(filter %.sql,$^)) > $@.part
 	mv $@.part $@
 
-# A line "-- include FILE" of an upgrade's source stands for a whole file of sql/ that the older release had not.
+# A line "-- include FILE" of an upgrade's source stands for a whole file of sql/ that the older release had not,
+# "-- include FILE since VERSION" for what stands in it below the line "-- since VERSION".
 build/pg_distill--%.sql: sql/upgrade/%.sql $(wildcard sql/*.sql)
 	@mkdir -p build
 	{ printf '%s\n\n' '\echo Use "ALTER EXTENSION pg_distill UPDATE" to load this file. \quit'; \
-	  awk '/^-- include / { while ((found = getline line < ("sql/" $$3)) > 0) print line; if (found < 0) exit 1; next } { print }' $<; } > $@.part
+	  awk '/^-- include / { on = $$4 != "since"; while ((found = getline line < ("sql/" $$3)) > 0) \
+	  { if (on) print line; if (line == "-- since " $$5) on = 1 } if (found < 0 || !on) exit 1; next } { print }' $<; } > $@.part
 	mv $@.part $@
 
 # At a release: from then on an edit under sql/ needs a new default_version and an upgrade script. extension/RELEASED has the

@@ -223,8 +223,8 @@ RETURN distill._predict(model, numbers::distill._numbers, strings::distill._stri
 CREATE OR REPLACE FUNCTION distill.predict_proba(model text, numbers float8[], strings text[]) RETURNS float8[]
 LANGUAGE sql STABLE
 RETURN distill._predict_proba(model, numbers::distill._numbers, strings::distill._strings, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
--- include 51_predict_class_mixed.sql
--- include 63_batch_class.sql
+-- include 50_predict.sql since 0.2.0
+-- include 60_batch.sql since 0.2.0
 -- include 64_prune.sql
 -- include 65_guard.sql
 -- include 69_parallel.sql
