@@ -11,13 +11,14 @@ from typing import Any
 from pg_distill.child.messages import Loaded, Surveyed, Trial
 from pg_distill.measure import metrics, pareto
 from pg_distill.measure.metrics import default_metric
-from pg_distill.measure.scores import Compared, Evaluation, Scores
+from pg_distill.measure.scores import Evaluation, Scores
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry.model import Model
 from pg_distill.rows.split import FIT, SELECT, TEST, UNLABELLED
 from pg_distill.runs import choice, verdict
 from pg_distill.runs.choice import is_offered, offer_name, stands_in
 from pg_distill.runs.material import Material
+from pg_distill.runs.measured import Measured
 from pg_distill.runs.options import Options
 from pg_distill.runs.verdict import Verdict
 from pg_distill.serving.timing import Timing, latency_figures
@@ -123,30 +124,22 @@ def _candidate(
 
 def run_and_candidates(
     run: Run,
-    *,
-    teacher: Model,
     student_name: str,
-    members: Mapping[str, Model],
     material: Material,
+    found: Measured,
+    *,
     loaded: Loaded,
-    configuration: Mapping[str, Any],
-    trials: Sequence[Trial],
-    finalists: Sequence[Trial],
-    control: Trial | None,
-    timings: Mapping[str, Timing],
-    figures: Evaluation,
-    compared: Compared,
-    decision: Verdict,
+    survey: Surveyed,
     summary: str,
     seconds: Mapping[str, float],
-    survey: Surveyed,
     warnings: Sequence[str],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the run, without its student's id and version, and every candidate, accepted or not, with the reason."""
+    teacher, figures, timings, decision = found.teacher, found.figures, found.timings, found.decision
     sample, options = material.sample, run.options
-    scores, chosen = figures["candidates"], decision.chosen
-    ours = scores[str(chosen.scored_as)] if chosen is not None else None
-    timing = timings[offer_name(chosen.number)] if chosen is not None else None
+    chosen = decision.chosen
+    ours = found.scores_of(chosen) if chosen is not None else None
+    timing = found.timing_of(chosen) if chosen is not None else None
     teacher_columns = _latency_columns("teacher", timings.get(teacher.id))
     if teacher.kind == "logged":
         teacher_columns["teacher_latency_ms"] = teacher.avg_latency_ms
@@ -158,7 +151,7 @@ def run_and_candidates(
         "metric": material.metric,
         "trained_on": material.trained_on.query if material.trained_on is not None else None,
         "student_name": student_name,
-        "families": list(configuration["families"]),
+        "families": list(found.configuration["families"]),
     }
     row = {
         "run_id": run.id,
@@ -181,16 +174,16 @@ def run_and_candidates(
         "lift": ours["lift"] if ours is not None else None,
         "majority_accuracy": figures["majority"],
         "figures": {
-            **_compared(material.metric, teacher, figures["teacher"], ours, control, scores, compared),
+            **_compared(material.metric, ours, found),
             "asked": len(decision.refused) + decision.accepted,
             "labelling": dict(loaded),
-            "search": dict(configuration),
+            "search": dict(found.configuration),
             "chosen": chosen.number if chosen is not None else None,
             "teacher_latency": asdict(timings[teacher.id].latency) if teacher.id in timings else None,
             "student_latency": asdict(timing.latency) if timing is not None else None,
             "student_cold_ms": timing.cold_ms if timing is not None else None,
             "teacher_path": timings[teacher.id].path if teacher.id in timings else None,
-            "family": _family_figures(members, figures),
+            "family": _family_figures(found.members, figures),
             "floor": _floor(options, material.metric, teacher, figures),
             "survey": dict(survey),
             "warnings": list(warnings),
@@ -208,17 +201,17 @@ def run_and_candidates(
         "learned_from": material.learned(run.id).to_json(),
     }
     undefined = float("-inf")  # a metric that is not defined on the test rows is dominated by any that is
-    points = {}
-    form_of = {trial.number: trial.form for trial in finalists}
-    for trial in finalists:
-        score = scores[str(trial.scored_as)]["score"]
+    points: dict[int, tuple[float, float]] = {}
+    form_of = {trial.number: trial.form for trial in found.finalists}
+    for trial in found.finalists:
+        score = figures["candidates"][str(trial.scored_as)]["score"]
         points[trial.number] = (
             timings[offer_name(trial.number)].latency.mean_ms,
             undefined if score is None else score,
         )
-    kept_by_search = {trial.number for trial in choice.kept_by_search(trials)}
+    kept_by_search = {trial.number for trial in choice.kept_by_search(found.trials)}
     candidates = []
-    for trial in trials:
+    for trial in found.trials:
         is_finalist = trial.number in points
         beaten = is_finalist and any(
             pareto.dominates(other, points[trial.number])
@@ -229,8 +222,8 @@ def run_and_candidates(
             _candidate(
                 trial,
                 material,
-                timings.get(offer_name(trial.number)),
-                scores.get(str(trial.scored_as)),
+                found.timing_of(trial),
+                found.scores_of(trial),
                 on_frontier=is_finalist and not beaten,
                 # Also what the test rows dominate: the choice on the select rows was an honest one.
                 kept=(is_finalist and not beaten) or trial.number in kept_by_search or trial is chosen,
@@ -259,20 +252,13 @@ def _family_figures(members: Mapping[str, Model], figures: Evaluation) -> dict[s
     return found
 
 
-def _compared(
-    metric: str,
-    teacher: Model,
-    theirs: Scores,
-    ours: Scores | None,
-    control: Trial | None,
-    scores: Mapping[str, Scores],
-    compared: Compared,
-) -> dict[str, Any]:
+def _compared(metric: str, ours: Scores | None, measured: Measured) -> dict[str, Any]:
     """Return figures of teacher, student and control, each metric with its interval, and their paired differences."""
-    its = scores[str(control.scored_as)] if control is not None else None
-    own = metric if metric != metrics.AGREEMENT else default_metric(teacher.task, True)
+    control, compared, theirs = measured.control, measured.compared, measured.figures["teacher"]
+    its = measured.scores_of(control) if control is not None else None
+    own = metric if metric != metrics.AGREEMENT else default_metric(measured.teacher.task, True)
     found: dict[str, Any] = {}
-    intervals, versus = compared.get("intervals", {}), compared.get("versus", {})
+    intervals, versus = compared["intervals"], compared["versus"]
     for name, figures in (("teacher", theirs), ("student", ours), ("control", its)):
         found[name] = {**figures, "intervals": intervals.get(name)} if figures is not None else None
     if control is not None:
@@ -287,7 +273,7 @@ def _compared(
 
 def _reason(trial: Trial, decision: Verdict, target_ms: float, *, timed: bool, beaten: bool) -> str:
     """Return why a candidate was chosen, or why not."""
-    reason: str = trial.reason
+    reason = trial.reason
     if trial is decision.chosen:
         return decision.reason
     if trial.number in decision.refused and decision.accepted:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +15,7 @@ from pg_distill.child.messages import Surveyed, Trial
 from pg_distill.child.trainer import Trainer
 from pg_distill.database.protocol import Database
 from pg_distill.errors import FeatureNotSupported
-from pg_distill.measure.scores import Compared, Evaluation
+from pg_distill.measure.scores import Compared
 from pg_distill.registry import families, locks, model, models, rights, runs, settings
 from pg_distill.registry.model import Model
 from pg_distill.rows.learned import Digest, Identity, Learned
@@ -35,6 +34,7 @@ from pg_distill.runs.contest import (
     time_cascades,
 )
 from pg_distill.runs.material import Material, prepare
+from pg_distill.runs.measured import Measured
 from pg_distill.runs.options import Options
 from pg_distill.runs.progress import Progress, Watch
 from pg_distill.runs.record import Outcome, Report
@@ -43,7 +43,6 @@ from pg_distill.runs.verdict import Verdict
 from pg_distill.serving.approval import trainer_limits
 from pg_distill.serving.sql_models import label_by_sql
 from pg_distill.serving.timing import (
-    Timing,
     describe_machine,
     require_expressions,
 )
@@ -143,56 +142,35 @@ def _distill(
             found = _refused_at_once(trainer, teacher, options, material.metric, survey)
         else:
             found = _search(db, trainer, clock, teacher, student_name, material, loaded["seconds"], survey)
-    members, timings, figures, decision = found.members, found.timings, found.figures, found.decision
-    chosen = decision.chosen
-    clock.warn(doubts.of_student(material.metric, teacher, decision, figures))
+    decision, chosen = found.decision, found.decision.chosen
+    clock.warn(doubts.of_student(material.metric, teacher, decision, found.figures))
 
     # Register.
     clock.enter("register")
-    summary = found.summary + verdict.family_caveat(members, figures)
+    summary = found.summary + verdict.family_caveat(found.members, found.figures)
     if chosen is not None and not decision.accepted:
         summary += f"; distill.promote_candidate('{run.id}', {chosen.number}) registers it all the same"
     student = None
     if decision.accepted and chosen is not None:
-        student = record.student(run, teacher, student_name, chosen, material, timings, figures)
-    family: Mapping[str, Mapping[str, Any]] = {}
-    if found.trials:
-        family = record.family(run, teacher, members, material, timings, figures, chosen, found.before)
+        student = record.student(run, student_name, chosen, material, found)
+    family = record.family(run, material, found) if found.trials else {}
     clock.enter("end")
     summary += material.caveat
     row, tried = columns.run_and_candidates(
-        run, teacher=teacher, student_name=student_name, members=members, material=material, loaded=loaded,
-        configuration=found.configuration, trials=found.trials, finalists=found.finalists, control=found.control,
-        timings=timings, figures=figures, compared=found.compared, decision=decision, summary=summary,
-        seconds=clock.seconds, survey=survey, warnings=clock.warnings,
+        run, student_name, material, found,
+        loaded=loaded, survey=survey, summary=summary, seconds=clock.seconds, warnings=clock.warnings,
     )  # fmt: skip
-    names = [student_name, *(m.name for m in members.values())]
+    names = [student_name, *(m.name for m in found.members.values())]
     return store(Report(teacher.id, names, student, family, row, tried))
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What became of the search: its candidates, all figures, and the decision."""
-
-    figures: Evaluation
-    decision: Verdict
-    summary: str
-    configuration: Mapping[str, Any]
-    trials: Sequence[Trial] = ()
-    finalists: Sequence[Trial] = ()
-    control: Trial | None = None
-    members: Mapping[str, Model] = field(default_factory=dict)
-    before: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    timings: Mapping[str, Timing] = field(default_factory=dict)
-    compared: Compared = field(default_factory=lambda: Compared(intervals={}, versus={}))
 
 
 def _refused_at_once(
     trainer: Trainer, teacher: Model, options: Options, metric: str, survey: Surveyed
-) -> _Found:
+) -> Measured:
     """Return what a run comes to that asks for more than any student could learn of its teacher: no candidate is trained."""
     reason = doubts.of_floor(options, teacher, metric, survey)[0]
-    return _Found(
+    return Measured(
+        teacher,
         trainer.evaluate([], {}, {}, {}),
         Verdict(False, None, reason, None, {}),
         f"no student was trained: {reason}",
@@ -209,7 +187,7 @@ def _search(
     material: Material,
     labelled_s: float,
     survey: Surveyed,
-) -> _Found:
+) -> Measured:
     """Train, time, score and decide."""
     options, metric = material.options, material.metric
 
@@ -274,19 +252,9 @@ def _search(
     if options.prefer == "accurate" and decision.accepted and chosen is not None:
         knee = ranked("knee")[0]
         summary += verdict.faster_alternative(chosen, knee, options, metric, teacher, timings, figures)
-    return _Found(
-        figures,
-        decision,
-        summary,
-        configuration,
-        trials,
-        finalists,
-        control,
-        members,
-        before,
-        timings,
-        compared,
-    )
+    return Measured(
+        teacher, figures, decision, summary, configuration, trials, finalists, control, members, before, timings, compared
+    )  # fmt: skip
 
 
 def _can_stand_behind(teacher: Model) -> bool:

@@ -11,16 +11,16 @@ from typing import Any
 from pg_distill.child.messages import Trial
 from pg_distill.database.protocol import Database
 from pg_distill.errors import InvalidParameter, UndefinedModel
-from pg_distill.measure.scores import Evaluation, Scores
+from pg_distill.measure.scores import Scores
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry import locks, model, models, queue, rights, runs
-from pg_distill.registry.model import Model
 from pg_distill.registry.queue import Job
 from pg_distill.rows.split import TEST
 from pg_distill.runs import verdict
 from pg_distill.runs.choice import offer_name, predict_name
 from pg_distill.runs.columns import Run, accuracy_columns, accuracy_origin, column_types
 from pg_distill.runs.material import Material
+from pg_distill.runs.measured import Measured
 from pg_distill.serving.timing import Timing, latency_figures
 
 __all__ = ["Outcome", "Report", "family", "store", "store_job", "student"]
@@ -72,74 +72,54 @@ def _figures(
     }
 
 
-def student(
-    run: Run,
-    teacher: Model,
-    name: str,
-    chosen: Trial,
-    material: Material,
-    timings: Mapping[str, Timing],
-    figures: Evaluation,
-) -> dict[str, Any]:
+def student(run: Run, name: str, chosen: Trial, material: Material, found: Measured) -> dict[str, Any]:
     """Return the chosen candidate as arguments of `registry.insert_model`: the next version of ``name``."""
     assert chosen.artifact is not None and chosen.signature is not None
-    scores = figures["candidates"][str(chosen.scored_as)]
-    by_predict = timings[offer_name(chosen.scored_as)] if chosen.form == "sql" else None
+    by_predict = found.timings[offer_name(chosen.scored_as)] if chosen.form == "sql" else None
     return {
         "name": name,
         "version": None,
-        "task": teacher.task,
+        "task": found.teacher.task,
         "kind": "onnx",
         "artifact": chosen.artifact,
         "expression": chosen.expression,
         "signature": chosen.signature,
         "sample": material.source.query,
         "label": material.label,
-        "teacher_id": teacher.id,
+        "teacher_id": found.teacher.id,
         "types": column_types(material, chosen.signature),
         "form": chosen.form,
         "threshold": chosen.threshold,
         "class_threshold": chosen.class_threshold,
         "learned_from": material.learned(run.id).to_json(),
-        "figures": _figures(run, material, scores, timings[offer_name(chosen.number)], by_predict),
+        "figures": _figures(run, material, found.scores_of(chosen), found.timing_of(chosen), by_predict),
     }
 
 
-def family(
-    run: Run,
-    teacher: Model,
-    members: Mapping[str, Model],
-    material: Material,
-    timings: Mapping[str, Timing],
-    figures: Evaluation,
-    chosen: Trial | None,
-    before: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Mapping[str, Any]]:
-    """Return the figures that the run measured of the teacher and its family: same server, same hour.
-
-    ``before`` is where its members were measured until now, by id.
-    """
-    found: dict[str, Mapping[str, Any]] = {
+def family(run: Run, material: Material, found: Measured) -> dict[str, Mapping[str, Any]]:
+    """Return the figures that the run measured of the teacher and its family, by id: same server, same hour."""
+    teacher, figures, timings = found.teacher, found.figures, found.timings
+    rows: dict[str, Mapping[str, Any]] = {
         teacher.id: _figures(run, material, figures["teacher"], timings.get(teacher.id))
     }
-    for key, member in members.items():
-        by_predict = timings.get(predict_name(member))
+    chosen = found.decision.chosen
+    for key, member in found.members.items():
         scores = figures["members"].get(key)
         comparable = None
         if scores is not None and "against" in scores and chosen is not None:
             number = str(chosen.scored_as)
             there = scores["against"]["candidates"][number]
             comparable = verdict.comparable_interval(scores, figures["candidates"][number]["score"], there)
-        found[key] = _figures(
+        rows[key] = _figures(
             run,
             material,
             scores,
             timings.get(key),
-            by_predict,
-            before=before.get(key),
+            timings.get(predict_name(member)),
+            before=found.before.get(key),
             comparable=comparable,
         )
-    return found
+    return rows
 
 
 _STUDENT = frozenset(

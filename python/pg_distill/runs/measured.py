@@ -1,0 +1,58 @@
+"""What a run has measured and decided, in one value that the story hands on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pg_distill.child.messages import Trial
+from pg_distill.measure.scores import Compared, Evaluation, Scores
+from pg_distill.registry.model import Model
+from pg_distill.runs.choice import offer_name
+from pg_distill.runs.verdict import Verdict
+from pg_distill.serving.timing import Timing
+
+__all__ = ["Measured"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Candidates and family of a run, with their figures, and what was decided.
+
+    Attributes
+    ----------
+    figures
+        Accuracy on the test rows, of teacher, candidates and members.
+    configuration
+        What the search was asked for.
+    trials, finalists
+        All candidates, and those that were timed in the backend.
+    control
+        The candidate of labels alone that the choice is compared with.
+    members, before
+        The teacher's family by id, and where its members were measured until now.
+    timings
+        By a model's id, or a candidate's `choice.offer_name`.
+    """
+
+    teacher: Model
+    figures: Evaluation
+    decision: Verdict
+    summary: str
+    configuration: Mapping[str, Any]
+    trials: Sequence[Trial] = ()
+    finalists: Sequence[Trial] = ()
+    control: Trial | None = None
+    members: Mapping[str, Model] = field(default_factory=dict)
+    before: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    timings: Mapping[str, Timing] = field(default_factory=dict)
+    compared: Compared = field(default_factory=lambda: Compared(intervals={}, versus={}))
+
+    def timing_of(self, trial: Trial) -> Timing | None:
+        """Return a candidate's latency in the backend, None where it was not timed."""
+        return self.timings.get(offer_name(trial.number))
+
+    def scores_of(self, trial: Trial) -> Scores | None:
+        """Return a candidate's figures on the test rows, None where it was not scored."""
+        return self.figures["candidates"].get(str(trial.scored_as))
