@@ -1,7 +1,8 @@
 """A table of rows as numpy columns: what a sample becomes, and what every pure room takes in.
 
 Numbers, integers, booleans and timestamps (seconds since 1970 UTC) are float64 arrays in which NaN stands for
-NULL: float64 holds every integer up to 2**53 and microseconds until 2112. Strings are dictionary-encoded.
+NULL: float64 holds every integer up to 2**53 and microseconds until 2112. Strings, whether categories or texts, are
+dictionary-encoded.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy.typing as npt
 
 __all__ = ["Feature", "FloatArray", "Frame", "Kind", "ModelForm", "Strings", "Task"]
 
-Kind = Literal["number", "integer", "boolean", "timestamp", "string"]
+Kind = Literal["number", "integer", "boolean", "timestamp", "string", "text"]
+"""A string is a category, a text is words: the same values, that students read differently."""
 ModelForm = Literal["predict", "sql", "cascade"]
 """How a model answers: by predict, as an expression that the statement holds, or by predict with its teacher behind it."""
 Task = Literal["binary", "multiclass", "regression"]
@@ -28,6 +30,11 @@ class Feature:
 
     name: str
     kind: Kind
+
+    @property
+    def is_string(self) -> bool:
+        """Whether its values are strings, not numbers."""
+        return self.kind in ("string", "text")
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class Frame:
         return column
 
     def strings(self, name: str) -> Strings:
-        """Return a column of strings."""
+        """Return a column of categories or texts."""
         column = self.columns[name]
         assert isinstance(column, Strings), name
         return column
@@ -101,12 +108,17 @@ class Frame:
     @property
     def number_names(self) -> tuple[str, ...]:
         """Names of the columns that are not of strings, in order."""
-        return tuple(f.name for f in self.features if f.kind != "string")
+        return tuple(f.name for f in self.features if not f.is_string)
 
     @property
     def string_names(self) -> tuple[str, ...]:
-        """Names of the columns of strings, in order."""
+        """Names of the columns of categories, in order."""
         return tuple(f.name for f in self.features if f.kind == "string")
+
+    @property
+    def text_names(self) -> tuple[str, ...]:
+        """Names of the columns of texts, in order."""
+        return tuple(f.name for f in self.features if f.kind == "text")
 
     def numbers(self) -> FloatArray:
         """Return the columns that are not of strings as one (n, d) float64 array."""
@@ -146,7 +158,7 @@ class Frame:
         first = frames[0]
         columns: dict[str, Column] = {}
         for feature in first.features:
-            if feature.kind != "string":
+            if not feature.is_string:
                 columns[feature.name] = np.concatenate([f.number(feature.name) for f in frames])
                 continue
             parts = [f.strings(feature.name) for f in frames]

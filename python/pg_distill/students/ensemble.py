@@ -84,7 +84,7 @@ class Columns:
             tables.append(_order(codes, encoder.size, target, weight))
         numbers = Numbers.fit(frame)
         names = frame.string_names
-        nulls = [np.isnan(frame.number(f.name)) for f in frame.features if f.kind != "string"]
+        nulls = [np.isnan(frame.number(f.name)) for f in frame.features if not f.is_string]
         nulls += [frame.strings(name).codes < 0 for name in names]
         missing = [bool(column.any()) for column in nulls]
         return cls(numbers, names, tuple(encoders), tuple(tables), np.array(missing, bool))
@@ -92,7 +92,7 @@ class Columns:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the matrix's columns."""
-        return (*(f.name for f in self.numbers.features if f.kind != "string"), *self.string_names)
+        return (*(f.name for f in self.numbers.features if not f.is_string), *self.string_names)
 
     @property
     def n_numbers(self) -> int:

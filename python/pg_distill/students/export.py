@@ -1,7 +1,7 @@
 """From a fitted student to one ONNX file: the inputs that all families share, and a small graph builder.
 
 One row's ``session.run`` costs a few microseconds and each node up to one more, so graphs are kept short: numbers
-arrive as one tensor, strings as another.
+arrive as one tensor, strings as another, texts as a third.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pg_distill.frame import Feature, FloatArray, Frame, Task
+from pg_distill.students.tokens import WANTED
 
-__all__ = ["STUDENT_KEY", "Graph", "Numbers"]
+__all__ = ["STUDENT_KEY", "TEXT_KEY", "Graph", "Numbers"]
 
 STUDENT_KEY = "pg_distill.student"
 """Key of ``metadata_props`` under which a student describes itself (JSON)."""
 
 OPSET, ML_OPSET, IR_VERSION = 17, 3, 8
 """The oldest that have every operator used: any ONNX Runtime of the last years opens them."""
+TEXT_OPSET, TEXT_IR_VERSION = 20, 9
+"""The same for students that read texts: StringSplit is of 20."""
+
+TEXT_KEY = "pg_distill.texts"
+"""Key of ``metadata_props`` under which a student that reads texts says what it wants them to be (JSON)."""
 
 FLOAT32_INTEGERS = 2.0**24
 """Beyond this size float32 steps over integers."""
@@ -96,9 +102,22 @@ class Graph:
         self._nodes.append(helper.make_node(operator, list(inputs), [output], domain=domain, **attributes))
         return output
 
+    def split(self, x: str, separator: str) -> tuple[str, str]:
+        """Append a StringSplit; return the names of its parts, one axis more than ``x``, and of their counts."""
+        outputs = f"t{self._count}", f"t{self._count + 1}"
+        self._count += 2
+        self._nodes.append(helper.make_node("StringSplit", [x], list(outputs), delimiter=separator))
+        return outputs
+
     def constant(self, values: npt.NDArray[Any]) -> str:
         """Return the name of an initializer that holds ``values``; equal ones are stored once."""
-        values = np.ascontiguousarray(values)
+        return self._store(np.ascontiguousarray(values))
+
+    def scalar(self, value: int | str) -> str:
+        """Return the name of an initializer without axes; equal ones are stored once."""
+        return self._store(np.array(value, object if isinstance(value, str) else np.int64))
+
+    def _store(self, values: npt.NDArray[Any]) -> str:
         if values.dtype.kind in "OU":
             key = ("str", values.shape, "\0".join(str(v) for v in values.ravel()).encode())
         else:
@@ -138,6 +157,10 @@ class Graph:
         """Name of the (n, m) string tensor."""
         return "strings"
 
+    def text(self, position: int) -> str:
+        """Name of the (n,) string tensor of the text column at ``position`` among the texts."""
+        return self.shared(("text", position), "Gather", ["texts", self.scalar(position)], axis=1)
+
     def finish(self, scores: str, task: Task, n_classes: int, description: Mapping[str, object]) -> bytes:
         """Close the graph over ``scores`` (logits, or values for regression) and return the file's bytes."""
         if task == "regression":
@@ -159,22 +182,31 @@ class Graph:
 
     def close(self, task: Task, n_classes: int, description: Mapping[str, object]) -> bytes:
         """Return the file's bytes where a node already writes ``probabilities`` or ``value`` itself."""
-        kinds = [f.kind for f in self._inputs.features]
-        d, m = sum(k != "string" for k in kinds), sum(k == "string" for k in kinds)
+        features = self._inputs.features
+        m, t = (sum(f.kind == kind for f in features) for kind in ("string", "text"))
+        d = len(features) - m - t
         element = TensorProto.FLOAT if self._inputs.element == "float" else TensorProto.DOUBLE
         inputs = []
         if d:
             inputs.append(helper.make_tensor_value_info("numbers", element, [None, d]))
         if m:
             inputs.append(helper.make_tensor_value_info("strings", TensorProto.STRING, [None, m]))
+        if t:
+            inputs.append(helper.make_tensor_value_info("texts", TensorProto.STRING, [None, t]))
         name = "value" if task == "regression" else "probabilities"
         output = helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, n_classes])
         graph = helper.make_graph(self._nodes, "student", inputs, [output], self._tensors)
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)],
-            ir_version=IR_VERSION,
+            opset_imports=[
+                helper.make_opsetid("", TEXT_OPSET if t else OPSET),
+                helper.make_opsetid("ai.onnx.ml", ML_OPSET),
+            ],
+            ir_version=TEXT_IR_VERSION if t else IR_VERSION,
             producer_name="pg_distill",
         )
-        helper.set_model_props(model, {STUDENT_KEY: json.dumps(description, sort_keys=True)})
+        properties = {STUDENT_KEY: json.dumps(description, sort_keys=True)}
+        if t:
+            properties[TEXT_KEY] = json.dumps(WANTED, sort_keys=True)
+        helper.set_model_props(model, properties)
         return bytes(model.SerializeToString(deterministic=True))

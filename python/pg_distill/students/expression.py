@@ -127,7 +127,7 @@ def canonical(sql: str, kind: Kind, type_name: str | None = None) -> str:
         Its SQL type, where it is known: a timestamptz is then read by immutable functions only (date_part of a
         timestamptz is stable, and so stops a function from being inlined).
     """
-    if kind == "string":
+    if kind in ("string", "text"):
         return f'({sql}::text COLLATE "C")'  # an equality that no collation can change
     if kind == "boolean":
         return f"{sql}::int::float"

@@ -297,7 +297,7 @@ class Mlp(Calibrated):
         elif self.task == "regression":
             weights[-1] = weights[-1] * self.value_scale_
             biases[-1] = biases[-1] * self.value_scale_ + self.value_mean_
-        names = [f.name for f in encoding.numbers.features if f.kind != "string"]
+        names = [f.name for f in encoding.numbers.features if not f.is_string]
         inputs = []
         for j, (name, centre) in enumerate(zip(names, encoding.numbers.centre, strict=True)):
             slope = 1.0 if encoding.bins else 1.0 / float(encoding.scale[j])

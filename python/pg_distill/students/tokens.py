@@ -38,7 +38,7 @@ Why these rules, by what was tried on ONNX Runtime 1.32 and PostgreSQL 15:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -55,6 +55,7 @@ __all__ = [
     "MARKS",
     "MOST_CHARACTERS",
     "SEPARATORS",
+    "WANTED",
     "Bags",
     "Tokeniser",
     "prepare",
@@ -86,6 +87,14 @@ APART = (
     "]"
 )
 """Characters that are words by themselves: a regular expression for PostgreSQL and Python alike."""
+
+WANTED: Mapping[str, Any] = {
+    "characters": MOST_CHARACTERS,
+    "apart": APART,
+    "null": NULL_STRING,
+    "python": f"re.sub({APART!r}, r' \\g<0> ', text[:{MOST_CHARACTERS}])",
+}
+"""What a graph wants of a text, for its metadata: `prepare`, for whoever has no pg_distill. JSON."""
 
 _APART = re.compile(APART)
 _TABLE = {ord(c): " " for c in SEPARATORS} | {ord(c): c.lower() for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
