@@ -4,9 +4,29 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 from pg_distill.onnx_model.signature import NULL_STRING
-from pg_distill.students.tokens import SEPARATORS
+from pg_distill.students.tokens import MARKS, SEPARATORS, Tokeniser
 
-__all__ = ["SPECIAL", "texts"]
+__all__ = ["NGRAMS", "SPECIAL", "texts"]
+
+_KNOWN = (
+    ("good",),
+    ("not",),
+    ("bad",),
+    ("zürich", "Zürich", "zu\u0308rich", "ZÜRICH"),
+    ("москва", "Москва", "МОСКВА"),
+    ("東",),
+    ("京",),
+    ("😀",),
+    ("e\u0301", "é"),
+    ("\u0301\u0301",),
+    ("null",),
+    ("\x1f",),
+    ("\ufeff",),
+    ("a",),
+    ("\\u0000",),
+)
+NGRAMS = Tokeniser(_KNOWN, MARKS, ((1, 0), (0, 0), (5, 6), (13, 13), (11, 10), (4, 3), (0, 14)))
+"""A vocabulary of the words, marks and pairs of the texts below."""
 
 SPECIAL = (
     "",
