@@ -20,6 +20,7 @@ from pg_distill.students.soft_labels import logits_from_probabilities
 from pg_distill.students.transfer_set import TransferSet
 from servers import Server
 from student_rows import TASKS, edge_rows, make, rows, run, transfer, unsure
+from text_rows import SPECIAL, tickets
 
 MILLION = 1_000_000
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -35,13 +36,11 @@ def bare(server: Server) -> Iterator[psycopg.Connection]:
 
 def load(bare: psycopg.Connection, frame: Frame) -> None:
     """Make the table ``t``, numbers as float8, of which every other NaN is NULL; ``i`` numbers the rows."""
-    kinds = [
-        f"{quote_identifier(f.name)} {'text' if f.kind == 'string' else 'float8'}" for f in frame.features
-    ]
+    kinds = [f"{quote_identifier(f.name)} {'text' if f.is_string else 'float8'}" for f in frame.features]
     bare.execute(f"CREATE TEMP TABLE t (i int, {', '.join(kinds)})")
     columns: list[Any] = []
     for feature in frame.features:
-        if feature.kind == "string":
+        if feature.is_string:
             # The graph's word for NULL means NULL to the graph only: native says so.
             words = frame.strings(feature.name).to_objects().tolist()
             columns.append([None if word == NULL_STRING else word for word in words])
@@ -299,3 +298,24 @@ def test_threshold_rounds_as_float32_does() -> None:
                 with np.errstate(over="ignore"):
                     rounded = np.float32(np.float64(x) - centre)
                 assert (x <= bound) == (rounded <= np.float32(threshold)), (threshold, centre, x)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("columns", [("body",), ("title", "shop", "body", "x")], ids=["a text", "all"])
+def test_texts_agree_too(bare: psycopg.Connection, task: Task, columns: tuple[str, ...]) -> None:
+    def named(data: TransferSet) -> TransferSet:
+        # Names that a generated query might use itself.
+        names = {"title": "read", "shop": "s0", "x": "word"}
+        features = tuple(Feature(names.get(f.name, f.name), f.kind) for f in data.frame.features)
+        found = {names.get(name, name): column for name, column in data.frame.columns.items()}
+        return replace(data, frame=Frame(features, found))
+
+    student = make("linear", task, bins=0, epochs=3)
+    student.fit(named(tickets(800, task, columns=columns)), named(tickets(200, task, 1, columns=columns)))
+    student.calibrate(unsure(named(tickets(200, task, 1, columns=columns))))
+    frame = named(tickets(200, task, 2, columns=columns)).frame
+    other = frame.take(np.arange(len(SPECIAL)))
+    texts = {name: Strings.from_values([*SPECIAL]) for name in frame.text_names}
+    frame = Frame.concat([frame, Frame(frame.features, {**other.columns, **texts})])
+    load(bare, frame)
+    check(bare, student, frame, 1e-6)

@@ -1,4 +1,4 @@
-"""Generalised linear models: lines, or steps at quantiles, of numbers; an effect of each category.
+"""Generalised linear models: lines, or steps at quantiles, of numbers; an effect of each category and of each n-gram.
 
 Bytes are the same with any number of threads as long as BLAS itself runs on one, as for networks.
 """
@@ -6,6 +6,7 @@ Bytes are the same with any number of threads as long as BLAS itself runs on one
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, cut, quan
 from pg_distill.students.export import Graph
 from pg_distill.students.families import Shape
 from pg_distill.students.objective import (
+    Block,
     Calibrated,
     Lines,
     Objective,
@@ -26,6 +28,7 @@ from pg_distill.students.objective import (
     resolve_targets,
     take_targets,
 )
+from pg_distill.students.text_effect import NgramLines, TextEffect
 from pg_distill.students.transfer_set import TransferSet
 
 __all__ = ["Linear"]
@@ -38,6 +41,12 @@ SMOOTHING = 8.0
 """Penalty on the jump between two neighbouring steps, in units of the penalty on a step."""
 MOST_CELLS = 40_000_000
 """Rows times columns times outputs that a fit reads at most; effects of single columns need no more rows."""
+TEXT_CELLS = 100
+"""Columns that a text counts for in `MOST_CELLS`: n-grams that it has."""
+TEXT_PENALTIES = (1.0, 0.1, 0.01, 0.001)
+"""Those on n-grams, one after the other beside ``PENALTIES``: one over scikit-learn's C, for texts are of length 1."""
+PROTOTYPE_TEXTS = 200
+"""Rows of whose texts a prototype learns a vocabulary: 0.05 s for texts of 2,000 characters."""
 FREE = 1e-6
 """Penalty on the intercept, in rows: none, but a Newton step must stay defined."""
 TAILS = 0.005
@@ -86,16 +95,21 @@ class Linear(Calibrated):
     def prototype(self, data: TransferSet) -> bytes | None:
         """Return the model before it has learned anything but its bins: latency depends on these alone."""
         twin = Linear(**self._arguments())
+        if data.frame.text_names:
+            data = data.take(np.arange(min(len(data), PROTOTYPE_TEXTS)))
         twin._prepare(data)
+        for text in twin.texts_:
+            text.effect += 1.0
         twin.slopes_ += 1.0
         twin._finish()
         return twin.to_onnx()
 
-    def _prepare(self, data: TransferSet) -> tuple[Float32, Objective]:
+    def _prepare(self, data: TransferSet) -> tuple[Frame, Float32, Objective]:
         goal = resolve_targets(self, data)
         rows = np.flatnonzero(goal.weight > 0)
         outputs = self.n_classes if self.task == "multiclass" else 1
-        most = max(1000, MOST_CELLS // (len(data.frame.features) * outputs))
+        columns = len(data.frame.features) + TEXT_CELLS * len(data.frame.text_names)
+        most = max(1000, MOST_CELLS // (columns * outputs))
         if len(rows) > most:
             rows = np.sort(np.random.default_rng(self.seed).choice(rows, most, replace=False))
         goal = take_targets(goal, rows)
@@ -120,12 +134,17 @@ class Linear(Calibrated):
         self.slopes_ = np.zeros((d, outputs))
         for j in range(d):
             self.low_[j], self.high_[j], self.centre_[j] = _range(matrix[:, j])
-        return matrix, objective
+        learned = (
+            TextEffect.learn(name, frame.strings(name), objective, seed=self.seed)
+            for name in frame.text_names
+        )
+        self.texts_ = [text for text in learned if text.tokeniser.size]
+        return frame, matrix, objective
 
     def fit(self, data: TransferSet, select: TransferSet, *, deadline: float | None = None) -> Self:
         """Backfit with each penalty, from the strongest on, while the loss on ``select`` falls."""
         self.sharpness_ = 1.0
-        matrix, objective = self._prepare(data)
+        frame, matrix, objective = self._prepare(data)
         select_goal = resolve_targets(self, select)
         judge = None
         if select_goal.weight.any():
@@ -138,12 +157,19 @@ class Linear(Calibrated):
         spread[spread == 0.0] = 1.0
         dense, select_dense = (dense - mean) / spread, (select_dense - mean) / spread
         weight = objective.soft_weight + objective.hard_weight
+        ngrams = [
+            (t.matrix(frame.strings(t.name)), t.matrix(select.frame.strings(t.name))) for t in self.texts_
+        ]
+        words = [text.effect.copy() for text in self.texts_]
         best = np.inf
         effects, slopes = [e.copy() for e in self.effects_], self.slopes_.copy()
         intercept = np.zeros((1, objective.outputs))
-        for strength in PENALTIES if judge is not None else PENALTIES[1:2]:
+        penalties = [*zip_longest(PENALTIES, TEXT_PENALTIES, fillvalue=PENALTIES[-1])]
+        if not self.texts_:
+            penalties = penalties[: len(PENALTIES)]
+        for strength, text_strength in penalties if judge is not None else penalties[1:2]:
             whole = np.zeros(len(codes), np.int32), np.zeros(len(select_codes), np.int32)
-            blocks: list[Steps | Lines] = [Steps(*whole, np.full(1, FREE), intercept.copy())]
+            blocks: list[Block] = [Steps(*whole, np.full(1, FREE), intercept.copy())]
             if len(slopes):
                 blocks.append(Lines(dense, select_dense, strength, slopes.copy(), weight))
             for j, effect in enumerate(effects):
@@ -151,18 +177,23 @@ class Linear(Calibrated):
                     ordered = len(self.thresholds_[j]) + 1 if j < self.columns_.n_numbers else 0
                     penalty = _penalty(len(effect), ordered, strength)
                     blocks.append(Steps(codes[:, j], select_codes[:, j], penalty, effect.copy()))
+            for matrices, effect in zip(ngrams, words, strict=True):
+                blocks.append(NgramLines(*matrices, text_strength, effect.copy()))
             loss = backfit(blocks, objective, judge, sweeps=max(1, self.epochs), deadline=deadline)
             if not loss < best:
                 break
-            best, self.penalty_ = loss, strength
+            best, self.penalty_, self.text_penalty_ = loss, strength, text_strength
             found = iter(blocks)
             intercept = next(found).effect
             if len(slopes):
                 slopes = next(found).effect
             effects = [next(found).effect if len(e) > 1 else e for e in effects]
+            words = [next(found).effect for _ in words]
         self.slopes_ = slopes / spread[:, None] * self.scale_
         self.base_ += intercept[0] * self.scale_ - mean @ self.slopes_
         self.effects_ = [e * self.scale_ for e in effects]
+        for text, effect in zip(self.texts_, words, strict=True):
+            text.effect = effect * self.scale_
         for effect, code in zip(self.effects_, codes.T, strict=True):
             # What no row showed (a NULL, a category) gets the mean effect, so that it moves nothing.
             count = np.bincount(code, minlength=len(effect))
@@ -176,6 +207,8 @@ class Linear(Calibrated):
         self.base_ = self.base_ * factor
         self.slopes_ = self.slopes_ * factor
         self.effects_ = [effect * factor for effect in self.effects_]
+        for text in self.texts_:
+            text.effect = text.effect * factor
         self._finish()
 
     def _dense(self, matrix: Float32) -> FloatArray:
@@ -195,6 +228,8 @@ class Linear(Calibrated):
             if effect.any() or not hasattr(self, "penalty_")
         ]
         self.ensemble_ = Ensemble.join(parts, self.base_).snapped()
+        for text in self.texts_:
+            text.finish()
 
     def predict_logits(self, frame: Frame) -> FloatArray:
         """Return (n, K) logits, (n, 1) values for regression."""
@@ -204,16 +239,29 @@ class Linear(Calibrated):
             sums += effect[np.minimum(code, len(effect) - 1)]
         if len(self.slopes_):
             sums += self._dense(matrix) @ self.slopes_
+        for text in self.texts_:
+            sums += text.predict(frame.strings(text.name))
         return self.ensemble_.to_logits(sums, self.task)
 
     def _only_trees(self) -> bool:
-        return not self.slopes_.any()
+        return not self.slopes_.any() and not self.texts_
 
     def add_to(self, graph: Graph) -> str:
-        """Add one node for all steps, six for all lines; return the name of the logits or values."""
+        """Add one node for all steps, six for all lines, many for a text; return the name of the logits or values."""
         if self._only_trees():
             return self.ensemble_.add_to(graph, self.columns_.add_to(graph), self.task)
         shift = 1 if self.task == "binary" else 0
+        if len(self.ensemble_.used):
+            total = self.ensemble_.add_to(graph, self.columns_.add_to(graph), self.task)
+        else:
+            total = graph.constant(np.pad(self.ensemble_.base, (shift, 0)).astype(np.float32))
+        names = self.columns_.numbers.features
+        places = [f.name for f in names if f.kind == "text"]
+        for text in self.texts_:
+            total = graph.node("Add", [text.add_to(graph, places.index(text.name), shift), total])
+        return self._add_lines(graph, total, shift) if self.slopes_.any() else total
+
+    def _add_lines(self, graph: Graph, rest: str, shift: int) -> str:
         x = graph.read(self.columns_.numbers)
         missing = graph.shared(("isnan", x), "IsNaN", [x])
         own = self.columns_.missing[: len(self.slopes_)]
@@ -223,10 +271,6 @@ class Linear(Calibrated):
         y = graph.node("Where", [missing, graph.constant(fill), y])
         y = graph.node("Sub", [y, graph.constant(self.centre_)])
         slopes = np.pad(self.slopes_, ((0, 0), (shift, 0))).astype(np.float32)
-        if len(self.ensemble_.used):
-            rest = self.ensemble_.add_to(graph, self.columns_.add_to(graph), self.task)
-        else:
-            rest = graph.constant(np.pad(self.ensemble_.base, (shift, 0)).astype(np.float32))
         return graph.node("Gemm", [y, graph.constant(slopes), rest])
 
     def to_onnx(self) -> bytes:
@@ -245,7 +289,9 @@ class Linear(Calibrated):
             return self.ensemble_.to_sql(found, self.task)
         sums, unit = expression.tree_sums(self.ensemble_, found)
         missing = self.columns_.missing
-        bound = self.ensemble_.bound
+        bound = self.ensemble_.bound + sum(text.bound for text in self.texts_)
+        sources = expression.sources(self.columns_.numbers.features, columns)
+        read = [text.to_sql(sources[text.name], f"pg_distill_l{i}") for i, text in enumerate(self.texts_)]
         for k, slopes in enumerate(self.slopes_.T):
             terms, constant = [f"{sums[k]} * {expression.literal(unit)}"], 0.0
             for j in np.flatnonzero(slopes):
@@ -258,8 +304,10 @@ class Linear(Calibrated):
                 terms.append(term)
                 constant += shift
                 bound += abs(slopes[j]) * float(self.high_[j] - self.low_[j])
+            terms += [own[k] for own, _ in read]
             sums[k] = expression.balanced_sum([*terms, expression.literal(constant)])
-        return expression.output(sums, self.task, bound=bound)
+        source = f" FROM {', '.join(item for _, item in read)}" if read else ""
+        return expression.output(sums, self.task, bound=bound, source=source)
 
     def _arguments(self) -> dict[str, Any]:
         return {
@@ -282,8 +330,12 @@ class Linear(Calibrated):
             "epochs": self.epochs,
             "seed": self.seed,
         }
+        if getattr(self, "texts_", None):
+            out["ngrams"] = {text.name: text.tokeniser.size for text in self.texts_}
         if hasattr(self, "penalty_"):
             out["penalty"] = self.penalty_
+            if self.texts_:
+                out["text_penalty"] = self.text_penalty_
         if hasattr(self, "sharpness_"):
             out["sharpness"] = self.sharpness_
         return out

@@ -1,0 +1,111 @@
+"""Linear students of texts: what they learn, and that graph and numpy agree."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from pg_distill.frame import Frame, Strings, Task
+from pg_distill.students.export import STUDENT_KEY, TEXT_KEY
+from pg_distill.students.objective import Objective, backfit, resolve_targets
+from pg_distill.students.text_effect import NgramLines, TextEffect, find_bags
+from student_rows import TASKS, difference, make
+from text_rows import SPECIAL, tickets
+
+EVERYTHING = ("title", "shop", "body", "x")
+
+
+def special(frame: Frame) -> Frame:
+    """Return the rows, and rows with every one of `SPECIAL` in each text column."""
+    n = len(SPECIAL)
+    other = frame.take(np.arange(n))
+    texts = {name: Strings.from_values([*np.roll(SPECIAL, i)]) for i, name in enumerate(frame.text_names)}
+    return Frame.concat([frame, Frame(frame.features, {**other.columns, **texts})])
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("bins", [0, 16])
+@pytest.mark.parametrize("columns", [("body",), EVERYTHING, ("body", "x"), ("shop", "body")])
+def test_graph_and_numpy_agree(task: Task, bins: int, columns: tuple[str, ...]) -> None:
+    student = make("linear", task, bins=bins, epochs=2)
+    student.fit(tickets(300, task, columns=columns), tickets(100, task, 1, columns=columns))
+    student.calibrate(tickets(100, task, 1, columns=columns))
+    assert len(student.texts_) == len({"body", "title"}.intersection(columns))
+    assert difference(student, special(tickets(60, task, 2, columns=columns).frame)) < 1e-6
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_it_learns_words_pairs_and_other_columns_together(task: Task) -> None:
+    def score(columns: tuple[str, ...]) -> float:
+        data, select, test = (
+            tickets(n, task, seed, columns=columns) for n, seed in ((2000, 0), (300, 1), (800, 2))
+        )
+        student = make("linear", task, bins=0, alpha=1.0).fit(data, select)
+        found, truth = student.predict_logits(test.frame), test.teacher_logits
+        assert truth is not None
+        if task == "regression":
+            return float(1 - np.mean((found - truth) ** 2) / np.var(truth))
+        return float(np.mean(found.argmax(axis=1) == truth.argmax(axis=1)))
+
+    together = score(EVERYTHING)
+    assert together > (0.82 if task != "multiclass" else 0.75)
+    assert together > score(("title", "body")) + 0.02
+    assert together > score(("shop", "x")) + 0.02
+
+
+def test_the_same_rows_give_the_same_bytes() -> None:
+    files = [
+        make("linear", "binary", bins=0, epochs=2)
+        .fit(tickets(300, "binary"), tickets(100, "binary", 1))
+        .to_onnx()
+        for _ in range(2)
+    ]
+    assert files[0] == files[1]
+    properties = {p.key: p.value for p in onnx.ModelProto.FromString(files[0]).metadata_props}
+    assert set(json.loads(properties[STUDENT_KEY])["ngrams"]) == {"body", "title"}
+    assert TEXT_KEY in properties
+
+
+def test_a_prototype_reads_texts() -> None:
+    data = tickets(1000, "multiclass")
+    file = make("linear", "multiclass", bins=0).prototype(data)
+    assert {i.name for i in onnx.ModelProto.FromString(file).graph.input} == {"numbers", "strings", "texts"}
+
+
+@pytest.mark.parametrize("body", [[None] * 50, [""] * 50, [f"w{i}" for i in range(50)], ["same"] * 50])
+def test_texts_that_say_nothing(body: list[str | None]) -> None:
+    data = tickets(50, "binary", columns=("x", "body"))
+    frame = Frame(data.frame.features, {**data.frame.columns, "body": Strings.from_values(body)})
+    data = type(data)(frame, data.teacher_logits, data.y, None, data.source)
+    student = make("linear", "binary", bins=0).fit(data, data)
+    assert difference(student, frame) < 1e-6
+
+
+def test_one_step_solves_least_squares() -> None:
+    data = tickets(400, "regression", columns=("body",))
+    student = make("linear", "regression", alpha=1.0)
+    objective = Objective("regression", 1, 1.0, resolve_targets(student, data))
+    column = data.frame.strings("body")
+    effect = TextEffect.learn("body", column, objective, most=30)
+    matrix = effect.matrix(column)
+    block = NgramLines(matrix, matrix, 0.1, effect.effect)
+    backfit([block], objective, None, sweeps=50, deadline=None)
+    target = (np.asarray(data.teacher_logits) - objective.base) / objective.scale
+    dense = matrix.toarray()
+    normal = dense.T @ dense + 0.1 * np.eye(dense.shape[1])
+    np.testing.assert_allclose(block.effect, np.linalg.solve(normal, dense.T @ target), atol=0.02)
+
+
+def test_rows_have_length_one_or_no_ngram() -> None:
+    data = tickets(200, "binary", columns=("body",))
+    objective = Objective("binary", 2, 1.0, resolve_targets(make("linear", "binary"), data))
+    column = data.frame.strings("body")
+    effect = TextEffect.learn("body", column, objective)
+    length = np.sqrt((effect.matrix(column) ** 2).sum(axis=1))
+    assert set(np.round(length, 12)) <= {0.0, 1.0}
+    bags = find_bags(effect.tokeniser, column)
+    assert [effect.tokeniser.ids(t) for t in column.to_objects()] == [
+        bags.ids[bags.rows == i].tolist() for i in range(len(bags))
+    ]
