@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pg_distill.frame import Feature
 from pg_distill.students.export import TEXT_KEY, Graph, Numbers
 from pg_distill.students.tokens import APART, MOST_CHARACTERS, Tokeniser, prepare
-from pg_distill.students.tokens_onnx import add_ngrams, add_sums
+from pg_distill.students.tokens_onnx import add_ngrams, add_sums, read_tokenisers
 from text_rows import NGRAMS, SPECIAL, texts
 
 TOKENISERS = {
@@ -82,6 +82,33 @@ def test_awkward_texts(text: str) -> None:
 def test_texts_of_100_kb(text: str) -> None:
     long = text * (100_000 // len(text.encode()))
     check("all", [long, "good", long.lower()])
+
+
+@pytest.mark.parametrize("name", TOKENISERS)
+def test_a_file_gives_its_tokeniser_back(name: str) -> None:
+    assert read_tokenisers(BARE[name].model) == [TOKENISERS[name]]
+
+
+def test_a_backend_may_tokenise_itself() -> None:
+    """What stands behind the n-grams answers the same, given the n-grams that numpy's tokeniser finds."""
+    model = BARE["all"].model
+    said = json.loads(next(p.value for p in model.metadata_props if p.key == TEXT_KEY))["columns"][0]
+    rest = onnx.ModelProto()
+    rest.CopyFrom(model)
+    del rest.graph.node[:], rest.graph.output[:]
+    needed = {"value"}
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output) and not {said["rows"], said["ids"]}.intersection(node.output):
+            needed.update(node.input)
+            rest.graph.node.insert(0, node)
+    rest.graph.output.append(model.graph.output[2])
+    rest.graph.input.extend(onnx.helper.make_tensor_value_info(said[k], 7, [None]) for k in ("rows", "ids"))
+    assert len(rest.graph.node) < 12
+    rows = ["Not good, bad!", None, "東京", ""]
+    bags = read_tokenisers(model)[0].bags(rows)
+    feeds = {"texts": np.full((4, 1), "", object), said["rows"]: bags.rows, said["ids"]: bags.ids}
+    found = ort.InferenceSession(rest.SerializeToString()).run(None, feeds)[0]
+    assert found.tolist() == BARE["all"].run([prepare(text) for text in rows])[2].tolist()
 
 
 def test_most_texts_are_read_as_they_are() -> None:

@@ -7,7 +7,7 @@ arrive as one tensor, strings as another, texts as a third.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,6 +85,9 @@ class Graph:
         self._tensors: list[onnx.TensorProto] = []
         self._count = 0
         self._shared: dict[tuple[Any, ...], str] = {}
+        self._pairs: dict[tuple[Any, ...], tuple[str, str]] = {}
+        self.tokenised: list[dict[str, Any]] = []
+        """What `tokens_onnx` has added, for the metadata: from these tensors on a backend that tokenises itself may start."""
 
     def node(
         self,
@@ -101,6 +104,12 @@ class Graph:
             self._count += 1
         self._nodes.append(helper.make_node(operator, list(inputs), [output], domain=domain, **attributes))
         return output
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], tuple[str, str]]) -> tuple[str, str]:
+        """Return what ``make`` returns, two tensors; the second time under the same ``key`` those of the first."""
+        if key not in self._pairs:
+            self._pairs[key] = make()
+        return self._pairs[key]
 
     def split(self, x: str, separator: str) -> tuple[str, str]:
         """Append a StringSplit; return the names of its parts, one axis more than ``x``, and of their counts."""
@@ -207,6 +216,6 @@ class Graph:
         )
         properties = {STUDENT_KEY: json.dumps(description, sort_keys=True)}
         if t:
-            properties[TEXT_KEY] = json.dumps(WANTED, sort_keys=True)
+            properties[TEXT_KEY] = json.dumps({**WANTED, "columns": self.tokenised}, sort_keys=True)
         helper.set_model_props(model, properties)
         return bytes(model.SerializeToString(deterministic=True))

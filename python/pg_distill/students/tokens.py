@@ -98,8 +98,6 @@ WANTED: Mapping[str, Any] = {
 
 _APART = re.compile(APART)
 _TABLE = {ord(c): " " for c in SEPARATORS} | {ord(c): c.lower() for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
-UNKNOWN = 0
-"""Code of a word that is not in the vocabulary; the word of id i has code i + 1."""
 
 
 def prepare(text: str | None) -> str:
@@ -110,8 +108,12 @@ def prepare(text: str | None) -> str:
 
 def split_words(text: str | None) -> list[str]:
     """Return the words of a text, in order, in lower case as far as ASCII goes."""
+    return _split(prepare(text))
+
+
+def _split(prepared: str) -> list[str]:
     # Faster than one regular expression: 2.6 instead of 5.5 us for 300 characters of English.
-    return [word for word in prepare(text).translate(_TABLE).split(" ") if word]
+    return [word for word in prepared.translate(_TABLE).split(" ") if word]
 
 
 @dataclass(frozen=True)
@@ -172,33 +174,25 @@ class Tokeniser:
         return len(self.words) + len(self.marks) + len(self.pairs)
 
     @cached_property
-    def codes(self) -> dict[str, int]:
-        """The code of each form: its word's number and one, so that 0 is `UNKNOWN`."""
-        return {form: number for number, forms in enumerate(self.words, 1) for form in forms}
-
-    def pair_key(self, first: int, second: int) -> int:
-        """Return one integer for the codes of two words in a row."""
-        return first * (len(self.words) + 1) + second
+    def word_ids(self) -> dict[str, int]:
+        """The number of each form: its word's."""
+        return {form: number for number, forms in enumerate(self.words) for form in forms}
 
     @cached_property
-    def pair_ids(self) -> dict[int, int]:
-        """The number of each pair, by its `pair_key`; none has a word of code `UNKNOWN`."""
-        first = len(self.words) + len(self.marks)
-        return {self.pair_key(a + 1, b + 1): i for i, (a, b) in enumerate(self.pairs, first)}
+    def pair_ids(self) -> dict[tuple[int | None, int | None], int]:
+        """The number of each pair of words."""
+        return {pair: i for i, pair in enumerate(self.pairs, len(self.words) + len(self.marks))}
 
     def ids(self, text: str | None) -> list[int]:
         """Return the numbers of a text's n-grams, ascending, each once."""
-        code, number, stride = self.codes.get, self.pair_ids.get, len(self.words) + 1
-        words = [code(word, UNKNOWN) for word in split_words(text)]
-        found = {word - 1 for word in words}
-        if self.pairs:
-            keys = (a * stride + b for a, b in pairwise(words))
-            found.update(number(key, -1) for key in keys)
-        if self.marks:
-            seen = prepare(text)
-            found.update(i for i, mark in enumerate(self.marks, len(self.words)) if mark in seen)
-        found.discard(-1)
-        return sorted(found)
+        text = prepare(text)
+        # None is an unknown word, and no pair's. Loops in C: 17 us instead of 28 for 300 characters.
+        words = [*map(self.word_ids.get, _split(text))]
+        found = set(words)
+        found.update(map(self.pair_ids.get, pairwise(words)))
+        found.update(i for i, mark in enumerate(self.marks, len(self.words)) if mark in text)
+        found.discard(None)
+        return sorted(found)  # type: ignore[arg-type]
 
     def bags(self, texts: Sequence[str | None]) -> Bags:
         """Return the n-grams of texts."""

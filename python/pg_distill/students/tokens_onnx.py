@@ -10,16 +10,19 @@ takes some hundred megabytes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import helper
 
 from pg_distill.frame import FloatArray
-from pg_distill.students.export import Graph
-from pg_distill.students.tokens import SEPARATORS, UNKNOWN, Tokeniser
+from pg_distill.students.export import TEXT_KEY, Graph
+from pg_distill.students.tokens import SEPARATORS, Tokeniser
 
-__all__ = ["add_ngrams", "add_sums"]
+__all__ = ["add_ngrams", "add_sums", "read_tokenisers"]
 
 
 def add_ngrams(graph: Graph, text: str, tokeniser: Tokeniser) -> tuple[str, str]:
@@ -35,22 +38,57 @@ def add_ngrams(graph: Graph, text: str, tokeniser: Tokeniser) -> tuple[str, str]
         One that knows at least one n-gram.
     """
     rows, ids = [], []
+    tables: dict[str, str] = {}
     if tokeniser.words:
-        words, owner = _split(graph, text)
-        code = _look_up(graph, words, UNKNOWN, keys_strings=tokeniser.codes)
+        # The parts of a blend share the words, and may know others of them.
+        words, owner = graph.once(("words", text), lambda: _split(graph, text))
+        tables["words"] = code = _look_up(
+            graph, words, UNKNOWN, keys_strings={form: i + 1 for form, i in tokeniser.word_ids.items()}
+        )
         rows.append(owner)
         ids.append(graph.node("Sub", [code, graph.scalar(1)]))
         if tokeniser.pairs:
             key, row = _pairs(graph, code, owner, tokeniser)
+            stride = len(tokeniser.words) + 1
+            keys = {
+                (a + 1) * stride + b + 1: i
+                for (a, b), i in zip(tokeniser.pairs, tokeniser.pair_ids.values(), strict=True)
+            }
+            tables["pairs"] = pair = _look_up(graph, key, -1, keys_int64s=keys)
             rows.append(row)
-            ids.append(_look_up(graph, key, -1, keys_int64s=tokeniser.pair_ids))
+            ids.append(pair)
     if tokeniser.marks:
         row, mark = _marks(graph, text, tokeniser)
         rows.append(row)
         ids.append(mark)
-    return _distinct(
-        graph, graph.node("Concat", rows, axis=0), graph.node("Concat", ids, axis=0), tokeniser.size
-    )
+    parts = graph.node("Concat", rows, axis=0), graph.node("Concat", ids, axis=0)
+    found = _distinct(graph, *parts, tokeniser.size)
+    said = {"text": text, "rows": found[0], "ids": found[1], "marks": tokeniser.marks, "tables": tables}
+    graph.tokenised.append(said)
+    return found
+
+
+def read_tokenisers(model: onnx.ModelProto) -> list[Tokeniser]:
+    """Return the tokenisers that `add_ngrams` has written into a file, in the order of the metadata's ``columns``."""
+    said = next(p.value for p in model.metadata_props if p.key == TEXT_KEY)
+    makers = {node.output[0]: node for node in model.graph.node if node.op_type == "LabelEncoder"}
+    found = []
+    for column in json.loads(said)["columns"]:
+        tables = {
+            name: {a.name: helper.get_attribute_value(a) for a in makers[tensor].attribute}
+            for name, tensor in column["tables"].items()
+        }
+        words: list[list[str]] = []
+        if "words" in tables:
+            table = tables["words"]
+            words = [[] for _ in range(max(table["values_int64s"]))]
+            for form, code in zip(table["keys_strings"], table["values_int64s"], strict=True):
+                words[code - 1].append(form.decode())
+        stride = len(words) + 1
+        keys = tables["pairs"]["keys_int64s"] if "pairs" in tables else []
+        pairs = tuple((key // stride - 1, key % stride - 1) for key in keys)
+        found.append(Tokeniser(tuple(map(tuple, words)), column["marks"], pairs))
+    return found
 
 
 def add_sums(graph: Graph, text: str, rows: str, ids: str, table: FloatArray) -> str:
@@ -66,6 +104,10 @@ def add_sums(graph: Graph, text: str, rows: str, ids: str, table: FloatArray) ->
     zeros = graph.node("Expand", [graph.constant(np.zeros((1, 1))), shape])
     places = graph.node("Unsqueeze", [rows, graph.constant(np.array([1], np.int64))])
     return graph.node("ScatterND", [zeros, places, picked], reduction="add")
+
+
+UNKNOWN = 0
+"""Code of a word that is not in the vocabulary; the word with the number i has the code i + 1."""
 
 
 def _split(graph: Graph, text: str) -> tuple[str, str]:
@@ -99,7 +141,7 @@ def _look_up(graph: Graph, x: str, default: int, **table: Mapping[str, int] | Ma
 
 
 def _pairs(graph: Graph, code: str, owner: str, tokeniser: Tokeniser) -> tuple[str, str]:
-    """Return the `Tokeniser.pair_key` of each two words in a row (one of no pair where they are of two texts), and the row."""
+    """Return a number for the codes of each two words in a row (of no pair where they are of two texts), and the row."""
     start, end, most, axis = (
         graph.constant(np.array([i], np.int64)) for i in (0, -1, np.iinfo(np.int64).max, 0)
     )

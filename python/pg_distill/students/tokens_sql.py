@@ -148,7 +148,7 @@ def _sums(terms: list[str], found: str) -> str:
 
 def _numbers(tokeniser: Tokeniser) -> dict[str, int]:
     """Return the number of each n-gram as SQL looks it up; the forms of a word one after the other."""
-    numbers = {form: code - 1 for form, code in tokeniser.codes.items()}
+    numbers = dict(tokeniser.word_ids)
     numbers.update((mark, i) for i, mark in enumerate(tokeniser.marks, len(tokeniser.words)))
     numbers.update(
         (f"{a} {b}", i)
