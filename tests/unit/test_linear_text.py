@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from pg_distill.frame import Frame, Strings, Task
+from pg_distill.students.blend import Blend
 from pg_distill.students.export import STUDENT_KEY, TEXT_KEY
+from pg_distill.students.families import Shape, load_family
 from pg_distill.students.objective import Objective, backfit, resolve_targets
+from pg_distill.students.soft_labels import softmax
 from pg_distill.students.text_effect import NgramLines, TextEffect, find_bags
-from student_rows import TASKS, difference, make
+from pg_distill.students.transfer_set import KINDS, Augmenter
+from student_rows import TASKS, difference, make, run
 from text_rows import SPECIAL, tickets
 
 EVERYTHING = ("title", "shop", "body", "x")
@@ -109,3 +114,47 @@ def test_rows_have_length_one_or_no_ngram() -> None:
     assert [effect.tokeniser.ids(t) for t in column.to_objects()] == [
         bags.ids[bags.rows == i].tolist() for i in range(len(bags))
     ]
+
+
+def test_families_that_read_no_text_take_the_other_columns() -> None:
+    data, select = tickets(400, "binary"), tickets(100, "binary", 1)
+    options: dict[str, dict[str, Any]] = {
+        "tree": {"leaves": 8},
+        "boosted": {"rounds": 5, "leaves": 4},
+        "mlp": {"hidden": [8], "epochs": 1},
+    }
+    for family, size in options.items():
+        student = make(family, "binary", **size).fit(data, select, deadline=None)
+        assert difference(student, data.frame) < 1e-5
+        features = tuple(f for f in data.frame.features if f.kind == "text")
+        assert load_family(family).sizes(Shape("binary", 2, features, 400)) == []
+        assert load_family(family).sizes(Shape("binary", 2, data.frame.features, 400)) != []
+
+
+def test_a_blend_reads_a_text_once() -> None:
+    data, select = tickets(400, "multiclass"), tickets(100, "multiclass", 1)
+    parts = [
+        make("linear", "multiclass", bins=0, epochs=2).fit(data, select),
+        make("linear", "multiclass", bins=16, epochs=2).fit(data.take(np.arange(300)), select),
+        make("boosted", "multiclass", rounds=5, leaves=4).fit(data, select, deadline=None),
+    ]
+    blend = Blend(parts, [0.5, 0.3, 0.2], task="multiclass", n_classes=4)
+    file = blend.to_onnx(data.frame)
+    assert np.abs(run(file, data.frame) - softmax(blend.predict_logits(data.frame))).max() < 1e-6
+    lower = [
+        node for node in onnx.ModelProto.FromString(file).graph.node if node.op_type == "StringNormalizer"
+    ]
+    assert len(lower) == 2  # body and title
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_made_rows_keep_a_rows_texts(kind: str) -> None:
+    frame = tickets(300, "binary").frame
+    made = Augmenter(frame).make(kind, 200, np.random.default_rng(0))
+    assert len(made) > 100
+
+    def pairs(rows: Frame) -> set[tuple[str | None, ...]]:
+        return set(zip(*(rows.strings(name).to_objects().tolist() for name in rows.text_names), strict=True))
+
+    assert pairs(made) <= pairs(frame)
+    assert len(Augmenter(frame.select(["body"])).make(kind, 200, np.random.default_rng(0))) == 0

@@ -84,7 +84,9 @@ class Boosted(TreeStudent):
 
     @classmethod
     def sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
-        """Return rounds and leaves, fastest first."""
+        """Return rounds and leaves, fastest first; none for a table of texts."""
+        if shape.only_texts:
+            return []
         each = n_outputs(shape.task, shape.n_classes)
         # Fewer trees of more leaves cost less a row than more trees of fewer, and tell apart what interacts.
         sizes = [

@@ -34,6 +34,11 @@ class Shape:
     n_rows: int
     teacher: bytes | None = None
 
+    @property
+    def only_texts(self) -> bool:
+        """Whether there is nothing but texts, so that families that read none have nothing to learn from."""
+        return all(f.kind == "text" for f in self.features)
+
 
 class Student(Protocol):
     """A model small enough to serve.

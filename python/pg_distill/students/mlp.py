@@ -76,7 +76,9 @@ class Mlp(Calibrated):
 
     @classmethod
     def sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
-        """Return widths and bins, fastest first."""
+        """Return widths and bins, fastest first; none for a table of texts."""
+        if shape.only_texts:
+            return []
         hidden = [[32], [64, 64], [128, 128], [256, 256], [512, 512]]
         numbers = any(f.kind in ("number", "integer", "timestamp") for f in shape.features)
         out = []

@@ -64,8 +64,8 @@ class Tree(TreeStudent):
 
     @classmethod
     def sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
-        """Return numbers of leaves, fastest first."""
-        return [{"leaves": n} for n in (8, 32, 128, 512)]
+        """Return numbers of leaves, fastest first; none for a table of texts."""
+        return [] if shape.only_texts else [{"leaves": n} for n in (8, 32, 128, 512)]
 
     def prototype(self, data: TransferSet) -> bytes | None:
         """Return a tree of as many leaves with splits at random."""
