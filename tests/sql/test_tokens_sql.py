@@ -43,6 +43,7 @@ def ngrams(server: Server) -> Iterator[psycopg.Connection]:
         yield connection
 
 
+@pytest.mark.every_server
 @pytest.mark.parametrize("vocabulary", FORMS)
 def test_awkward_texts(ngrams: psycopg.Connection, vocabulary: Inline | Stored) -> None:
     long = ("a b " * 25_000, "東京" * 20_000, "a, b. " * 20_000)

@@ -45,7 +45,7 @@ TEXT_CELLS = 100
 """Columns that a text counts for in `MOST_CELLS`: n-grams that it has."""
 TEXT_PENALTIES = (1.0, 0.1, 0.01, 0.001)
 """Those on n-grams, one after the other beside ``PENALTIES``: one over scikit-learn's C, for texts are of length 1."""
-PROTOTYPE_TEXTS = 200
+PROTOTYPE_TEXTS = 100
 """Rows of whose texts a prototype learns a vocabulary: 0.05 s for texts of 2,000 characters."""
 FREE = 1e-6
 """Penalty on the intercept, in rows: none, but a Newton step must stay defined."""

@@ -20,7 +20,7 @@ rules but those that all of them can keep on any machine:
 Characters are code points as they come. PostgreSQL stores no NUL; a lone surrogate is no UTF-8 and reaches neither it nor a
 graph, and is a character like any other here.
 
-Why these rules, by what was tried on ONNX Runtime 1.32 and PostgreSQL 15:
+Why these rules, by what was tried on ONNX Runtime 1.24 and 1.32, and PostgreSQL 15:
 
 - StringNormalizer lowers by a locale of the machine. Its default, en_US, is an error where that locale is not
   installed, as in slim images; "C.UTF-8" lowers by the C library's version of Unicode; "C" is everywhere, and is
