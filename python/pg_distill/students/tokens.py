@@ -97,23 +97,31 @@ WANTED: Mapping[str, Any] = {
 """What a graph wants of a text, for its metadata: `prepare`, for whoever has no pg_distill. JSON."""
 
 _APART = re.compile(APART)
+_WORD = re.compile(f"{APART}|[^{APART[1:-1]}{re.escape(SEPARATORS)}]+")
 _TABLE = {ord(c): " " for c in SEPARATORS} | {ord(c): c.lower() for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
 
 
 def prepare(text: str | None) -> str:
     """Return a text as a graph wants it: cut, and with blanks around what is set apart; the same words as before."""
-    text = NULL_STRING if text is None else text[:MOST_CHARACTERS]
+    text = _cut(text)
     return text if text.isascii() else _APART.sub(r" \g<0> ", text)
 
 
 def split_words(text: str | None) -> list[str]:
     """Return the words of a text, in order, in lower case as far as ASCII goes."""
-    return _split(prepare(text))
+    return _split(_cut(text))
 
 
-def _split(prepared: str) -> list[str]:
-    # Faster than one regular expression: 2.6 instead of 5.5 us for 300 characters of English.
-    return [word for word in prepared.translate(_TABLE).split(" ") if word]
+def _cut(text: str | None) -> str:
+    return NULL_STRING if text is None else text[:MOST_CHARACTERS]
+
+
+def _split(text: str) -> list[str]:
+    if text.isascii():  # half the time of the regular expression
+        return [word for word in text.translate(_TABLE).split(" ") if word]
+    # bytes.lower() is ASCII's; str.lower() would be Unicode's.
+    lower = text.encode("utf-8", "surrogatepass").lower().decode("utf-8", "surrogatepass")
+    return _WORD.findall(lower)
 
 
 @dataclass(frozen=True)
@@ -185,7 +193,7 @@ class Tokeniser:
 
     def ids(self, text: str | None) -> list[int]:
         """Return the numbers of a text's n-grams, ascending, each once."""
-        text = prepare(text)
+        text = _cut(text)
         # None is an unknown word, and no pair's. Loops in C: 17 us instead of 28 for 300 characters.
         words = [*map(self.word_ids.get, _split(text))]
         found = set(words)
