@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from pg_distill.students.export import STUDENT_KEY, TEXT_KEY
 from pg_distill.students.families import Shape, load_family
 from pg_distill.students.objective import Objective, backfit, resolve_targets
 from pg_distill.students.soft_labels import softmax
-from pg_distill.students.text_effect import NgramLines, TextEffect, find_bags
+from pg_distill.students.text_effect import NgramLines, TextEffect, find_bags, usual_words
 from pg_distill.students.transfer_set import KINDS, Augmenter
 from student_rows import TASKS, difference, make, run
 from text_rows import SPECIAL, tickets
@@ -158,3 +159,17 @@ def test_made_rows_keep_a_rows_texts(kind: str) -> None:
 
     assert pairs(made) <= pairs(frame)
     assert len(Augmenter(frame.select(["body"])).make(kind, 200, np.random.default_rng(0))) == 0
+
+
+def test_long_texts_are_read_of_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    short, long = (
+        tickets(3000, "regression", columns=("x", "body")),
+        tickets(3000, "regression", columns=("x", "body")),
+    )
+    body = long.frame.strings("body")
+    more = Strings(body.codes, tuple(text + " word" * 50 for text in body.categories))
+    long = replace(long, frame=Frame(long.frame.features, {**long.frame.columns, "body": more}))
+    assert usual_words(more) > usual_words(body) + 30
+    monkeypatch.setattr("pg_distill.students.linear.MOST_CELLS", 30_000)
+    sizes = [len(make("linear", "regression")._prepare(data)[0]) for data in (short, long)]
+    assert sizes[0] > sizes[1] == 1000

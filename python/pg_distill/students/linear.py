@@ -28,7 +28,7 @@ from pg_distill.students.objective import (
     resolve_targets,
     take_targets,
 )
-from pg_distill.students.text_effect import NgramLines, TextEffect
+from pg_distill.students.text_effect import NgramLines, TextEffect, usual_words
 from pg_distill.students.transfer_set import TransferSet
 
 __all__ = ["Linear"]
@@ -40,9 +40,8 @@ PENALTIES = (100.0, 10.0, 1.0)
 SMOOTHING = 8.0
 """Penalty on the jump between two neighbouring steps, in units of the penalty on a step."""
 MOST_CELLS = 40_000_000
-"""Rows times columns times outputs that a fit reads at most; effects of single columns need no more rows."""
-TEXT_CELLS = 100
-"""Columns that a text counts for in `MOST_CELLS`: n-grams that it has."""
+"""Rows times columns times outputs that a fit reads at most; effects of single columns need no more rows. Of texts each word is
+a column."""
 TEXT_PENALTIES = (1.0, 0.1, 0.01, 0.001)
 """Those on n-grams, one after the other beside ``PENALTIES``: one over scikit-learn's C, for texts are of length 1."""
 PROTOTYPE_TEXTS = 100
@@ -108,7 +107,8 @@ class Linear(Calibrated):
         goal = resolve_targets(self, data)
         rows = np.flatnonzero(goal.weight > 0)
         outputs = self.n_classes if self.task == "multiclass" else 1
-        columns = len(data.frame.features) + TEXT_CELLS * len(data.frame.text_names)
+        words = sum(usual_words(data.frame.strings(name)) for name in data.frame.text_names)
+        columns = len(data.frame.features) + words
         most = max(1000, MOST_CELLS // (columns * outputs))
         if len(rows) > most:
             rows = np.sort(np.random.default_rng(self.seed).choice(rows, most, replace=False))

@@ -15,12 +15,12 @@ from pg_distill.frame import FloatArray, Strings
 from pg_distill.students import expression
 from pg_distill.students.export import Graph
 from pg_distill.students.objective import Objective
-from pg_distill.students.tokens import Bags, Tokeniser
+from pg_distill.students.tokens import MOST_CHARACTERS, Bags, Tokeniser
 from pg_distill.students.tokens_onnx import add_ngrams, add_sums
 from pg_distill.students.tokens_sql import Inline, sums_query
 from pg_distill.students.vocabulary import MOST_NGRAMS, learn_vocabulary
 
-__all__ = ["NgramLines", "TextEffect", "find_bags"]
+__all__ = ["NgramLines", "TextEffect", "find_bags", "usual_words"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -28,6 +28,8 @@ TABLE_BITS = 20
 """An entry of the table is a whole number below 2 ** 20: float32 holds it, and 2 ** 33 of them add up exactly in float64."""
 STEPS = 15
 """Steps of conjugate gradients that one Newton step takes at most; its sweeps go on from there."""
+CHARACTERS_A_WORD = 6
+"""With what separates it; English has some 5.7."""
 TOLERANCE = 1e-6
 """Share of the squared residual at which these steps end."""
 
@@ -36,6 +38,13 @@ def find_bags(tokeniser: Tokeniser, column: Strings) -> Bags:
     """Return the n-grams of each row of a column of texts; each text is read once."""
     column = column.compact()
     return tokeniser.bags([*column.categories, None]).take(column.codes)
+
+
+def usual_words(column: Strings) -> int:
+    """Return how many words a usual text of a column has, about."""
+    some = column.categories[:: 1 + len(column.categories) // 1000]
+    characters = sum(min(len(text), MOST_CHARACTERS) for text in some)
+    return characters // (CHARACTERS_A_WORD * max(1, len(some)))
 
 
 class TextEffect:
