@@ -29,7 +29,14 @@ from pg_distill.onnx_model.nodes import (
     opset_versions,
     type_name,
 )
-from pg_distill.onnx_model.outputs import check_labels, check_task, class_names, find_outputs, form_of
+from pg_distill.onnx_model.outputs import (
+    check_labels,
+    check_task,
+    class_names,
+    find_outputs,
+    form_of,
+    refuse_logarithms,
+)
 from pg_distill.onnx_model.running import first_rows, matrix, run_graph, synthetic
 from pg_distill.onnx_model.session import (
     BATCH_ROWS,
@@ -136,6 +143,7 @@ def derive_signature(
     labels = None if label is None else matrix(raw[label], label, len(frame)).reshape(-1)
     output, task = form_of(model, producers, score, label, zipmap is not None, scores, task, classes)
     if task == "regression":
+        refuse_logarithms(model)
         found: tuple[str, ...] = ()
         if classes:
             raise InvalidParameter("classes do not fit a regression")
