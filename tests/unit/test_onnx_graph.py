@@ -1114,3 +1114,15 @@ def test_a_file_that_says_its_values_are_logarithms_is_refused(loss: str) -> Non
     assert derive_signature(check(finished.SerializeToString()), task="regression").task == "regression"
     del model.metadata_props[:]
     assert derive_signature(check(model.SerializeToString())).task == "regression"
+
+
+def test_no_memory_for_a_file_is_not_a_fault_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protobuf says both by one error, and a user would look for what is wrong with the model."""
+    from google.protobuf.message import DecodeError
+
+    def fail(artifact: bytes) -> None:
+        raise DecodeError("Error parsing message with type 'onnx.ModelProto': Arena alloc failed")
+
+    monkeypatch.setattr(onnx, "ModelProto", type("Message", (), {"FromString": staticmethod(fail)}))
+    with pytest.raises(MemoryError):
+        check(b"a model")

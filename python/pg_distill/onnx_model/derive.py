@@ -27,6 +27,7 @@ from pg_distill.onnx_model.nodes import (
     Producers,
     graph_inputs,
     opset_versions,
+    parse,
     type_name,
 )
 from pg_distill.onnx_model.outputs import (
@@ -159,7 +160,7 @@ def derive_signature(
 
 def costed(artifact: bytes, signature: Signature) -> Signature:
     """Return the signature of a file that was approved, with what a run costs."""
-    model = onnx.ModelProto.FromString(artifact)
+    model = parse(artifact)
     found = survey_of(model, signature.inputs, DEFAULT_LIMITS)
     cost = found.cost([signature.output.name], DEFAULT_LIMITS.node_seconds * 1e9)
     return replace(signature, cost=cost)
