@@ -466,6 +466,3 @@ def _remote_error(message: Message) -> PgDistillError:
 
     said = text("message") or "training process failed"
     return by_sqlstate(text("sqlstate") or "")(said, detail=text("detail"), hint=text("hint"))
-
-
-# -- the child's side --------------------------------------------------------------------------------------

@@ -269,15 +269,3 @@ def _check_order(graph: onnx.GraphProto) -> None:
     for value in graph.output:
         if not value.name or value.name not in known:
             raise InvalidArtifact(f'output "{value.name}" of the model is given by no node')
-
-
-# -- the graph
-
-
-# -- the signature
-
-
-# -- approval
-
-
-# -- teachers
