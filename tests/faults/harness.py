@@ -15,9 +15,9 @@ import servers
 from sql.conftest import cancer, load_table
 
 DATABASE = "pg_distill_faults"
-TRAINER = r"-m pg_distill\.child\.trainer"
+TRAINER = r"-m pg_distill\.child\.workshop"
 GUARD = r"-m pg_distill\.child\.guard"
-OURS = r"pg_distill\.child\.(trainer|guard)"
+OURS = r"pg_distill\.child\.(workshop|guard)"
 GONE_SECONDS = 3.0  # for a process table that is read through docker exec
 
 FEW = 200  # rows, so that a distillation takes a second or two and none of its stages is missing

@@ -273,7 +273,7 @@ def test_memory_limit_is_an_error_and_not_a_crash(victim: servers.Server, tally:
         connection.execute("SELECT distill.change_setting('trainer_memory_mb', '256')")
         with pytest.raises(psycopg.Error) as caught:
             connection.execute("SELECT distill_model('cancer', time_budget_s => 20)")
-        assert caught.value.sqlstate == "53200"
+        assert caught.value.sqlstate == "53200", f"{caught.value} {caught.value.diag.message_detail}"
         tally["memory limit"] += 1
         connection.execute("SELECT distill.change_setting('trainer_memory_mb', NULL)")
     nothing_left(victim)

@@ -84,8 +84,8 @@ BREAKS: dict[str, tuple[str, str, str, str]] = {
         "chmod 700 $RELEASE/pg_distill", "unreadable", "/pg_distill", "chmod 755 $RELEASE/pg_distill",
     ),
     "one file of the module may not be read": (
-        "cd $RELEASE/pg_distill; chmod 600 trainer.py __pycache__/trainer.*", "unreadable", "trainer",
-        "cd $RELEASE/pg_distill; chmod 644 trainer.py __pycache__/trainer.*",
+        "cd $RELEASE/pg_distill/child; chmod 600 trainer.py __pycache__/trainer.*", "unreadable", "trainer",
+        "cd $RELEASE/pg_distill/child; chmod 644 trainer.py __pycache__/trainer.*",
     ),
     "a library's folder may not be read": ("chmod 700 $RELEASE/lightgbm", "unreadable", "lightgbm", "chmod 755 $RELEASE/lightgbm"),
     "a library's binary may not be read": (

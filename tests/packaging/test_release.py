@@ -122,7 +122,7 @@ def test_the_wheel_has_all_that_the_module_needs(tmp_path: Path) -> None:
         assert packed[str(path.relative_to(module))] == path.read_bytes()
     assert not [file for file in packed if file.split("/")[0] not in ("pg_distill", f"{name}.dist-info")]
     entry = packed[f"{name}.dist-info/entry_points.txt"].decode()
-    assert re.search(r"^\[console_scripts\]\npg-distill *= *pg_distill\.cli:main$", entry, re.MULTILINE)
+    assert re.search(r"^\[console_scripts\]\npg-distill *= *pg_distill\.cli\.main:main$", entry, re.MULTILINE)
     metadata = packed[f"{name}.dist-info/METADATA"].decode()
     assert {"client", "convert", "plot"} <= set(
         re.findall(r"^Provides-Extra: (\S+)$", metadata, re.MULTILINE)

@@ -1093,3 +1093,36 @@ def test_unseen_and_null_strings_are_served() -> None:
         },
     )
     np.testing.assert_array_equal(served.run_frame(frame)[0], known)
+
+
+@pytest.mark.parametrize("loss", ["Poisson", "Tweedie", "LogLinQuantile", "RMSE"])
+def test_a_file_that_says_its_values_are_logarithms_is_refused(loss: str) -> None:
+    """CatBoost's export leaves the exponential out, and says the loss in its metadata."""
+    model = parse("g (float[N,1] x) => (float[N,1] y) { y = Identity(x) }")
+    model.producer_name = "CatBoost"
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "params", json.dumps({"loss_function": {"type": loss, "params": {}}})
+    if loss == "RMSE":
+        assert derive_signature(check(model.SerializeToString())).task == "regression"
+        return
+    with pytest.raises(InvalidData, match=loss):
+        derive_signature(check(model.SerializeToString()))
+    # Whoever has appended it is taken, and whoever says nothing.
+    finished = parse("g (float[N,1] x) => (float[N,1] y) { y = Exp(x) }")
+    finished.producer_name = "CatBoost"
+    finished.metadata_props.extend(model.metadata_props)
+    assert derive_signature(check(finished.SerializeToString()), task="regression").task == "regression"
+    del model.metadata_props[:]
+    assert derive_signature(check(model.SerializeToString())).task == "regression"
+
+
+def test_no_memory_for_a_file_is_not_a_fault_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protobuf says both by one error, and a user would look for what is wrong with the model."""
+    from google.protobuf.message import DecodeError
+
+    def fail(artifact: bytes) -> None:
+        raise DecodeError("Error parsing message with type 'onnx.ModelProto': Arena alloc failed")
+
+    monkeypatch.setattr(onnx, "ModelProto", type("Message", (), {"FromString": staticmethod(fail)}))
+    with pytest.raises(MemoryError):
+        check(b"a model")

@@ -43,6 +43,7 @@ MAX_BUFFERS = 512  # in one writev; IOV_MAX is 1024
 MAX_TEXT = 4000  # characters of an error's parts: what the child says is kept in bounds
 PR_SET_CHILD_SUBREAPER = 36
 OUT_OF_MEMORY_SIGNS = (
+    "alloc failed",  # protobuf
     "bad_alloc",
     "bad allocation",
     "Cannot allocate memory",
@@ -465,6 +466,3 @@ def _remote_error(message: Message) -> PgDistillError:
 
     said = text("message") or "training process failed"
     return by_sqlstate(text("sqlstate") or "")(said, detail=text("detail"), hint=text("hint"))
-
-
-# -- the child's side --------------------------------------------------------------------------------------

@@ -55,9 +55,6 @@ LOOK_SECONDS = 60.0  # importing all that training needs takes 2 s, and 10 on a 
 INSPECT_SECONDS = 120.0  # checking and loading a model that takes longer than this is refused
 
 
-# -- frames on the wire ---------------------------------------------------------------------------------------------
-
-
 # -- the backend's side ---------------------------------------------------------------------------------------------
 
 

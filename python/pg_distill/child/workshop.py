@@ -260,7 +260,6 @@ class Workshop:
         return logits, kept
 
     def survey(self, request: Message, channel: Channel) -> Message:
-
         from pg_distill.measure import decisions, metrics
         from pg_distill.measure.confidence import bootstrap_interval
         from pg_distill.measure.decisions import falls

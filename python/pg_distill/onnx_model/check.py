@@ -34,6 +34,7 @@ from pg_distill.onnx_model.limits import DEFAULT_LIMITS, Limits
 from pg_distill.onnx_model.nodes import (
     graph_inputs,
     opset_versions,
+    parse,
 )
 from pg_distill.onnx_model.operators import RULES
 from pg_distill.onnx_model.session import (
@@ -68,7 +69,7 @@ def check(artifact: bytes, limits: Limits = DEFAULT_LIMITS) -> onnx.ModelProto:
     if len(artifact) > limits.artifact_bytes:
         raise LimitExceeded(f"model has {len(artifact)} bytes, limit is {limits.artifact_bytes}")
     try:
-        model: onnx.ModelProto = onnx.ModelProto.FromString(artifact)
+        model = parse(artifact)
     except (DecodeError, ValueError, RecursionError, TypeError) as error:
         raise InvalidArtifact("artifact is not readable as ONNX", detail=first_line(error)) from error
     if not model.HasField("graph") or not model.graph.node:
@@ -268,15 +269,3 @@ def _check_order(graph: onnx.GraphProto) -> None:
     for value in graph.output:
         if not value.name or value.name not in known:
             raise InvalidArtifact(f'output "{value.name}" of the model is given by no node')
-
-
-# -- the graph
-
-
-# -- the signature
-
-
-# -- approval
-
-
-# -- teachers

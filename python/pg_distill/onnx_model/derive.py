@@ -27,9 +27,17 @@ from pg_distill.onnx_model.nodes import (
     Producers,
     graph_inputs,
     opset_versions,
+    parse,
     type_name,
 )
-from pg_distill.onnx_model.outputs import check_labels, check_task, class_names, find_outputs, form_of
+from pg_distill.onnx_model.outputs import (
+    check_labels,
+    check_task,
+    class_names,
+    find_outputs,
+    form_of,
+    refuse_logarithms,
+)
 from pg_distill.onnx_model.running import first_rows, matrix, run_graph, synthetic
 from pg_distill.onnx_model.session import (
     BATCH_ROWS,
@@ -136,6 +144,7 @@ def derive_signature(
     labels = None if label is None else matrix(raw[label], label, len(frame)).reshape(-1)
     output, task = form_of(model, producers, score, label, zipmap is not None, scores, task, classes)
     if task == "regression":
+        refuse_logarithms(model)
         found: tuple[str, ...] = ()
         if classes:
             raise InvalidParameter("classes do not fit a regression")
@@ -151,7 +160,7 @@ def derive_signature(
 
 def costed(artifact: bytes, signature: Signature) -> Signature:
     """Return the signature of a file that was approved, with what a run costs."""
-    model = onnx.ModelProto.FromString(artifact)
+    model = parse(artifact)
     found = survey_of(model, signature.inputs, DEFAULT_LIMITS)
     cost = found.cost([signature.output.name], DEFAULT_LIMITS.node_seconds * 1e9)
     return replace(signature, cost=cost)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
 from pg_distill.errors import (
@@ -25,6 +26,7 @@ __all__ = [
     "labels_of",
     "linear_outputs",
     "opset_versions",
+    "parse",
     "type_name",
 ]
 
@@ -73,6 +75,25 @@ def linear_outputs(node: onnx.NodeProto, given: dict[str, Any]) -> int:
     if node.op_type == "LinearRegressor":
         return int(given.get("targets", 1))
     return labels_of(given, f'node "{node.name or node.op_type}"')
+
+
+def parse(artifact: bytes) -> onnx.ModelProto:
+    """Return a file's message.
+
+    Raises
+    ------
+    DecodeError
+        Where it is none.
+    MemoryError
+        Where there is no memory for it, which protobuf's C code says by the other error.
+    """
+    try:
+        model: onnx.ModelProto = onnx.ModelProto.FromString(artifact)
+    except DecodeError as error:
+        if "alloc failed" in str(error):
+            raise MemoryError(str(error)) from error
+        raise
+    return model
 
 
 def graph_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:

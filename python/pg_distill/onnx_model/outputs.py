@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, Literal, cast, get_args
 
@@ -31,6 +32,7 @@ from pg_distill.onnx_model.signature import (
     Signature,
 )
 from pg_distill.onnx_model.values import decode
+from pg_distill.text import printable
 
 __all__ = ["check_labels", "check_task", "class_names", "find_outputs", "form_of"]
 
@@ -38,6 +40,27 @@ _TIE = 1e-6  # between two probabilities, of which either is the most probable c
 _DETAIL_CHARACTERS = 1000  # of a row in an error
 _EXPORTERS_OF_PIPELINES = frozenset({"skl2onnx", "OnnxMLTools", "CatBoost"})
 """Producers whose classifiers always give a label: one number without a label is a regression."""
+
+
+_LOGARITHMS = frozenset({"Poisson", "Tweedie", "LogLinQuantile"})
+"""CatBoost's losses whose predictions are the exponential of what the trees, and its ONNX export, give."""
+
+
+def refuse_logarithms(model: onnx.ModelProto) -> None:
+    """Raise where a file says of itself that its values are the logarithms of what its library predicts."""
+    if model.producer_name != "CatBoost" or any(node.op_type == "Exp" for node in model.graph.node):
+        return
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    try:
+        loss = json.loads(said.get("params", "{}"))["loss_function"]["type"]
+    except (ValueError, KeyError, TypeError):
+        return
+    if loss in _LOGARITHMS:
+        raise InvalidData(
+            f"model is CatBoost's export of a {printable(str(loss))} regression, which leaves out its exponential",
+            hint="Let pg-distill register convert the fitted model, or append Exp to the graph; without its metadata entry"
+            ' "params" it is taken as it is.',
+        )
 
 
 def find_outputs(graph: onnx.GraphProto) -> tuple[str | None, str | None, onnx.NodeProto | None]:

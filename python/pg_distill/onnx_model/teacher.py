@@ -20,6 +20,7 @@ from pg_distill.onnx_model.nodes import (
     attributes_of,
     graph_inputs,
     ints,
+    parse,
 )
 from pg_distill.onnx_model.running import run_graph, synthetic
 from pg_distill.onnx_model.session import (
@@ -50,7 +51,7 @@ def _with_logits(artifact: bytes, signature: Signature, rows: Frame | None = Non
         return None
     if signature.output.form == "logits":
         return Model(artifact, signature)
-    graph = onnx.ModelProto.FromString(artifact)
+    graph = parse(artifact)
     upstream = Producers(graph.graph).upstream(signature.output.name)
     node = next((n for n in upstream if n.op_type in (*_ACTIVATIONS, *_CLASSIFIERS)), None)
     if node is None:

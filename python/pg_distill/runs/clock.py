@@ -45,10 +45,10 @@ class Clock:
         else:
             self.db.show_activity(None)
 
-    def say(self, text: str) -> None:
-        """Tell the client at once."""
+    def say(self, text: str, detail: str | None = None) -> None:
+        """Tell the client at once; ``detail`` is for programs."""
         self._told = time.monotonic()
-        self.db.notice(text)
+        self.db.notice(text, detail=detail)
 
     def warn(self, texts: Iterable[str]) -> None:
         """Warn the client at once, and whoever reads the run."""
@@ -85,8 +85,7 @@ class Clock:
                 "candidate": what,
                 "seconds_left": round(left, 1),
             }
-            self._told = time.monotonic()
-            self.db.notice(f"{stage}: {text} ({done:.0%})", detail=json.dumps(detail))
+            self.say(f"{stage}: {text} ({done:.0%})", json.dumps(detail))
 
     def _report(self, stage: str, done: float, candidate: str | None) -> None:
         self.standing.watch(stage, done, candidate)

@@ -129,9 +129,6 @@ def find(db: Database, model: str | None, snapshot: bytes | None) -> Predictor:
     return once(snapshot, model, lambda: _resolve(db, model))
 
 
-# -- predictors
-
-
 # -- from a name to a predictor
 
 # Sessions by model id, least recently used first, with the memory that each is taken to need.

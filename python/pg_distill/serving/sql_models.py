@@ -153,6 +153,11 @@ def logged_outputs(extra: Mapping[str, Column], columns: Sequence[str]) -> Float
     for name in columns:
         column = extra[name]
         if isinstance(column, Strings):
-            raise InvalidParameter(f'output column "{name}" is of strings')
+            raise InvalidParameter(
+                f'output column "{name}" is of strings',
+                detail="Logged outputs are numbers: the probability of each class, in the order of classes, or a value.",
+                hint=f"In a view, write a column for each class, such as CASE WHEN {name} = 'its name' THEN 1.0 ELSE 0.0 END,"
+                " and pass these as outputs.",
+            )
         stacked.append(column)
     return np.column_stack(stacked)

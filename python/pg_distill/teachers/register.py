@@ -26,7 +26,7 @@ from pg_distill.measure.metrics import default_metric
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.quoting import quote_identifier
 from pg_distill.registry import models, rights
-from pg_distill.registry.model import check_name
+from pg_distill.registry.model import Model, check_name
 from pg_distill.rows.sample import Label, draw_rows
 from pg_distill.rows.source import Source, check_columns, integers_beyond, lost_microseconds, resolve_source
 from pg_distill.serving.approval import inspector, model_limits
@@ -275,13 +275,17 @@ def register_onnx(
     if claim is not None:
         figures["origin"] = claims.require_claim(db, model, claim, allow_difference=allow_difference)
     if frame is not None:
-        contender = contender_for(db, model)
-        timing = measure_latency(db, [contender], frame, seed=SEED, seconds=LATENCY_SECONDS)[contender.name]
-        figures.update(latency_figures(timing))
-        figures.update(measured_here(db, len(frame), contender.path, timing))
+        figures.update(_timed(db, model, frame))
     models.update_figures(db, model.id, figures)
     _say_what_is_missing(db, sample, label, figures)
     return model.id
+
+
+def _timed(db: Database, model: Model, frame: Frame) -> dict[str, Any]:
+    """Time a model where predict runs; return that as columns of ``distill.models``."""
+    contender = contender_for(db, model)
+    timing = measure_latency(db, [contender], frame, seed=SEED, seconds=LATENCY_SECONDS)[contender.name]
+    return latency_figures(timing) | measured_here(db, len(frame), contender.path, timing)
 
 
 def _require_classes(signature: Signature, label: Label | None) -> None:
@@ -361,10 +365,7 @@ def register_sql(
             labels = labels if len(outputs) >= MIN_ROWS else None
         figures = _accuracy_figures(found_task, found_classes, labels, outputs)
         warn_of_classes(db, name, found_task, found_classes, labels, outputs)
-        contender = contender_for(db, model)
-        timing = measure_latency(db, [contender], frame, seed=SEED, seconds=LATENCY_SECONDS)[contender.name]
-        figures.update(latency_figures(timing))
-        figures.update(measured_here(db, len(frame), contender.path, timing))
+        figures.update(_timed(db, model, frame))
         models.update_figures(db, model.id, figures)
         _say_what_is_missing(db, sample, label, figures)
     return model.id
