@@ -9,9 +9,9 @@ import numpy as np
 import onnxruntime as ort
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.signature import NULL_STRING
+from pg_distill.onnx_model.tokens import prepare
 from pg_distill.students.families import load_family
 from pg_distill.students.soft_labels import softmax
-from pg_distill.students.tokens import prepare
 from pg_distill.students.transfer_set import TransferSet
 
 TASKS: list[Task] = ["binary", "multiclass", "regression"]

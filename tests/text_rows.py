@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from pg_distill.frame import Feature, Frame, Strings, Task
 from pg_distill.onnx_model.signature import NULL_STRING
-from pg_distill.students.tokens import MARKS, SEPARATORS, Tokeniser
+from pg_distill.onnx_model.tokens import MARKS, SEPARATORS, Tokeniser
 from pg_distill.students.transfer_set import TransferSet
 from student_rows import CLASSES
 

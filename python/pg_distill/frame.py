@@ -14,10 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Feature", "FloatArray", "Frame", "Kind", "ModelForm", "Strings", "Task"]
+__all__ = ["STRINGS", "Feature", "FloatArray", "Frame", "Kind", "ModelForm", "Strings", "Task"]
 
 Kind = Literal["number", "integer", "boolean", "timestamp", "string", "text"]
 """A string is a category, a text is words: the same values, that students read differently."""
+STRINGS: frozenset[Kind] = frozenset({"string", "text"})
+"""The kinds whose values are strings, not numbers."""
 ModelForm = Literal["predict", "sql", "cascade"]
 """How a model answers: by predict, as an expression that the statement holds, or by predict with its teacher behind it."""
 Task = Literal["binary", "multiclass", "regression"]
@@ -34,7 +36,7 @@ class Feature:
     @property
     def is_string(self) -> bool:
         """Whether its values are strings, not numbers."""
-        return self.kind in ("string", "text")
+        return self.kind in STRINGS
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pg_distill.students.tokens import MARKS, Tokeniser
+from pg_distill.onnx_model.tokens import MARKS, Tokeniser
 from pg_distill.students.tokens_sql import Inline, Stored, sums_query
 from servers import Server
 from text_rows import NGRAMS, SPECIAL, texts

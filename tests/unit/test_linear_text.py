@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import pytest
 from pg_distill.frame import Frame, Strings, Task
+from pg_distill.onnx_model.texts import TEXT_KEY
 from pg_distill.students.blend import Blend
-from pg_distill.students.export import STUDENT_KEY, TEXT_KEY
+from pg_distill.students.export import STUDENT_KEY
 from pg_distill.students.families import Shape, load_family
 from pg_distill.students.objective import Objective, backfit, resolve_targets
 from pg_distill.students.soft_labels import softmax

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pg_distill.onnx_model.signature import NULL_STRING
-from pg_distill.students.tokens import (
+from pg_distill.onnx_model.tokens import (
     APART,
     BLANKS,
     MARKS,

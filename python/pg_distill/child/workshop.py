@@ -318,11 +318,13 @@ class Workshop:
         artifact = student.prototype(few)
         if artifact is None:
             artifact = student.fit(few, few, deadline=None).to_onnx()
+        model, readers = onnx_graph.check_file(artifact)
         signature = derive.derive_signature(
-            onnx_graph.check(artifact),
+            model,
             features=few.frame.features,
             task=problem.task,
             classes=problem.classes or None,
+            readers=readers,
         )
         fields = {
             **write_signature(signature),
@@ -362,11 +364,13 @@ class Workshop:
             signature, classes = None, None
             if c.artifact:
                 # Our own files pass the same check as anybody's.
+                model, readers = onnx_graph.check_file(c.artifact)
                 signature = derive.derive_signature(
-                    onnx_graph.check(c.artifact),
+                    model,
                     features=self.problem.fit.frame.features,
                     task=self.problem.task,
                     classes=self.problem.classes or None,
+                    readers=readers,
                 )
                 self.signatures[c.number] = signature
                 blobs[str(c.number)] = c.artifact

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from pg_distill.errors import (
     UndefinedColumn,
 )
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
-from pg_distill.onnx_model.check import STUDENT_KEY, check
+from pg_distill.onnx_model.check import STUDENT_KEY, check_file
 from pg_distill.onnx_model.cut import prune
 from pg_distill.onnx_model.derive import cost_of, derive_signature, input_shape, survey_of
 from pg_distill.onnx_model.limits import DEFAULT_LIMITS, Limits
@@ -42,6 +42,7 @@ from pg_distill.onnx_model.signature import (
     Signature,
 )
 from pg_distill.onnx_model.survey import ELEMENT_TYPES
+from pg_distill.onnx_model.texts import TextReader
 from pg_distill.onnx_model.trial import peak_bytes, run_extremes, try_model
 from pg_distill.onnx_model.values import encode
 
@@ -89,7 +90,7 @@ def approve(
     ArtifactCorrupted
         Where ``signature`` is not the file's.
     """
-    model = check(artifact, limits)
+    model, readers = check_file(artifact, limits)
     if signature is None:
         signature = derive_signature(
             model,
@@ -99,6 +100,7 @@ def approve(
             rows=rows,
             limits=limits,
             class_threshold=class_threshold,
+            readers=readers,
         )
         if names is not None:
             if len(names) != len(signature.features):
@@ -106,7 +108,7 @@ def approve(
             renamed = zip(signature.features, names, strict=True)
             signature = replace(signature, features=tuple(replace(f, name=name) for f, name in renamed))
     else:
-        signature = _held_against(model, signature, limits)
+        signature = _held_against(model, signature, limits, readers)
     _check_names(signature, limits)
     made_up = synthetic(signature)
     _hold_shapes(model, signature, rows if rows is not None else made_up, limits)
@@ -131,9 +133,12 @@ def _check_names(signature: Signature, limits: Limits) -> None:
         raise InvalidName("a feature of the model has no name")
 
 
-def _held_against(model: onnx.ModelProto, stored: Signature, limits: Limits) -> Signature:
-    """Return a stored signature, with its cost, if it is one of this file."""
-    wrong = _first_difference(model, stored)
+def _held_against(
+    model: onnx.ModelProto, stored: Signature, limits: Limits, readers: Sequence[TextReader]
+) -> Signature:
+    """Return a stored signature, with its cost and readers, if it is one of this file."""
+    by_input = {reader.target: reader for reader in readers}
+    wrong = _first_difference(model, stored, by_input)
     if wrong is None:
         found = survey_of(model, stored.inputs, limits)
         cost = cost_of(found, [stored.output.name], limits)
@@ -149,19 +154,33 @@ def _held_against(model: onnx.ModelProto, stored: Signature, limits: Limits) -> 
         ):
             wrong = f"it gives {output.width} numbers a row of type {output.element}"
         else:
-            return replace(stored, cost=cost)
+            return replace(stored, cost=cost, readers=by_input)
     raise ArtifactCorrupted(
         "stored signature of the model is not its file's", detail=f"The signature says that {wrong}."
     )
 
 
-def _first_difference(model: onnx.ModelProto, stored: Signature) -> str | None:
+def _first_difference(
+    model: onnx.ModelProto, stored: Signature, readers: Mapping[str, TextReader]
+) -> str | None:
     """Return what a stored signature says that is not so, as far as no shape is needed to see it."""
     inputs = graph_inputs(model.graph)
     if [value.name for value in inputs] != [spec.name for spec in stored.inputs]:
         return "it has other inputs"
     knows_null = any(p.key in (STUDENT_KEY, CONVERTED_KEY) for p in model.metadata_props)
+    texts: dict[int, int] = {}
     for value, spec in zip(inputs, stored.inputs, strict=True):
+        reader = readers.get(value.name)
+        if (reader.width if reader is not None else 0) != spec.words:
+            return f'input "{spec.name[:80]}" has {spec.words} numbers of a text'
+        if reader is not None:
+            (place,) = spec.features
+            feature = stored.features[place]
+            if texts.setdefault(reader.column, place) != place or feature.null != "string":
+                return f'input "{spec.name[:80]}" reads another column'
+            if feature.kind != "text" or (spec.element, spec.rank, spec.batch) != ("float32", 2, None):
+                return f'input "{spec.name[:80]}" is of another type'
+            continue
         element, rank, width, batch = input_shape(value)
         if (element, rank, batch) != (spec.element, spec.rank, spec.batch):
             return f'input "{spec.name[:80]}" is of another type'
@@ -175,10 +194,14 @@ def _first_difference(model: onnx.ModelProto, stored: Signature) -> str | None:
         elif element in ("float32", "float64"):
             allowed.add("nan")
         for feature in (stored.features[i] for i in spec.features):
-            if (feature.kind == "string") != (element == "string") or feature.null not in allowed:
+            if feature.is_string != (element == "string") or feature.null not in allowed:
                 return f'feature "{feature.name[:80]}" is {feature.kind}, NULL {feature.null}'
-    positions = sorted(i for spec in stored.inputs for i in spec.features)
-    if positions != list(range(len(stored.features))):
+    positions = sorted(
+        [*(i for spec in stored.inputs if not spec.words for i in spec.features), *texts.values()]
+    )
+    # A text of which nothing was learned is a feature that nobody reads.
+    unread = {i for i, f in enumerate(stored.features) if readers and f.kind == "text"} - set(positions)
+    if sorted([*positions, *unread]) != list(range(len(stored.features))):
         return "a feature is read twice, or not"
     if len(set(stored.names)) != len(stored.names):
         return "two features have one name"
@@ -239,7 +262,6 @@ _SHAPE_ROWS = (1, 3)  # rows of a run whose shapes are compared: numbers that fe
 def _zeros(specs: Sequence[FeatureSpec]) -> Frame:
     """Return a row of zeros and empty strings."""
     columns: dict[str, FloatArray | Strings] = {
-        spec.name: Strings(np.zeros(1, np.int32), ("",)) if spec.kind == "string" else np.zeros(1)
-        for spec in specs
+        spec.name: Strings(np.zeros(1, np.int32), ("",)) if spec.is_string else np.zeros(1) for spec in specs
     }
     return Frame(tuple(Feature(s.name, s.kind) for s in specs), columns)

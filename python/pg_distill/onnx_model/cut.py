@@ -3,13 +3,15 @@
 Cut on the wire format of protocol buffers, because a backend has no use for onnx's 30 MB. The numbers of the fields are
 those of onnx.proto: ModelProto.graph 7; GraphProto.node 1, initializer 5, input 11, output 12; NodeProto.input 1, output 2,
 op_type 4, attribute 5, domain 7; ValueInfoProto.name 1, type 2; TypeProto.tensor_type 1, in it elem_type 1 and shape 2;
-TensorProto.name 8; AttributeProto.name 1, f 2, i 3, floats 7, ints 8, strings 9.
+TensorProto.dims 1, data_type 2, name 8, raw_data 9; AttributeProto.name 1, f 2, i 3, floats 7, ints 8, strings 9;
+ModelProto.metadata_props 14, of StringStringEntryProto key 1 and value 2; TensorShapeProto.dim 1, of it dim_value 1.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.errors import InvalidArtifact
+from pg_distill.onnx_model.texts import INPUT, TEXT_KEY, TextReader
+from pg_distill.onnx_model.tokens import MARKS, Tokeniser
 
-__all__ = ["Lookup", "cut_lookups", "prune"]
+__all__ = ["Lookup", "cut_lookups", "cut_texts", "prune"]
 
 _ELEMENTS = {"float32": 1, "int64": 7}  # of TensorProto.DataType
 KEYS_A_CHECK = 1 << 15  # strings of a table that are read in some 30 ms
@@ -139,8 +143,132 @@ def cut_lookups(
     return b"".join([*rest, _field(7, b"".join(kept))]), tuple(lookups)
 
 
+def cut_texts(
+    artifact: bytes, check: Callable[[], None] = lambda: None
+) -> tuple[bytes, tuple[TextReader, ...]]:
+    """Return a file without the nodes that read texts, and the readers whose numbers it takes in their place.
+
+    A file whose metadata names none is returned as it is. What it names is believed here: `approve` has compared it with the
+    nodes. ``check`` is called again and again, and may raise.
+
+    Raises
+    ------
+    InvalidArtifact
+        Where what the metadata names is not there.
+    """
+    if TEXT_KEY.encode() not in artifact:
+        return artifact, ()
+    rest: list[bytes | memoryview] = []
+    parts: list[tuple[int, memoryview, memoryview]] = []
+    said = None
+    try:
+        for number, whole, payload in _fields(memoryview(artifact)):
+            if number == 7:
+                parts.extend(_fields(payload))
+            elif number == 14 and _text(payload, 1) == TEXT_KEY:
+                said = json.loads(_text(payload, 2))
+            else:
+                rest.append(whole)
+        if said is None:
+            return artifact, ()
+        nodes = [_Node(payload) for number, _, payload in parts if number == 1]
+        makers = {name: node for node in nodes for name in node.outputs}
+        stored = {_text(payload, 8): payload for number, _, payload in parts if number == 5}
+        columns = tuple(said["columns"])
+        if not all(isinstance(name, str) for name in columns) or len(set(columns)) < len(columns):
+            raise ValueError("columns have names")
+        readers = tuple(_reader(columns, fields, makers, stored, check) for fields in said["readers"])
+    except (IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InvalidArtifact("model does not say how it reads texts", detail=f"{error!r}.") from error
+    targets = {reader.target: reader.width for reader in readers}
+    outputs = [_text(payload, 1) for number, _, payload in parts if number == 12]
+    if len(targets) < len(readers) or not targets or not targets.keys().isdisjoint(outputs):
+        raise InvalidArtifact("model does not say how it reads texts", detail="A tensor is named twice.")
+    needed = set(outputs)
+    kept: list[memoryview | bytes] = []
+    for node in reversed(nodes):
+        if not needed.isdisjoint(node.outputs) and targets.keys().isdisjoint(node.outputs):
+            needed.update(node.inputs)
+            kept.append(_field(1, bytes(node.payload)))
+    kept.reverse()
+    if INPUT in needed:
+        raise InvalidArtifact(
+            "model does not say how it reads texts", detail="It reads texts elsewhere, too."
+        )
+    for number, whole, payload in parts:
+        unused = number == 5 and _text(payload, 8) not in needed
+        if number != 1 and not unused and not (number == 11 and _text(payload, 1) == INPUT):
+            kept.append(whole)
+    for name, width in targets.items():
+        dims = _field(1, _field(2, b"rows")) + _field(1, b"\x08" + _write_varint(width))
+        tensor = bytes([1 << 3, _ELEMENTS["float32"]]) + _field(2, dims)
+        kept.append(_field(11, _field(1, name.encode()) + _field(2, _field(1, tensor))))
+    return b"".join([*rest, _field(7, b"".join(kept))]), readers
+
+
+def _reader(
+    columns: tuple[str, ...],
+    said: Mapping[str, Any],
+    makers: Mapping[str, _Node],
+    stored: Mapping[str, memoryview],
+    check: Callable[[], None],
+) -> TextReader:
+    """Return the reader that the metadata describe; KeyError, TypeError or ValueError where they do not."""
+    words: list[list[str]] = []
+    if said["words"] is not None:
+        spelled = makers[said["words"]].table(check)
+        if not all(isinstance(form, str) for form in spelled):
+            raise ValueError("words are strings")
+        codes = set(spelled.values())
+        if not codes or min(codes) != 1 or max(codes) != len(codes):
+            raise ValueError("words are numbered from 1")
+        words = [[] for _ in codes]
+        for form, code in spelled.items():
+            words[code - 1].append(str(form))
+    pairs: list[tuple[int, int]] = []
+    if said["pairs"] is not None:
+        stride = len(words) + 1
+        for key in makers[said["pairs"]].table(check):
+            if not isinstance(key, int) or not 0 < key // stride <= len(words) or not key % stride:
+                raise ValueError("pairs are of words")
+            pairs.append((key // stride - 1, key % stride - 1))
+    marks, column, target = said["marks"], said["column"], said["output"]
+    if type(column) is not int or not 0 <= column < len(columns):
+        raise ValueError("column")
+    if not isinstance(marks, str) or not set(marks) <= set(MARKS) or not isinstance(target, str):
+        raise ValueError("marks or output")
+    tokeniser = Tokeniser(tuple(map(tuple, words)), marks, tuple(pairs))
+    units = np.array(said["units"], np.float64)
+    table = _floats(stored[said["table"]])
+    if units.ndim != 1 or not 1 < len(units) <= MOST_WIDTH or not (np.isfinite(units) & (units > 0)).all():
+        raise ValueError("units")
+    if table.shape != (tokeniser.size, len(units)) or not np.isfinite(table).all() or not tokeniser.size:
+        raise ValueError("table")
+    if (table[:, -1] < 0).any():
+        raise ValueError("squares are not below 0")
+    return TextReader(target, columns, column, tokeniser, table, units)
+
+
+MOST_WIDTH = 257
+"""Columns of a table of texts."""
+
+
+def _floats(tensor: memoryview) -> npt.NDArray[np.float64]:
+    """Return a tensor of float32 with two axes, stored as raw bytes."""
+    dims: list[int] = []
+    data = b""
+    for number, _, payload in _fields(tensor):
+        if number == 1:
+            dims.extend(_integers(payload))
+        elif number == 2 and list(_integers(payload)) != [_ELEMENTS["float32"]]:
+            raise ValueError("table is of float32")
+        elif number == 9:
+            data = bytes(payload)
+    return np.frombuffer(data, "<f4").astype(np.float64).reshape(dims)
+
+
 class _Node:
-    """What `cut_lookups` asks of a node."""
+    """What `cut_lookups` and `cut_texts` ask of a node."""
 
     def __init__(self, payload: memoryview) -> None:
         self.payload = payload
@@ -155,6 +283,28 @@ class _Node:
             elif number == 5:
                 # Read where it is asked for: those of trees have hundreds of thousands of fields.
                 self.attributes.append(value)
+
+    def table(self, check: Callable[[], None]) -> dict[str | int, int]:
+        """Return the table of a LabelEncoder from strings or whole numbers to whole numbers, in its order."""
+        if not self.is_encoder:
+            raise ValueError("a table is a LabelEncoder")
+        keys: list[str | int] = []
+        values: list[int] = []
+        for attribute in self.attributes:
+            name = _text(attribute, 1)
+            for number, _, value in _fields(attribute):
+                if number == 9 and name == "keys_strings":
+                    if len(keys) % KEYS_A_CHECK == 0:
+                        check()
+                    keys.append(str(value, "utf-8"))
+                elif number == 8 and name == "keys_int64s":
+                    keys.extend(_integers(value))
+                elif number == 8 and name == "values_int64s":
+                    values.extend(_integers(value))
+        table = dict(zip(keys, values, strict=True))
+        if len(table) < len(keys):
+            raise ValueError("a key stands twice")
+        return table
 
     def lookup(self, source: str, check: Callable[[], None]) -> Lookup | None:
         """Return the node as a lookup; None where it is none from strings to numbers."""
@@ -255,12 +405,12 @@ def _fields(view: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
 
 def _field(number: int, payload: bytes) -> bytes:
     """Return a field whose payload has a length."""
+    return _write_varint(number << 3 | 2) + _write_varint(len(payload)) + payload
 
-    def varint(value: int) -> bytes:
-        out = bytearray()
-        while value > 0x7F:
-            out.append(value & 0x7F | 0x80)
-            value >>= 7
-        return bytes([*out, value])
 
-    return varint(number << 3 | 2) + varint(len(payload)) + payload
+def _write_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

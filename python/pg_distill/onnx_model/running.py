@@ -48,7 +48,7 @@ def synthetic(signature: Signature) -> Frame:
     integer = {i for spec in inputs if spec.element in ("int64", "int32", "bool") for i in spec.features}
     columns: dict[str, FloatArray | Strings] = {}
     for position, spec in enumerate(specs):
-        if spec.kind == "string":
+        if spec.is_string:
             columns[spec.name] = Strings(np.zeros(_SYNTHETIC_ROWS, np.int32), ("",))
         elif spec.kind == "boolean" or position in integer:
             columns[spec.name] = rng.integers(0, 2, _SYNTHETIC_ROWS).astype(np.float64)
@@ -73,7 +73,7 @@ def run_graph(
 
 def longest(frame: Frame) -> int:
     """Return the bytes of the longest string."""
-    texts = (t for name in frame.string_names for t in frame.strings(name).categories)
+    texts = (t for f in frame.features if f.is_string for t in frame.strings(f.name).categories)
     return max((len(text.encode(errors="surrogatepass")) for text in texts), default=0)
 
 

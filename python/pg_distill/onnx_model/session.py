@@ -19,6 +19,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from time import perf_counter
@@ -29,6 +30,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from pg_distill.errors import (
+    ArtifactCorrupted,
     FeatureNotSupported,
     InvalidArtifact,
     InvalidData,
@@ -36,7 +38,7 @@ from pg_distill.errors import (
     UndefinedColumn,
 )
 from pg_distill.frame import FloatArray, Frame
-from pg_distill.onnx_model.cut import Lookup, cut_lookups, prune
+from pg_distill.onnx_model.cut import Lookup, cut_lookups, cut_texts, prune
 from pg_distill.onnx_model.signature import NULL_STRING, FeatureSpec, InputSpec, Signature
 from pg_distill.onnx_model.values import (
     NULL_STRINGS,
@@ -227,16 +229,23 @@ class Model:
         doubles = {i for spec in signature.inputs if spec.element != "float32" for i in spec.features}
         self._readers = canonical.json_readers(
             # What is rounded to float32 anyhow needs no reader that does.
-            (f for i, f in enumerate(signature.features) if f.kind == "string" or i in doubles),
+            (f for i, f in enumerate(signature.features) if f.is_string or i in doubles),
             types or {},
         )
         output = signature.output
+        artifact, readers = cut_texts(artifact, guard.check)
+        if readers:
+            signature = replace(signature, readers={reader.target: reader for reader in readers})
+            self.signature = signature
+        if any(spec.words and spec.name not in signature.readers for spec in signature.inputs):
+            raise ArtifactCorrupted("stored signature of the model is not its file's")
         graph = prune(artifact, [output.name])
         guard.check()
         strings = {spec.name for spec in signature.inputs if spec.element == "string"}
         graph, self._lookups = cut_lookups(graph, strings, guard.check) if strings else (graph, ())
         self._looked_up = {lookup.source for lookup in self._lookups}
         self.words = sum(len(lookup.table) for lookup in self._lookups)
+        self.words += sum(len(reader.tokeniser.word_ids) + len(reader.tokeniser.pairs) for reader in readers)
         self.session = open_session(graph, threads=threads, guard=guard)
         self._outputs = [output.name]
         self._options = ort.RunOptions()
@@ -244,7 +253,9 @@ class Model:
         # The C object does without Python's checks of the feed's names; it is private, hence the fallback.
         self._run: Callable[..., Any] = getattr(getattr(self.session, "_sess", None), "run", self.session.run)
         self._batch = min((i.batch for i in signature.inputs if i.batch is not None), default=None)
-        self._plan = [_Slot(signature, spec) for spec in signature.inputs]
+        self._plan = [
+            _TextSlot(signature, spec) if spec.words else _Slot(signature, spec) for spec in signature.inputs
+        ]
         by_name = {slot.spec.name: slot for slot in self._plan}
         self._row_lookups = [_RowLookup(lookup, by_name[lookup.source]) for lookup in self._lookups]
         self._feeds = {name: slot.array for name, slot in by_name.items() if name not in self._looked_up}
@@ -361,7 +372,7 @@ class Model:
             self._plan[0].fill(values)
             return
         for feature in self.signature.features:
-            if feature.kind == "string":
+            if feature.is_string:
                 raise FeatureNotSupported(
                     f'feature "{feature.name}" is a string, which an array of numbers cannot hold',
                     hint="Pass numbers and strings as two arrays, or the row as jsonb.",
@@ -510,7 +521,7 @@ class Model:
                 f"expected {len(features)} features, not {values.shape[-1] if values.ndim else 0}"
             )
         for feature in features:
-            if feature.kind == "string":
+            if feature.is_string:
                 raise FeatureNotSupported(
                     f'feature "{feature.name}" is a string, which an array of numbers cannot hold'
                 )
@@ -543,7 +554,7 @@ class Model:
         UndefinedColumn, DatatypeMismatch, NullNotAllowed, InvalidData
             As `encode`; InvalidData also where the model fails on the rows.
         """
-        feeds = encode(self.signature, frame)
+        feeds = encode(self.signature, frame, self._guard.check)
         longest = (
             max((_longest(feeds[slot.spec.name]) for slot in self._plan if slot.is_text), default=0)
             if self._texts
@@ -694,13 +705,28 @@ class _Slot:
             return
         with np.errstate(over="ignore"):
             for position, (feature, value) in enumerate(zip(self.features, values, strict=True)):
-                if feature.kind == "string":
+                if feature.is_string:
                     cells[position] = exact_integer(feature, value)
                     continue
                 number = read_number(feature, value)
                 if self.pack is None:
                     number = whole_number(feature, element, number)
                 cells[position] = number
+
+
+class _TextSlot(_Slot):
+    """The buffer of what one row's text is read as."""
+
+    def __init__(self, signature: Signature, spec: InputSpec) -> None:
+        super().__init__(signature, spec)
+        self.array = np.zeros((1, spec.words), np.float32)
+        self.pack = None
+        self.read = signature.readers[spec.name].read
+
+    def fill(self, values: Sequence[Any]) -> None:
+        """Read the text."""
+        (text,) = values
+        self.array[0] = self.read(None if text is None else _string(self.features[0], text))
 
 
 def _string(feature: FeatureSpec, value: object) -> str:

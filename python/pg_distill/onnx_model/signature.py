@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from pg_distill.errors import (
     ArtifactCorrupted,
     InvalidData,
 )
-from pg_distill.frame import Kind, Task
+from pg_distill.frame import STRINGS, FloatArray, Kind, Strings, Task
 
 __all__ = [
     "NULL_STRING",
@@ -33,6 +36,16 @@ Null = Literal["nan", "string", "empty", "error"]
 Form = Literal["probabilities", "positive", "logits", "value", "label"]
 
 
+class Reader(Protocol):
+    """What makes numbers of a column of texts: a `texts.TextReader`."""
+
+    def read(self, text: str | None) -> FloatArray:
+        """Return the numbers (w,) of one text."""
+
+    def numbers(self, column: Strings, check: Callable[[], None] = ...) -> npt.NDArray[np.float32]:
+        """Return the numbers (n, w) of a column."""
+
+
 @dataclass(frozen=True)
 class FeatureSpec:
     """A feature as the model reads it.
@@ -44,6 +57,11 @@ class FeatureSpec:
     name: str
     kind: Kind
     null: Null
+
+    @property
+    def is_string(self) -> bool:
+        """Whether its values are strings, not numbers."""
+        return self.kind in STRINGS
 
 
 @dataclass(frozen=True)
@@ -58,6 +76,13 @@ class InputSpec:
     rank: int
     features: tuple[int, ...]
     batch: int | None = None
+    words: int = 0
+    """Numbers that a column of texts is read as; 0 for columns that arrive as they are."""
+
+    @property
+    def columns(self) -> int:
+        """How many columns it has."""
+        return self.words or len(self.features)
 
 
 @dataclass(frozen=True)
@@ -133,6 +158,8 @@ class Signature:
     task: Task
     classes: tuple[str, ...] = ()
     cost: Cost | None = field(default=None, compare=False)
+    readers: Mapping[str, Reader] = field(default_factory=dict, compare=False)
+    """By input those that read texts: of the file, as ``cost`` is, and not stored beside it."""
 
     @property
     def width(self) -> int:
@@ -147,7 +174,7 @@ class Signature:
     @property
     def numbers_first(self) -> tuple[FeatureSpec, ...]:
         """The features that are numbers, then the strings, both in order."""
-        return tuple(sorted(self.features, key=lambda feature: feature.kind == "string"))
+        return tuple(sorted(self.features, key=lambda feature: feature.is_string))
 
     def row(self, numbers: Sequence[Any], strings: Sequence[Any]) -> tuple[Any, ...]:
         """Return a row's values in the order of `numbers_first`.
@@ -157,7 +184,7 @@ class Signature:
         InvalidData
             Where there are more or fewer than the model takes.
         """
-        expected = sum(feature.kind == "string" for feature in self.features)
+        expected = sum(feature.is_string for feature in self.features)
         others = len(self.features) - expected
         if (len(numbers), len(strings)) != (others, expected):
             raise InvalidData(
@@ -168,7 +195,7 @@ class Signature:
     @property
     def is_numeric(self) -> bool:
         """Whether a row fits in an array of numbers: no feature is a string."""
-        return all(feature.kind != "string" for feature in self.features)
+        return all(not feature.is_string for feature in self.features)
 
     def to_json(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return ``(input_schema, output_schema)``, two values that JSON holds."""
@@ -231,6 +258,8 @@ class Signature:
                 and i.rank in (1, 2)
                 and (i.batch is None or (type(i.batch) is int and i.batch > 0))
                 and len(i.features) > 0
+                and type(i.words) is int
+                and (i.words == 0 or (i.words > 0 and len(i.features) == 1 and i.element == "float32"))
                 and all(type(n) is int and 0 <= n < len(features) for n in i.features)
                 for i in self.inputs
             )

@@ -92,7 +92,7 @@ class Survey:
             elif step.ns.fixed > node_ns:
                 rows = 0
         for spec in self.inputs:
-            cells = Amount(0, len(spec.features))
+            cells = Amount(0, spec.columns)
             size = size + cells * (item_bytes(ELEMENT_TYPES[spec.element]) + CELL_BYTES)
             texts = texts + (cells * 2 if spec.element == "string" else 0)
         for name in outputs:
@@ -163,7 +163,7 @@ def survey(
     single = any(spec.batch == 1 for spec in inputs)
     rows = ONE if single else Amount(0, 1)
     for spec in inputs:
-        shape = (rows, Amount(len(spec.features))) if spec.rank == 2 else (rows,)
+        shape = (rows, Amount(spec.columns)) if spec.rank == 2 else (rows,)
         tensors[spec.name] = Tensor(ELEMENT_TYPES[spec.element], shape)
     steps: list[Step] = []
     opening_ns = 0

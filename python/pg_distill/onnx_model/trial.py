@@ -193,7 +193,7 @@ def _extremes(signature: Signature) -> Frame:
         # In the second part each feature meets another value than its neighbour: the least number over -1 is a pair of these.
         turned = np.roll(same, position * 7 + 1) if position % 2 else same
         places = np.concatenate([same, turned, rng.integers(0, count, _EXTREME_ROWS)])
-        if spec.kind == "string":
+        if spec.is_string:
             columns[spec.name] = Strings.from_values(
                 [_EXTREME_TEXTS[i % len(_EXTREME_TEXTS)] for i in places]
             )
@@ -224,7 +224,7 @@ def run_extremes(model: Model, limits: Limits) -> None:
     together = rows.take(np.arange(min(len(rows), max(int(_EXTREME_SECONDS / max(each, 1e-9)), 1))))
     with suppress(InvalidData, NullNotAllowed):
         _timed(model, together, limits)
-    row = {f.name: "" if f.kind == "string" else 0.0 for f in signature.features}
+    row = {f.name: "" if f.is_string else 0.0 for f in signature.features}
     with suppress(InvalidData, NullNotAllowed):
         model.run_row(row)
 

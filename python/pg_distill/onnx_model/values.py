@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +16,7 @@ from pg_distill.errors import (
     NullNotAllowed,
     UndefinedColumn,
 )
-from pg_distill.frame import FloatArray, Frame
+from pg_distill.frame import STRINGS, FloatArray, Frame
 from pg_distill.onnx_model.signature import NULL_STRING, Element, FeatureSpec, Null, Signature
 from pg_distill.rows import canonical
 
@@ -45,8 +45,12 @@ INTEGER_RANGE: Mapping[Element, tuple[float, float]] = {
 }
 
 
-def encode(signature: Signature, frame: Frame) -> dict[str, npt.NDArray[Any]]:
+def encode(
+    signature: Signature, frame: Frame, check: Callable[[], None] = lambda: None
+) -> dict[str, npt.NDArray[Any]]:
     """Return the graph's inputs for the rows of ``frame``, whose columns are found by name.
+
+    ``check`` is called while texts are read, and may raise.
 
     Raises
     ------
@@ -59,15 +63,19 @@ def encode(signature: Signature, frame: Frame) -> dict[str, npt.NDArray[Any]]:
     for feature in signature.features:
         if feature.name not in kinds:
             raise UndefinedColumn(f'column "{feature.name}" does not exist')
-        if (kinds[feature.name] == "string") != (feature.kind == "string"):
+        if (kinds[feature.name] in STRINGS) != feature.is_string:
             raise wrong_type(feature, kinds[feature.name])
     feeds: dict[str, npt.NDArray[Any]] = {}
     for spec in signature.inputs:
+        if spec.words:
+            column = frame.strings(signature.features[spec.features[0]].name)
+            feeds[spec.name] = signature.readers[spec.name].numbers(column, check)
+            continue
         array = np.empty(
             (len(frame), len(spec.features)), object if spec.element == "string" else spec.element
         )
         for position, feature in enumerate(signature.features[i] for i in spec.features):
-            if feature.kind == "string":
+            if feature.is_string:
                 strings = frame.strings(feature.name)
                 if feature.null == "error" and (strings.codes < 0).any():
                     raise null_refused(feature)

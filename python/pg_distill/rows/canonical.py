@@ -36,7 +36,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pg_distill.errors import ArtifactCorrupted, DatatypeMismatch, InvalidData, ValueOutOfRange
-from pg_distill.frame import Column, FloatArray, Frame, Kind, Strings
+from pg_distill.frame import STRINGS, Column, FloatArray, Frame, Kind, Strings
 from pg_distill.quoting import array_text, number_array_text, quote_identifier, quote_literal
 
 __all__ = [
@@ -269,7 +269,7 @@ def to_canonical(column: str, kind: Kind, sql_type: SqlType | None = None, as_ty
     as_type
         The type that the model has stored for it: what is char(n) there has no padding here.
     """
-    if kind == "string":
+    if kind in STRINGS:
         base = sql_type.base if sql_type is not None else ""
         if base == "numeric":
             column = f"pg_catalog.trim_scale({column})"
@@ -395,6 +395,8 @@ class _Named(Protocol):
     def name(self) -> str: ...
     @property
     def kind(self) -> Kind: ...
+    @property
+    def is_string(self) -> bool: ...
 
 
 _SPECIAL_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -514,9 +516,9 @@ def json_readers(features: Iterable[_Named], types: Mapping[str, str]) -> Mappin
     found: dict[str, Callable[[Any], Any]] = {}
     for feature in features:
         base = base_of(types.get(feature.name))
-        if feature.kind == "string" and base == "bpchar":
+        if feature.is_string and base == "bpchar":
             found[feature.name] = _without_padding
-        elif feature.kind == "string" and base in ("int2", "int4", "int8", "numeric"):
+        elif feature.is_string and base in ("int2", "int4", "int8", "numeric"):
             found[feature.name] = _digits
         elif base == "float4":
             found[feature.name] = _single
@@ -591,7 +593,7 @@ def from_canonical(column: str, kind: Kind, type_name: str | None) -> str:
 
 def _element(kind: Kind, type_name: str | None) -> str:
     """Return the type in which a column is sent: float8 would round a numeric to 15 digits."""
-    if kind == "string":
+    if kind in STRINGS:
         return "text"
     return "numeric" if base_of(type_name) == "numeric" else "float8"
 

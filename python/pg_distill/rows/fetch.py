@@ -10,7 +10,7 @@ import numpy as np
 
 from pg_distill.database.protocol import Database
 from pg_distill.errors import LimitExceeded
-from pg_distill.frame import Column, Feature, Kind, Strings
+from pg_distill.frame import STRINGS, Column, Feature, Kind, Strings
 from pg_distill.quoting import quote_identifier
 from pg_distill.rows.learned import IDENTITY_SEED, Identity
 from pg_distill.rows.source import Source, numbers_of
@@ -46,13 +46,13 @@ def identity_hash(source: Source, identity: Identity) -> str:
 
 def _send(expression: str, kind: Kind) -> str:
     # array_send gives numpy the column at C speed; text has no fixed width and comes as an array.
-    if kind == "string":
+    if kind in STRINGS:
         return f"pg_catalog.array_agg({expression})"
     return f"pg_catalog.array_send(pg_catalog.array_agg({expression}))"
 
 
 def _receive(value: Any, kind: Kind) -> Column:
-    if kind == "string":
+    if kind in STRINGS:
         return Strings.from_values(value or [])
     return numbers_of(value, ">f8").astype(np.float64)
 
@@ -72,11 +72,11 @@ def fetch(
     """Fetch the rows of the smallest hashes: the features by name, what is ``wanted`` (SQL and kind), rows as jsonb text."""
     cells = {f.name: (source.canonical(f.name), f.kind) for f in features} | dict(wanted)
     inner = ", ".join(f"{sql} AS c{i}" for i, (sql, _) in enumerate(cells.values()))
-    texts = bytes_of([f"t.c{i}" for i, (_, kind) in enumerate(cells.values()) if kind == "string"])
+    texts = bytes_of([f"t.c{i}" for i, (_, kind) in enumerate(cells.values()) if kind in STRINGS])
     few = f"{texts} OPERATOR(pg_catalog.<=) '{MAX_TEXT_BYTES:d}'::pg_catalog.int8"
     outer = ", ".join(
         f"CASE WHEN {few} THEN {_send(f't.c{i}', kind)} END AS c{i}"
-        if kind == "string"
+        if kind in STRINGS
         else f"{_send(f't.c{i}', kind)} AS c{i}"
         for i, (_, kind) in enumerate(cells.values())
     )

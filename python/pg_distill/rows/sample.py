@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pg_distill.database.protocol import Database
 from pg_distill.errors import DatatypeMismatch, InvalidData
-from pg_distill.frame import Column, Feature, FloatArray, Frame, Kind, Strings
+from pg_distill.frame import STRINGS, Column, Feature, FloatArray, Frame, Kind, Strings
 from pg_distill.quoting import quote_identifier
 from pg_distill.rows.canonical import (
     SqlType,
@@ -170,7 +170,7 @@ class Sample:
 def _has(source: Source, identity: Identity) -> bool:
     """Whether ``source`` has the columns of ``identity``, of their kinds."""
     return all(
-        name in source.kinds and (source.kinds[name] == "string") == strings for name, strings in identity
+        name in source.kinds and (source.kinds[name] in STRINGS) == strings for name, strings in identity
     )
 
 
@@ -316,7 +316,7 @@ def draw_sample(
     cells = [(source.canonical(f.name), f.kind) for f in features] + list(wanted.values())
     # Of a few rows, by chance: to read all long texts takes longer than to draw some.
     by_chance = f"pg_catalog.random() OPERATOR(pg_catalog.<) '{LOOKED_AT}'::pg_catalog.float8"
-    texts = bytes_of([sql for sql, kind in cells if kind == "string"], by_chance)
+    texts = bytes_of([sql for sql, kind in cells if kind in STRINGS], by_chance)
     counts = db.caged(
         [source.query],
         lambda: db.query_once(

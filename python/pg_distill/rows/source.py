@@ -47,6 +47,10 @@ class NamedColumn(Protocol):
     def kind(self) -> Kind:
         """The column's kind."""
 
+    @property
+    def is_string(self) -> bool:
+        """Whether its values are strings, not numbers."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -99,7 +103,7 @@ class Source:
 
     def read_as(self, features: Iterable[NamedColumn]) -> Source:
         """Return the source with columns of integers as strings where a model takes them so."""
-        strings = {f.name for f in features if f.kind == "string"}
+        strings = {f.name for f in features if f.is_string}
         numbers = {
             name for name, found in self.columns.items() if found.base in ("int2", "int4", "int8", "numeric")
         }
@@ -212,7 +216,7 @@ def lost_microseconds(db: Database, source: Source, frame: Frame) -> Mapping[str
 
 def identity_columns(features: Sequence[NamedColumn]) -> Identity:
     """Return the columns by which rows of ``features`` are known."""
-    return identity_of([(f.name, f.kind == "string") for f in features])
+    return identity_of([(f.name, f.is_string) for f in features])
 
 
 def numbers_of(value: bytes | None, dtype: str) -> npt.NDArray[Any]:

@@ -332,7 +332,7 @@ def _parallel_label(db: Database) -> str:
 
 def _argument(feature: FeatureSpec, sql_type: str | None) -> _Argument:
     name, base = quote_identifier(feature.name), base_of(sql_type)
-    if feature.kind == "string":
+    if feature.is_string:
         # What PostgreSQL passes for a text by itself is one; else the column's own type, or it could not be passed at all.
         if sql_type is None or "." not in sql_type or base in ("text", "varchar", "name", "char"):
             return _Argument(feature, "text", name)
@@ -365,8 +365,8 @@ def _shown(db: Database, arguments: list[_Argument]) -> list[list[str]]:
 
 def _predict_body(model: Model, target: str, arguments: list[_Argument], wide: bool) -> str:
     source = [a.value if not wide else _of_row(a) for a in arguments]
-    numbers = [v for v, a in zip(source, arguments, strict=True) if a.feature.kind != "string"]
-    strings = [v for v, a in zip(source, arguments, strict=True) if a.feature.kind == "string"]
+    numbers = [v for v, a in zip(source, arguments, strict=True) if not a.feature.is_string]
+    strings = [v for v, a in zip(source, arguments, strict=True) if a.feature.is_string]
     given = f"ARRAY[{', '.join(numbers)}]::pg_catalog.float8[]"
     if strings:
         given += f", ARRAY[{', '.join(strings)}]::pg_catalog.text[]"

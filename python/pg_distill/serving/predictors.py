@@ -310,7 +310,7 @@ def _frame(signature: Signature, row: Mapping[str, Any]) -> Frame:
             value = row[feature.name]
         except KeyError:
             raise UndefinedColumn(f'feature "{feature.name}" is missing from the row') from None
-        if feature.kind == "string":
+        if feature.is_string:
             if value is not None and not isinstance(value, str):
                 raise DatatypeMismatch(f'feature "{feature.name}" is of kind string')
             columns[feature.name] = Strings.from_values([value])

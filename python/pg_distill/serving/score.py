@@ -101,12 +101,12 @@ def _outputs(
         source.kind(key)  # raises
     features = check_columns(source, signature.names)
     for feature, found in zip(signature.features, features, strict=True):
-        if (feature.kind == "string") != (found.kind == "string"):
+        if feature.is_string != found.is_string:
             raise DatatypeMismatch(
                 f'column "{found.name}" is of type {source.shown(found.name)}, feature "{found.name}" of kind {feature.kind}'
             )
-    numbers = [f for f in features if f.kind != "string"]
-    strings = [f for f in features if f.kind == "string"]
+    numbers = [f for f in features if not f.is_string]
+    strings = [f for f in features if f.is_string]
     cells = [source.canonical(f.name) for f in numbers]
     name = f"s.{quote_identifier(key)}"
     columns = []

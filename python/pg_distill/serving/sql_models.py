@@ -35,7 +35,7 @@ def signature_without_graph(features: Sequence[Feature], task: Task, classes: Se
     """Return the signature of a model that is no graph: a SQL expression or logged columns."""
     form: Form = "value" if task == "regression" else "probabilities"
     width = 1 if task == "regression" else len(classes)
-    specs = tuple(FeatureSpec(f.name, f.kind, "string" if f.kind == "string" else "nan") for f in features)
+    specs = tuple(FeatureSpec(f.name, f.kind, "string" if f.is_string else "nan") for f in features)
     return Signature(specs, (), OutputSpec("", form, width, "float64"), task, tuple(classes))
 
 
@@ -114,7 +114,7 @@ def label_by_sql(db: Database, model: Model, rows: Frame) -> FloatArray:
 def evaluate(db: Database, expression: str, model: Model, rows: Frame) -> FloatArray:
     """Do what `label_by_sql` does, for who has asked for the expression already."""
     for feature in model.signature.features:
-        if feature.kind != "string":
+        if not feature.is_string:
             check_exact(feature.name, rows.number(feature.name), model.types.get(feature.name))
     out = np.empty((len(rows), model.signature.width))
     for start in range(0, len(rows), LABEL_BATCH):

@@ -7,30 +7,29 @@ arrive as one tensor, strings as another, texts as a third.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from pg_distill.frame import Feature, FloatArray, Frame, Task
-from pg_distill.students.tokens import WANTED
+from pg_distill.onnx_model.builder import Builder
+from pg_distill.onnx_model.texts import TEXT_KEY
+from pg_distill.onnx_model.tokens import WANTED, Tokeniser
+from pg_distill.onnx_model.tokens_graph import TEXT_OPSET, add_reader
 
-__all__ = ["STUDENT_KEY", "TEXT_KEY", "Graph", "Numbers"]
+__all__ = ["STUDENT_KEY", "Graph", "Numbers"]
 
 STUDENT_KEY = "pg_distill.student"
 """Key of ``metadata_props`` under which a student describes itself (JSON)."""
 
 OPSET, ML_OPSET, IR_VERSION = 17, 3, 8
 """The oldest that have every operator used: any ONNX Runtime of the last years opens them."""
-TEXT_OPSET, TEXT_IR_VERSION = 20, 9
+TEXT_IR_VERSION = 9
 """The same for students that read texts: StringSplit is of 20."""
-
-TEXT_KEY = "pg_distill.texts"
-"""Key of ``metadata_props`` under which a student that reads texts says what it wants them to be (JSON)."""
 
 FLOAT32_INTEGERS = 2.0**24
 """Beyond this size float32 steps over integers."""
@@ -75,73 +74,13 @@ class Numbers:
             return values.astype(np.float32)
 
 
-class Graph:
-    """An ONNX graph under construction; names are numbered, so equal students give equal bytes."""
+class Graph(Builder):
+    """The graph of a student: its inputs, and its output."""
 
     def __init__(self, numbers: Numbers) -> None:
+        super().__init__()
         self._inputs = numbers
-        self._nodes: list[onnx.NodeProto] = []
-        self._initializers: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-        self._tensors: list[onnx.TensorProto] = []
-        self._count = 0
-        self._shared: dict[tuple[Any, ...], str] = {}
-        self._pairs: dict[tuple[Any, ...], tuple[str, str]] = {}
-        self.tokenised: list[dict[str, Any]] = []
-        """What `tokens_onnx` has added, for the metadata: from these tensors on a backend that tokenises itself may start."""
-
-    def node(
-        self,
-        operator: str,
-        inputs: Sequence[str],
-        *,
-        domain: str = "",
-        output: str | None = None,
-        **attributes: Any,
-    ) -> str:
-        """Append a node with one output and return that output's name."""
-        if output is None:
-            output = f"t{self._count}"
-            self._count += 1
-        self._nodes.append(helper.make_node(operator, list(inputs), [output], domain=domain, **attributes))
-        return output
-
-    def once(self, key: tuple[Any, ...], make: Callable[[], tuple[str, str]]) -> tuple[str, str]:
-        """Return what ``make`` returns, two tensors; the second time under the same ``key`` those of the first."""
-        if key not in self._pairs:
-            self._pairs[key] = make()
-        return self._pairs[key]
-
-    def split(self, x: str, separator: str) -> tuple[str, str]:
-        """Append a StringSplit; return the names of its parts, one axis more than ``x``, and of their counts."""
-        outputs = f"t{self._count}", f"t{self._count + 1}"
-        self._count += 2
-        self._nodes.append(helper.make_node("StringSplit", [x], list(outputs), delimiter=separator))
-        return outputs
-
-    def constant(self, values: npt.NDArray[Any]) -> str:
-        """Return the name of an initializer that holds ``values``; equal ones are stored once."""
-        return self._store(np.ascontiguousarray(values))
-
-    def scalar(self, value: int | str) -> str:
-        """Return the name of an initializer without axes; equal ones are stored once."""
-        return self._store(np.array(value, object if isinstance(value, str) else np.int64))
-
-    def _store(self, values: npt.NDArray[Any]) -> str:
-        if values.dtype.kind in "OU":
-            key = ("str", values.shape, "\0".join(str(v) for v in values.ravel()).encode())
-        else:
-            key = (values.dtype.str, values.shape, values.tobytes())
-        if key not in self._initializers:
-            name = f"c{len(self._tensors)}"
-            self._initializers[key] = name
-            self._tensors.append(numpy_helper.from_array(values, name))
-        return self._initializers[key]
-
-    def shared(self, key: tuple[Any, ...], operator: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """Like ``node``, but a node asked for twice under the same ``key`` is made once (parts of a blend share it)."""
-        if key not in self._shared:
-            self._shared[key] = self.node(operator, inputs, **attributes)
-        return self._shared[key]
+        self._readers: list[dict[str, Any]] = []
 
     @property
     def numbers(self) -> str:
@@ -166,14 +105,22 @@ class Graph:
         """Name of the (n, m) string tensor."""
         return "strings"
 
-    def text(self, position: int) -> str:
-        """Name of the (n,) string tensor of the text column at ``position`` among the texts."""
-        return self.shared(("text", position), "Gather", ["texts", self.scalar(position)], axis=1)
+    def read_text(self, name: str, tokeniser: Tokeniser, table: FloatArray, units: FloatArray) -> str:
+        """Add what reads a column of texts; return the name of its float tensor (n, w). See `texts.TextReader`."""
+        column = self.texts.index(name)
+        said = add_reader(self, column, tokeniser, table, units)
+        self._readers.append(said)
+        return str(said["output"])
+
+    @property
+    def texts(self) -> list[str]:
+        """The columns of texts."""
+        return [f.name for f in self._inputs.features if f.kind == "text"]
 
     def finish(self, scores: str, task: Task, n_classes: int, description: Mapping[str, object]) -> bytes:
         """Close the graph over ``scores`` (logits, or values for regression) and return the file's bytes."""
         if task == "regression":
-            self._nodes.append(helper.make_node("Identity", [scores], ["value"]))
+            self.nodes.append(helper.make_node("Identity", [scores], ["value"]))
             self._elide_identity(scores, "value")
         else:
             self.node("Softmax", [scores], output="probabilities", axis=1)
@@ -181,11 +128,11 @@ class Graph:
 
     def _elide_identity(self, scores: str, name: str) -> None:
         """Let the node that makes ``scores`` write ``name`` itself, where nobody else reads it: one node less a row."""
-        self._nodes.pop()
-        readers = [node for node in self._nodes if scores in node.input]
-        makers = [node for node in self._nodes if scores in node.output]
+        self.nodes.pop()
+        readers = [node for node in self.nodes if scores in node.input]
+        makers = [node for node in self.nodes if scores in node.output]
         if readers or not makers:
-            self._nodes.append(helper.make_node("Identity", [scores], [name]))
+            self.nodes.append(helper.make_node("Identity", [scores], [name]))
             return
         makers[0].output[list(makers[0].output).index(scores)] = name
 
@@ -204,7 +151,7 @@ class Graph:
             inputs.append(helper.make_tensor_value_info("texts", TensorProto.STRING, [None, t]))
         name = "value" if task == "regression" else "probabilities"
         output = helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, n_classes])
-        graph = helper.make_graph(self._nodes, "student", inputs, [output], self._tensors)
+        graph = helper.make_graph(self.nodes, "student", inputs, [output], self.tensors)
         model = helper.make_model(
             graph,
             opset_imports=[
@@ -215,7 +162,8 @@ class Graph:
             producer_name="pg_distill",
         )
         properties = {STUDENT_KEY: json.dumps(description, sort_keys=True)}
-        if t:
-            properties[TEXT_KEY] = json.dumps({**WANTED, "columns": self.tokenised}, sort_keys=True)
+        if self._readers:
+            said = {**WANTED, "columns": self.texts, "readers": self._readers}
+            properties[TEXT_KEY] = json.dumps(said, sort_keys=True)
         helper.set_model_props(model, properties)
         return bytes(model.SerializeToString(deterministic=True))

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.errors import LimitExceeded
-from pg_distill.frame import Feature, FloatArray, Kind, Task
+from pg_distill.frame import STRINGS, Feature, FloatArray, Kind, Task
 from pg_distill.quoting import quote_identifier, quote_literal
 
 __all__ = [
@@ -127,7 +127,7 @@ def canonical(sql: str, kind: Kind, type_name: str | None = None) -> str:
         Its SQL type, where it is known: a timestamptz is then read by immutable functions only (date_part of a
         timestamptz is stable, and so stops a function from being inlined).
     """
-    if kind in ("string", "text"):
+    if kind in STRINGS:
         return f'({sql}::text COLLATE "C")'  # an equality that no collation can change
     if kind == "boolean":
         return f"{sql}::int::float"

@@ -255,10 +255,8 @@ class Linear(Calibrated):
             total = self.ensemble_.add_to(graph, self.columns_.add_to(graph), self.task)
         else:
             total = graph.constant(np.pad(self.ensemble_.base, (shift, 0)).astype(np.float32))
-        names = self.columns_.numbers.features
-        places = [f.name for f in names if f.kind == "text"]
         for text in self.texts_:
-            total = graph.node("Add", [text.add_to(graph, places.index(text.name), shift), total])
+            total = graph.node("Add", [text.add_to(graph, shift), total])
         return self._add_lines(graph, total, shift) if self.slopes_.any() else total
 
     def _add_lines(self, graph: Graph, rest: str, shift: int) -> str:

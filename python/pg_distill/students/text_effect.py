@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Strings
+from pg_distill.onnx_model.tokens import MOST_CHARACTERS, Bags, Tokeniser
 from pg_distill.students import expression
 from pg_distill.students.export import Graph
 from pg_distill.students.objective import Objective
-from pg_distill.students.tokens import MOST_CHARACTERS, Bags, Tokeniser
-from pg_distill.students.tokens_onnx import add_ngrams, add_sums
 from pg_distill.students.tokens_sql import Inline, sums_query
 from pg_distill.students.vocabulary import MOST_NGRAMS, learn_vocabulary
 
@@ -112,22 +111,15 @@ class TextEffect:
         sums = _add_up(bags.rows, self.table[bags.ids].astype(np.float64), len(bags)) * self.units
         return np.asarray(sums[:, :-1] / np.sqrt(np.maximum(sums[:, -1:], 1.0)))
 
-    def add_to(self, graph: Graph, position: int, shift: int) -> str:
-        """Add the text column at ``position``; return the name of what it adds, float (n, shift + outputs).
+    def add_to(self, graph: Graph, shift: int) -> str:
+        """Add it to a graph; return the name of what it adds, float (n, shift + outputs).
 
         The first ``shift`` outputs get nothing.
         """
-        text = graph.text(position)
-        rows, ids = add_ngrams(graph, text, self.tokeniser)
         table = np.pad(self.table, ((0, 0), (shift, 0))).astype(np.float64)
-        sums = add_sums(graph, text, rows, ids, table)
-        sums = graph.node("Mul", [sums, graph.constant(np.pad(self.units, (shift, 0)))])
-        width = self.effect.shape[1] + shift
-        # Where there is no n-gram, 0 is divided by 1; an idf is 1 at least.
-        square = graph.node("Gather", [sums, graph.constant(np.array([width]))], axis=1)
-        length = graph.node("Sqrt", [graph.node("Max", [square, graph.constant(np.ones(1))])])
-        own = graph.node("Gather", [sums, graph.constant(np.arange(width))], axis=1)
-        return graph.node("Cast", [graph.node("Div", [own, length])], to=1)  # TensorProto.FLOAT
+        return graph.read_text(
+            self.name, self.tokeniser, table, np.pad(self.units, (shift, 0), constant_values=1.0)
+        )
 
     def to_sql(self, text: str, alias: str) -> tuple[list[str], str]:
         """Return SQL of what the text adds to each output, and the FROM item ``alias`` that it reads."""

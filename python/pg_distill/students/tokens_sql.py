@@ -28,8 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.onnx_model.signature import NULL_STRING
+from pg_distill.onnx_model.tokens import APART, MOST_CHARACTERS, SEPARATORS, Tokeniser
 from pg_distill.quoting import quote_literal
-from pg_distill.students.tokens import APART, MOST_CHARACTERS, SEPARATORS, Tokeniser
 
 __all__ = ["Inline", "Stored", "sums_query"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.frame import FloatArray
-from pg_distill.students.tokens import MARKS, Bags, Tokeniser, prepare, split_words
+from pg_distill.onnx_model.tokens import MARKS, Bags, Tokeniser, prepare, split_words
 
 __all__ = ["MOST_NGRAMS", "learn_vocabulary"]
 

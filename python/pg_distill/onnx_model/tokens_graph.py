@@ -11,22 +11,149 @@ takes some hundred megabytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
 
+from pg_distill.errors import FeatureNotSupported, InvalidArtifact
 from pg_distill.frame import FloatArray
-from pg_distill.students.export import TEXT_KEY, Graph
-from pg_distill.students.tokens import SEPARATORS, Tokeniser
+from pg_distill.onnx_model.builder import Builder
+from pg_distill.onnx_model.texts import INPUT, TEXT_KEY, TextReader
+from pg_distill.onnx_model.tokens import SEPARATORS, WANTED, Tokeniser
 
-__all__ = ["add_ngrams", "add_sums", "read_tokenisers"]
+__all__ = ["TEXT_OPSET", "add_ngrams", "add_reader", "add_sums", "add_text", "hold_readers"]
 
 
-def add_ngrams(graph: Graph, text: str, tokeniser: Tokeniser) -> tuple[str, str]:
+TEXT_OPSET = 20
+"""Of which StringSplit is."""
+
+
+def add_text(graph: Builder, column: int) -> str:
+    """Return the name of the (n,) string tensor of the column at this position among the texts."""
+    return graph.shared(("text", column), "Gather", [INPUT, graph.scalar(column)], axis=1)
+
+
+def add_reader(
+    graph: Builder, column: int, tokeniser: Tokeniser, table: FloatArray, units: FloatArray
+) -> dict[str, Any]:
+    """Add what `texts.TextReader` computes; return what it is told by, for the metadata: JSON.
+
+    The tensor named ``output`` is float (n, w).
+
+    Parameters
+    ----------
+    column
+        Position among the columns of texts.
+    table
+        (V, w + 1) whole numbers below 2 ** 24, the last column one of squares.
+    units
+        (w + 1,) what 1 in each column is.
+    """
+    text = add_text(graph, column)
+    rows, ids, tables = add_ngrams(graph, text, tokeniser)
+    stored = graph.constant(table.astype(np.float32))
+    sums = graph.node("Mul", [add_sums(graph, text, rows, ids, table), graph.constant(units)])
+    width = len(units) - 1
+    # Where there is no n-gram, 0 is divided by 1; an idf is 1 at least.
+    square = graph.node("Gather", [sums, graph.constant(np.array([width]))], axis=1)
+    length = graph.node("Sqrt", [graph.node("Max", [square, graph.constant(np.ones(1))])])
+    own = graph.node("Gather", [sums, graph.constant(np.arange(width))], axis=1)
+    output = graph.node("Cast", [graph.node("Div", [own, length])], to=1)  # TensorProto.FLOAT
+    return {
+        "column": column,
+        "output": output,
+        "marks": tokeniser.marks,
+        "words": tables.get("words"),
+        "pairs": tables.get("pairs"),
+        "table": stored,
+        "units": units.tolist(),
+    }
+
+
+def hold_readers(model: onnx.ModelProto, served: onnx.ModelProto, readers: Iterable[TextReader]) -> None:
+    """Hold the readers of a file against the nodes that they stand for: these are built anew, and compared one by one.
+
+    Parameters
+    ----------
+    served
+        The file without these nodes.
+
+    Raises
+    ------
+    InvalidArtifact
+        Where one node or constant is another.
+    FeatureNotSupported
+        Where the file wants other texts than `tokens.prepare` makes.
+    """
+    said = json.loads(next(p.value for p in model.metadata_props if p.key == TEXT_KEY))
+    if {name: said.get(name) for name in WANTED} != dict(WANTED):
+        raise FeatureNotSupported(
+            "model reads texts by other rules than this version of pg_distill",
+            hint="Register it with the version that made it.",
+        )
+    versions = {o.domain: o.version for o in model.opset_import}
+    if versions.get("", 0) < TEXT_OPSET:
+        raise InvalidArtifact(f"model reads texts, which needs opset {TEXT_OPSET}")
+    built = Builder()
+    theirs, their_constants = _makers(model.graph.node), {t.name: t for t in model.graph.initializer}
+    outputs = []
+    for reader in readers:
+        said = add_reader(built, reader.column, reader.tokeniser, reader.table, reader.units)
+        outputs.append((reader.target, said["output"]))
+    if len(model.graph.node) != len(served.graph.node) + len(built.nodes):
+        raise _other()
+    ours, our_constants = _makers(built.nodes), {t.name: t for t in built.tensors}
+    same: dict[str, str] = {INPUT: INPUT}
+    stack = outputs
+    while stack:
+        their, our = stack.pop()
+        if their in same:
+            if same[their] != our:
+                raise _other()
+            continue
+        same[their] = our
+        if our in our_constants:
+            a, b = their_constants.get(their), our_constants[our]
+            if a is None or their in theirs or _content(a) != _content(b):
+                raise _other()
+            continue
+        if their not in theirs or their in their_constants:
+            raise _other()
+        (a_node, a_at), (b_node, b_at) = theirs[their], ours[our]
+        if a_at != b_at or _kind(a_node) != _kind(b_node) or len(a_node.input) != len(b_node.input):
+            raise _other()
+        stack.extend(zip(a_node.input, b_node.input, strict=True))
+
+
+def _other() -> InvalidArtifact:
+    return InvalidArtifact(
+        "model does not read its texts as its metadata says",
+        hint="Register the file as pg_distill wrote it, or remove its metadata.",
+    )
+
+
+def _makers(nodes: Iterable[onnx.NodeProto]) -> dict[str, tuple[onnx.NodeProto, int]]:
+    return {name: (node, place) for node in nodes for place, name in enumerate(node.output)}
+
+
+def _kind(node: onnx.NodeProto) -> tuple[Any, ...]:
+    attributes = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
+    return node.op_type, node.domain, len(node.output), attributes
+
+
+def _content(tensor: onnx.TensorProto) -> bytes:
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    copy.ClearField("name")
+    return bytes(copy.SerializeToString(deterministic=True))
+
+
+def add_ngrams(graph: Builder, text: str, tokeniser: Tokeniser) -> tuple[str, str, dict[str, str]]:
     """Add what finds the n-grams of texts; return the names of two int64 tensors (m,): rows, ascending, and ids.
+
+    Beside them the tensors that its tables of words and of pairs give.
 
     They are `Bags.rows` and ``Bags.ids`` of ``tokeniser.bags``, in the same order.
 
@@ -62,36 +189,10 @@ def add_ngrams(graph: Graph, text: str, tokeniser: Tokeniser) -> tuple[str, str]
         rows.append(row)
         ids.append(mark)
     parts = graph.node("Concat", rows, axis=0), graph.node("Concat", ids, axis=0)
-    found = _distinct(graph, *parts, tokeniser.size)
-    said = {"text": text, "rows": found[0], "ids": found[1], "marks": tokeniser.marks, "tables": tables}
-    graph.tokenised.append(said)
-    return found
+    return (*_distinct(graph, *parts, tokeniser.size), tables)
 
 
-def read_tokenisers(model: onnx.ModelProto) -> list[Tokeniser]:
-    """Return the tokenisers that `add_ngrams` has written into a file, in the order of the metadata's ``columns``."""
-    said = next(p.value for p in model.metadata_props if p.key == TEXT_KEY)
-    makers = {node.output[0]: node for node in model.graph.node if node.op_type == "LabelEncoder"}
-    found = []
-    for column in json.loads(said)["columns"]:
-        tables = {
-            name: {a.name: helper.get_attribute_value(a) for a in makers[tensor].attribute}
-            for name, tensor in column["tables"].items()
-        }
-        words: list[list[str]] = []
-        if "words" in tables:
-            table = tables["words"]
-            words = [[] for _ in range(max(table["values_int64s"]))]
-            for form, code in zip(table["keys_strings"], table["values_int64s"], strict=True):
-                words[code - 1].append(form.decode())
-        stride = len(words) + 1
-        keys = tables["pairs"]["keys_int64s"] if "pairs" in tables else []
-        pairs = tuple((key // stride - 1, key % stride - 1) for key in keys)
-        found.append(Tokeniser(tuple(map(tuple, words)), column["marks"], pairs))
-    return found
-
-
-def add_sums(graph: Graph, text: str, rows: str, ids: str, table: FloatArray) -> str:
+def add_sums(graph: Builder, text: str, rows: str, ids: str, table: FloatArray) -> str:
     """Add the sums (n, w) of each row's entries in ``table`` (V, w); return the name of the double tensor.
 
     float32 holds the table, and sums are of float64: the same as numpy's and SQL's but for the last bits.
@@ -110,7 +211,7 @@ UNKNOWN = 0
 """Code of a word that is not in the vocabulary; the word with the number i has the code i + 1."""
 
 
-def _split(graph: Graph, text: str) -> tuple[str, str]:
+def _split(graph: Builder, text: str) -> tuple[str, str]:
     """Return the words of all texts, in order, and the row of each (m,)."""
     one, last = graph.constant(np.array([1], np.int64)), graph.constant(np.array([-1], np.int64))
     column = graph.constant(np.array([-1, 1], np.int64))
@@ -133,14 +234,14 @@ def _split(graph: Graph, text: str) -> tuple[str, str]:
     return words, graph.node("Reshape", [owner, last])
 
 
-def _look_up(graph: Graph, x: str, default: int, **table: Mapping[str, int] | Mapping[int, int]) -> str:
+def _look_up(graph: Builder, x: str, default: int, **table: Mapping[str, int] | Mapping[int, int]) -> str:
     """Return the numbers of words, or of keys."""
     ((keys, numbers),) = table.items()
     attributes: dict[str, Any] = {keys: list(numbers), "values_int64s": list(numbers.values())}
     return graph.node("LabelEncoder", [x], domain="ai.onnx.ml", default_int64=default, **attributes)
 
 
-def _pairs(graph: Graph, code: str, owner: str, tokeniser: Tokeniser) -> tuple[str, str]:
+def _pairs(graph: Builder, code: str, owner: str, tokeniser: Tokeniser) -> tuple[str, str]:
     """Return a number for the codes of each two words in a row (of no pair where they are of two texts), and the row."""
     start, end, most, axis = (
         graph.constant(np.array([i], np.int64)) for i in (0, -1, np.iinfo(np.int64).max, 0)
@@ -160,7 +261,7 @@ def _pairs(graph: Graph, code: str, owner: str, tokeniser: Tokeniser) -> tuple[s
     return graph.node("Where", [together, key, graph.scalar(UNKNOWN)]), row
 
 
-def _marks(graph: Graph, text: str, tokeniser: Tokeniser) -> tuple[str, str]:
+def _marks(graph: Builder, text: str, tokeniser: Tokeniser) -> tuple[str, str]:
     """Return the rows and ids of the marks that texts have."""
     axis = graph.constant(np.array([1], np.int64))
     counts = [graph.node("Unsqueeze", [graph.split(text, mark)[1], axis]) for mark in tokeniser.marks]
@@ -170,7 +271,7 @@ def _marks(graph: Graph, text: str, tokeniser: Tokeniser) -> tuple[str, str]:
     return row, graph.node("Add", [mark, graph.scalar(len(tokeniser.words))])
 
 
-def _distinct(graph: Graph, rows: str, ids: str, size: int) -> tuple[str, str]:
+def _distinct(graph: Builder, rows: str, ids: str, size: int) -> tuple[str, str]:
     """Return rows and ids without unknown ones (-1), each once, in order."""
     known = graph.node("GreaterOrEqual", [ids, graph.scalar(0)])
     width = graph.scalar(size)

@@ -1,0 +1,83 @@
+"""How a served model reads texts: in Python, in the place of the nodes of its graph that do the same.
+
+A graph needs half a millisecond to find the n-grams of 300 characters, `tokens.Tokeniser` some 15 microseconds. So what a
+session is opened on is cut (`cut.cut_texts`) where the sums over the n-grams are ready: it takes those in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pg_distill.frame import FloatArray, Strings
+from pg_distill.onnx_model.tokens import Tokeniser
+
+__all__ = ["INPUT", "TEXT_KEY", "TextReader"]
+
+INPUT = "texts"
+"""The graph's input of texts, (n, columns)."""
+
+TEXT_KEY = "pg_distill.texts"
+"""Key of ``metadata_props`` under which a model that reads texts says what it wants them to be, and where its graph ends to
+read them (JSON)."""
+
+TEXTS_AT_ONCE = 128
+"""Texts that are read between two looks at interrupts: 0.2 s of the longest ones."""
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """A column of texts as numbers: for the n-grams G of a text ``sum(table[G])``, scaled.
+
+    Parameters
+    ----------
+    target
+        The tensor of the graph that it stands for, float (n, w).
+    columns, column
+        Names of all columns of texts that the file has, and the position of this one.
+    table
+        (V, w + 1) whole numbers, so that sums are exact in any order; those of the last column are of squared weights.
+    units
+        (w + 1,) what 1 in each column is.
+    """
+
+    target: str
+    columns: tuple[str, ...]
+    column: int
+    tokeniser: Tokeniser
+    table: FloatArray
+    units: FloatArray
+
+    @property
+    def width(self) -> int:
+        """The numbers of one text."""
+        return len(self.units) - 1
+
+    def read(self, text: str | None) -> FloatArray:
+        """Return the numbers (w,) of one text."""
+        found = self.tokeniser.find(text)
+        ids = np.fromiter(found, np.intp, len(found))
+        return self._scale(self.table.take(ids, axis=0).sum(axis=0))
+
+    def numbers(self, column: Strings, check: Callable[[], None] = lambda: None) -> npt.NDArray[np.float32]:
+        """Return the numbers (n, w) of a column; ``check`` is called again and again, and may raise."""
+        column = column.compact()
+        texts = [*column.categories, None] if (column.codes < 0).any() else list(column.categories)
+        out = np.zeros((len(texts), self.width), np.float32)
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            check()
+            part = slice(start, start + TEXTS_AT_ONCE)
+            bags = self.tokeniser.bags(texts[part])
+            sums = np.zeros((len(bags), self.width + 1))
+            some = np.flatnonzero(np.diff(bags.starts))
+            if len(some):
+                sums[some] = np.add.reduceat(self.table[bags.ids], bags.starts[some], axis=0)
+            out[part] = self._scale(sums)
+        return out[column.codes]
+
+    def _scale(self, sums: FloatArray) -> FloatArray:
+        sums = sums * self.units
+        return np.asarray(sums[..., :-1] / np.sqrt(np.maximum(sums[..., -1:], 1.0)))
