@@ -7,7 +7,7 @@ dictionary-encoded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -134,6 +134,14 @@ class Frame:
         """Return some of the columns, in the order of ``names``."""
         kinds = {f.name: f for f in self.features}
         return Frame(tuple(kinds[name] for name in names), {name: self.columns[name] for name in names})
+
+    def with_texts(self, names: Collection[str]) -> Frame:
+        """Return the frame with these columns of strings as texts, and all others as categories."""
+        features = (
+            Feature(f.name, "text" if f.name in names else "string") if f.is_string else f
+            for f in self.features
+        )
+        return Frame(tuple(features), self.columns)
 
     def take(self, rows: npt.NDArray[Any]) -> Frame:
         """Return the rows chosen by an index or boolean array."""

@@ -443,7 +443,8 @@ def _distill_arguments(arguments: Sequence[Any]) -> dict[str, Any]:
     from pg_distill.runs.options import Options
 
     given = dict(zip(Options.__dataclass_fields__, arguments, strict=True))
-    given["families"] = _texts(given["families"], "families")
+    for name in ("families", "text_columns"):
+        given[name] = _texts(given[name], name)
     return given
 
 

@@ -6,6 +6,7 @@ session is opened on is cut (`cut.cut_texts`) where the sums over the n-grams ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,6 +53,11 @@ class TextReader:
     units: FloatArray
 
     @property
+    def name(self) -> str:
+        """The column's name."""
+        return self.columns[self.column]
+
+    @property
     def width(self) -> int:
         """The numbers of one text."""
         return len(self.units) - 1
@@ -60,7 +66,9 @@ class TextReader:
         """Return the numbers (w,) of one text."""
         found = self.tokeniser.find(text)
         ids = np.fromiter(found, np.intp, len(found))
-        return self._scale(self.table.take(ids, axis=0).sum(axis=0))
+        sums = self.table.take(ids, axis=0).sum(axis=0) * self.units
+        # The square root of one number: what `_scale` does of many.
+        return np.asarray(sums[:-1] / math.sqrt(max(sums.item(-1), 1.0)))
 
     def numbers(self, column: Strings, check: Callable[[], None] = lambda: None) -> npt.NDArray[np.float32]:
         """Return the numbers (n, w) of a column; ``check`` is called again and again, and may raise."""

@@ -58,6 +58,7 @@ __all__ = [
     "one_text_for_equal_numbers",
     "read_number",
     "rows_sql",
+    "stored_texts",
     "stored_types",
     "to_canonical",
 ]
@@ -234,6 +235,22 @@ def stored_types(input_schema: Mapping[str, Any]) -> dict[str, str]:
     return {
         column: f"pg_catalog.{_FORMER[name]}" if name in _FORMER else name for column, name in types.items()
     }
+
+
+def stored_texts(input_schema: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the columns of strings that whoever registered a model said are texts; None where nobody said.
+
+    Raises
+    ------
+    ArtifactCorrupted
+        One is no name.
+    """
+    names = input_schema.get("text_columns")
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ArtifactCorrupted("stored text columns of the model are not names")
+    return tuple(names)
 
 
 _BASE = re.compile(r'pg_catalog\."?([a-z0-9_]+)"?(?:\(.*\))?')

@@ -21,6 +21,7 @@ from pg_distill.rows.sample import Sample, draw_sample
 from pg_distill.rows.source import Source, check_columns, identity_columns, resolve_source
 from pg_distill.rows.split import FIT, SELECT, SPLIT_NAMES, TEST, UNLABELLED
 from pg_distill.runs.options import Options
+from pg_distill.runs.reading import Reading, read_strings
 from pg_distill.serving.sql_models import check_outputs, logged_columns, logged_outputs
 from pg_distill.teachers.labels import positions
 
@@ -41,6 +42,7 @@ class Material:
     y: npt.NDArray[Any]
     weights: FloatArray | None
     outputs: FloatArray | None
+    reading: Reading
 
     options: Options
     task: Task
@@ -213,6 +215,12 @@ def prepare(
     if logged:
         raw = logged_outputs(sample.extra, logged)
         outputs = check_outputs(raw, teacher.task, teacher.signature.classes, sample.frame)
-    material = Material(source, trained_on, label, metric, sample, y, weights, outputs, options, teacher.task)
+    reading = read_strings(
+        sample.frame, options.text_columns if options.text_columns is not None else teacher.text_columns
+    )
+    sample = replace(sample, frame=sample.frame.with_texts(reading.texts))
+    material = Material(
+        source, trained_on, label, metric, sample, y, weights, outputs, reading, options, teacher.task
+    )
     material.check_splits()
     return material

@@ -179,7 +179,7 @@ def _arrays(rows: Frame) -> tuple[str, tuple[Argument, ...]]:
         "(SELECT u.numbers::pg_catalog.float8[] AS numbers, u.strings::pg_catalog.text[] AS strings FROM ROWS FROM"
         " (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[])) AS u(numbers, strings))"
     )
-    columns = [rows.strings(name).to_objects() for name in rows.string_names]
+    columns = [rows.strings(name).to_objects() for name in (f.name for f in rows.features if f.is_string)]
     strings = [array_text(row) for row in zip(*columns, strict=True)] or ["{}"] * len(rows)
     return source, (
         ("text[]", [number_array_text(row) for row in rows.numbers().tolist()]),

@@ -88,7 +88,9 @@ class Linear(Calibrated):
 
     @classmethod
     def sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
-        """Return numbers of bins, fastest in SQL first."""
+        """Return numbers of bins, fastest in SQL first; where there are only texts these are all the same."""
+        if shape.only_texts:
+            return [{"bins": 0}]
         return [{"bins": 0}, {"bins": 16}, {"bins": 64}]
 
     def prototype(self, data: TransferSet) -> bytes | None:
