@@ -72,8 +72,11 @@ class TextReader:
 
     def numbers(self, column: Strings, check: Callable[[], None] = lambda: None) -> npt.NDArray[np.float32]:
         """Return the numbers (n, w) of a column; ``check`` is called again and again, and may raise."""
-        column = column.compact()
-        texts = [*column.categories, None] if (column.codes < 0).any() else list(column.categories)
+        values = column.to_objects().tolist()
+        places = {
+            text: place for place, text in enumerate(dict.fromkeys(values))
+        }  # equal texts are read once
+        texts = list(places)
         out = np.zeros((len(texts), self.width), np.float32)
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             check()
@@ -84,7 +87,7 @@ class TextReader:
             if len(some):
                 sums[some] = np.add.reduceat(self.table[bags.ids], bags.starts[some], axis=0)
             out[part] = self._scale(sums)
-        return out[column.codes]
+        return out if len(texts) == len(values) else out[[places[text] for text in values]]
 
     def _scale(self, sums: FloatArray) -> FloatArray:
         sums = sums * self.units

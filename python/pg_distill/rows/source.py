@@ -81,9 +81,11 @@ class Source:
                 detail=f"The sample has the columns {', '.join(self.columns) or '(none)'}.",
             )
         found = self.columns[column]
+        if column in self.as_text:
+            return "string"
         if found.kind is None:
             raise found.refusal(column)
-        return "string" if column in self.as_text else found.kind
+        return found.kind
 
     def shown(self, column: str) -> str:
         """Return the type of ``column`` as PostgreSQL shows it."""
@@ -108,6 +110,10 @@ class Source:
             name for name, found in self.columns.items() if found.base in ("int2", "int4", "int8", "numeric")
         }
         return replace(self, as_text=frozenset(strings & numbers))
+
+    def with_texts(self, columns: Iterable[str]) -> Source:
+        """Return the source with these columns, too, as their texts."""
+        return replace(self, as_text=self.as_text | frozenset(columns))
 
     def rows_as_json(self) -> str:
         """Return SQL of the row ``s`` as jsonb; of char(n) without the padding, as predict and class names have it."""

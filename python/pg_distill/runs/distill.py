@@ -125,7 +125,7 @@ def _distill(
     clock.say(f'distilling "{teacher.qualified_name}": {material.counts_text}')
     if material.reading.notice is not None:
         clock.say(material.reading.notice)
-    clock.warn(material.reading.warnings)
+    clock.warn(material.warnings)
 
     # Label, in the child: it holds the rows from here on.
     clock.enter("label")

@@ -30,14 +30,14 @@ from pg_distill.registry.model import Model, check_name
 from pg_distill.rows.sample import Label, draw_rows
 from pg_distill.rows.source import Source, check_columns, integers_beyond, lost_microseconds, resolve_source
 from pg_distill.serving.approval import inspector, model_limits
-from pg_distill.serving.sql_models import check_outputs, label_by_sql, logged_outputs, signature_without_graph
+from pg_distill.serving.sql_models import label_by_sql, signature_without_graph
 from pg_distill.serving.timing import (
     contender_for,
     latency_figures,
     measure_latency,
     measured_here,
 )
-from pg_distill.teachers import claims
+from pg_distill.teachers import claims, logged
 from pg_distill.teachers.labels import as_labelled, positions, task_of, warn_of_classes
 
 __all__ = ["register_logged", "register_onnx", "register_sql"]
@@ -395,14 +395,24 @@ def register_logged(
         raise InvalidParameter("a logged model has at least one output column")
     if latency_ms is not None and not (latency_ms > 0 and np.isfinite(latency_ms)):
         raise InvalidParameter(f"latency_ms must be above 0, not {latency_ms}")
-    source = resolve_source(db, sample, stored=True)
+    source = logged.read_logged(resolve_source(db, sample, stored=True), outputs)
     columns, frame, labels, extra = _rows(db, source, features, label, outputs)
     if beyond := integers_beyond(source, frame):
         source = _read_as_text(db, source, beyond)
         columns, frame, labels, extra = _rows(db, source, features, label, outputs)
+    if classes is None and task != "regression":
+        known = labels.names() if labels is not None and labels.texts is not None else []
+        classes = logged.class_names(db, source, outputs, known)
     found_task, found_classes = task_of(task, classes, labels, len(outputs))
-    raw = logged_outputs(extra, outputs)
-    checked = check_outputs(raw, found_task, found_classes, frame)
+    answers = logged.read_answers(extra, outputs, source, found_task, found_classes, frame)
+    for text in answers.warnings:
+        db.warning(text)
+    answered = np.flatnonzero(answers.given)
+    if len(answered) < len(frame):
+        db.notice(f"{len(frame) - len(answered)} of {len(frame)} rows have no answer of the teacher")
+        frame = frame.take(answered)
+        labels = labels.take(answered) if labels is not None else None
+    checked = answers.outputs[answered]
     figures = _accuracy_figures(found_task, found_classes, labels, checked)
     warn_of_classes(db, name, found_task, found_classes, labels, checked)
     figures.update(measured_here(db, len(frame), "declared" if latency_ms is not None else "none", None))
