@@ -205,6 +205,8 @@ REVOKE ALL ON FUNCTION @extschema@.distill_model(text, float8, float8, float8, i
 -- They have more arguments.
 DROP FUNCTION distill.register_model(text, bytea, text[], text, text, text, text, text[]);
 DROP FUNCTION distill.register_model_file(text, text, text[], text, text, text, text, text[]);
+DROP FUNCTION distill.register_sql_model(text, text, text[], text, text, text, text, text[]);
+DROP FUNCTION distill.register_logged_model(text, text[], text[], text, text, text, text, text[], float8);
 -- include 11_registering.sql
 -- Rows of more numbers than any model takes are refused before PL/Python reads them.
 -- include 49_bounds.sql

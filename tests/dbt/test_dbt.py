@@ -17,7 +17,7 @@ import servers
 from psycopg.conninfo import conninfo_to_dict
 from sql.conftest import load_table, survival
 
-pytestmark = pytest.mark.one_server("pg15")
+pytestmark = pytest.mark.extra
 
 ROOT = Path(__file__).resolve().parents[2]
 DBT_TIMEOUT_S = 240

@@ -35,8 +35,6 @@ from pg_distill.frame import Kind
 from pg_distill.onnx_model import limits
 from pg_distill.registry import settings
 
-pytestmark = pytest.mark.one_server("pg17")
-
 DBT = ROOT / "sql" / "dbt" / "README.md"
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", DBT, *sorted(DOC.glob("*.md"))]
 

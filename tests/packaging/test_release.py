@@ -98,6 +98,7 @@ def test_an_edit_of_a_released_script_is_noticed(tmp_path: Path) -> None:
     assert "pg_distill--0.1.0.sql" in done.stdout
 
 
+@pytest.mark.extra
 @pytest.mark.timeout(2 * INSTALL_TIMEOUT_S)
 def test_the_wheel_has_all_that_the_module_needs(tmp_path: Path) -> None:
     """`python -m build` makes it from the source archive, so that has everything, too."""

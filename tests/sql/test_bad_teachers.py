@@ -6,8 +6,6 @@ import psycopg
 import pytest
 from psycopg import errors
 
-pytestmark = pytest.mark.one_server("pg15")
-
 SETUP = """
 CREATE TABLE rows AS SELECT i::float8 AS key, i::float8 / 100 AS x, (i % 2)::int AS label, 0.5::float8 AS p, 0.5::float8 AS q, 0.0::float8 AS r,
     'a'::text AS words FROM generate_series(1, 300) i;

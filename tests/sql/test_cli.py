@@ -20,8 +20,6 @@ import servers
 from conftest import drop_database
 from sql.conftest import load_cancer, load_table, names, student_of_cancer, survival
 
-pytestmark = pytest.mark.one_server("pg15")
-
 PYTHON = Path(__file__).resolve().parents[2] / "python"
 Run = Callable[..., Any]
 

@@ -21,8 +21,6 @@ import servers
 from psycopg import errors
 from sql.conftest import held_place, load_cancer, load_digits_table, load_survival
 
-pytestmark = pytest.mark.one_server("local")
-
 Connect = Callable[..., psycopg.Connection]
 Role = Callable[..., str]
 

@@ -7,8 +7,6 @@ import pytest
 from psycopg import errors
 from sql.conftest import load_cancer, student_of_cancer
 
-pytestmark = pytest.mark.one_server("pg15")
-
 ALL = "keep_versions => 0, dry_run => false"
 
 

@@ -9,8 +9,6 @@ import pytest
 from psycopg import errors
 from sql.conftest import cancer, load_cancer, load_survival, names, one
 
-pytestmark = pytest.mark.one_server("pg18")
-
 EXPRESSION = "1 / (1 + exp(-(case when cabin = 'first' then 1.5 when cabin = 'third' then -1 else 0 end - coalesce(age, 35) / 40 + 0.5)))"
 
 

@@ -294,3 +294,13 @@ def test_a_class_that_is_written_twice_is_warned_of(db: psycopg.Connection) -> N
     db.execute("UPDATE tickets SET said = 'Angry ' WHERE id < 20 AND said = 'angry'")
     register_log(db, "log", "{said}")
     assert said == ["WARNING"]
+
+
+def test_who_registers_says_what_is_a_text(db: psycopg.Connection) -> None:
+    load_tickets(db)
+    register_log(db, "log", "{p}", ", label => 'mood', classes => '{calm,angry}', text_columns => '{shop}'")
+    distil_texts(db)
+    assert one(db, "SELECT resolved -> 'text_columns' FROM distill.runs") == ["shop"]
+    for columns, state in (("{x}", errors.DatatypeMismatch), ("{other}", errors.UndefinedColumn)):
+        with pytest.raises(state):
+            register_log(db, "other", "{p}", f", label => 'mood', text_columns => '{columns}'")

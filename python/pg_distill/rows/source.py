@@ -26,6 +26,7 @@ from pg_distill.rows.canonical import (
 from pg_distill.rows.learned import Identity, identity_of
 
 __all__ = [
+    "NamedColumn",
     "Source",
     "check_columns",
     "identity_columns",

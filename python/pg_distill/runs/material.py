@@ -21,10 +21,10 @@ from pg_distill.rows.sample import Sample, draw_sample
 from pg_distill.rows.source import Source, check_columns, identity_columns, resolve_source
 from pg_distill.rows.split import FIT, LEFT_OUT, SELECT, SPLIT_NAMES, TEST, UNLABELLED
 from pg_distill.runs.options import Options
-from pg_distill.runs.reading import Reading, read_strings
 from pg_distill.serving.sql_models import logged_columns
 from pg_distill.teachers import logged
 from pg_distill.teachers.labels import positions
+from pg_distill.teachers.reading import Reading, read_strings
 
 __all__ = ["Material", "prepare"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pg_distill.child.messages import Trial
 from pg_distill.measure.scores import Compared, Evaluation, Scores
-from pg_distill.registry.model import Model
+from pg_distill.registry.model import MeasuredOn, Model
 from pg_distill.runs.choice import offer_name
 from pg_distill.runs.verdict import Verdict
 from pg_distill.serving.timing import Timing
@@ -45,7 +45,7 @@ class Measured:
     finalists: Sequence[Trial] = ()
     control: Trial | None = None
     members: Mapping[str, Model] = field(default_factory=dict)
-    before: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    before: Mapping[str, MeasuredOn] = field(default_factory=dict)
     timings: Mapping[str, Timing] = field(default_factory=dict)
     compared: Compared = field(default_factory=lambda: Compared(intervals={}, versus={}))
 

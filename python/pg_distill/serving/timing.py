@@ -28,7 +28,7 @@ from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure.latency import Latency, latency_statistics
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.quoting import array_text, number_array_text, quote_identifier, quote_literal
-from pg_distill.registry.model import Model
+from pg_distill.registry.model import MeasuredOn, Model
 from pg_distill.registry.runs import server_figures
 from pg_distill.rows.canonical import constant_sql, from_canonical, rows_sql
 
@@ -38,6 +38,7 @@ __all__ = [
     "Timing",
     "contender_for",
     "describe_machine",
+    "how_timed",
     "latency_figures",
     "measure_latency",
     "measured_here",
@@ -304,16 +305,27 @@ def latency_figures(timing: Timing) -> dict[str, Any]:
     }
 
 
+def how_timed(
+    timing: Timing | None, machine: Mapping[str, Any], by_predict: Timing | None = None
+) -> MeasuredOn:
+    """Return what ``measured_on`` says of a latency.
+
+    ``by_predict`` is that of the same student's predict, where its own is of its SQL form.
+    """
+    found = MeasuredOn(
+        path=timing.path if timing else None,
+        calls=timing.latency.n_calls if timing else 0,
+        blocks=timing.latency.n_blocks if timing else 0,
+        cold_ms=timing.cold_ms if timing else None,
+        machine=machine,
+    )
+    if by_predict is not None:
+        found["predict_latency_ms"] = by_predict.latency.mean_ms
+        found["predict_latency_high_ms"] = by_predict.latency.high_ms
+    return found
+
+
 def measured_here(db: Database, rows: int, path: str, timing: Timing | None) -> dict[str, Any]:
     """Return where and when a model's figures were measured, as columns of ``distill.models``."""
-    return {
-        "measured_on": {
-            "rows": rows,
-            "path": path,
-            "calls": timing.latency.n_calls if timing else 0,
-            "blocks": timing.latency.n_blocks if timing else 0,
-            "cold_ms": timing.cold_ms if timing else None,
-            "machine": describe_machine(db),
-        },
-        "measured_at": datetime.now(UTC).isoformat(),
-    }
+    measured_on: MeasuredOn = {**how_timed(timing, describe_machine(db)), "rows": rows, "path": path}
+    return {"measured_on": measured_on, "measured_at": datetime.now(UTC).isoformat()}
