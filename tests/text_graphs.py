@@ -12,7 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 __all__ = ["FITTED", "WORDS", "exported", "graph", "ngrams", "pipeline", "text_seeds", "tokenizer"]
 
 WORDS = ("refund", "broken", "thanks", "late", "great", "invoice")
-FITTED = ["refund broken", "thanks great", "refund late", "great invoice thanks", "late broken", "invoice"] * 5
+FITTED = [
+    "refund broken",
+    "thanks great",
+    "refund late",
+    "great invoice thanks",
+    "late broken",
+    "invoice",
+] * 5
 
 
 def tokenizer(source: str = "x", output: str = "words", **changed: Any) -> onnx.NodeProto:
@@ -39,7 +46,12 @@ def ngrams(source: str = "words", output: str = "counts", **changed: Any) -> onn
 
 
 def graph(
-    *nodes: onnx.NodeProto, output: str = "value", outputs: int = 1, width: int = 1, element: int = TensorProto.FLOAT, **constants: Any
+    *nodes: onnx.NodeProto,
+    output: str = "value",
+    outputs: int = 1,
+    width: int = 1,
+    element: int = TensorProto.FLOAT,
+    **constants: Any,
 ) -> bytes:
     """Return the file of nodes that read ``x``, (n, width) strings."""
     made = helper.make_graph(
@@ -84,7 +96,9 @@ def text_seeds() -> dict[str, bytes]:
     reshape = helper.make_node("Reshape", ["x", "flat"], ["rows"])
     found = {
         "Tokenizer": pipeline(),
-        "Tokenizer of separators": pipeline(tokenizer("lower", tokenexp=None, separators=[" ", "[.]", "\\?"])),
+        "Tokenizer of separators": pipeline(
+            tokenizer("lower", tokenexp=None, separators=[" ", "[.]", "\\?"])
+        ),
         "Tokenizer of characters": pipeline(tokenizer("lower", tokenexp=None, separators=[""], mark=1)),
         "StringSplit": graph(
             reshape,

@@ -23,8 +23,33 @@ SAID_SHARE = 0.4  # of the last, where a file says in JSON how it reads texts: w
 
 INTEGERS = [-1, 0, 1, 2, 3, 5, 6, 7, 100, 2**31 - 1, -(2**31), 2**31, 2**62, -(2**63), 2**63 - 1]
 FLOATS = [0.0, -1.0, float("nan"), float("inf"), 1e30, -1e38, 1e-40]
-PATTERNS = ["[a-z]+", "(a*)*b", "[a-z]|[a-z].*Q", r"\\b\\w\\w+\\b", "((a{100}){100}){100}", "[", " ", "a" * 3000, "C", "../../x"]
-TEXTS = ["", "x", "LOGISTIC", "SOFTMAX", "NONE", "PROBIT", "RBF", "POLY", "L1", "MAX", "é\u202e", *NAMES, *PATTERNS]
+PATTERNS = [
+    "[a-z]+",
+    "(a*)*b",
+    "[a-z]|[a-z].*Q",
+    r"\\b\\w\\w+\\b",
+    "((a{100}){100}){100}",
+    "[",
+    " ",
+    "a" * 3000,
+    "C",
+    "../../x",
+]
+TEXTS = [
+    "",
+    "x",
+    "LOGISTIC",
+    "SOFTMAX",
+    "NONE",
+    "PROBIT",
+    "RBF",
+    "POLY",
+    "L1",
+    "MAX",
+    "é\u202e",
+    *NAMES,
+    *PATTERNS,
+]
 _OPERATORS = """
     Add Mul Concat Gather MatMul Gemm Softmax Reshape Transpose ReduceSum Slice TopK Expand Tile Cast Squeeze Unsqueeze
     Scaler Normalizer Imputer ArrayFeatureExtractor OneHotEncoder LabelEncoder Binarizer FeatureVectorizer SVMClassifier
@@ -87,7 +112,13 @@ def _change_said(rng: random.Random, model: onnx.ModelProto) -> None:
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Yield where the parts of a JSON value are; of a long list some."""
-    keys = list(value) if isinstance(value, dict) else range(min(len(value), 5)) if isinstance(value, list) else ()
+    keys = (
+        list(value)
+        if isinstance(value, dict)
+        else range(min(len(value), 5))
+        if isinstance(value, list)
+        else ()
+    )
     for key in keys:
         yield value, key
         yield from _places(value[key])

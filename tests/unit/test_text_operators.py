@@ -23,7 +23,18 @@ from pg_distill.onnx_model.signature import InputSpec, Signature
 from text_graphs import FITTED, exported, graph, ngrams, pipeline, text_seeds, tokenizer
 
 SEEDS = text_seeds()
-AWKWARD = ["", " ", "refund", "Refund  LATE", "é😀東京", "\n", "x" * 3000, "refund late " * 200, "\x01\x1f", "#"]
+AWKWARD = [
+    "",
+    " ",
+    "refund",
+    "Refund  LATE",
+    "é😀東京",
+    "\n",
+    "x" * 3000,
+    "refund late " * 200,
+    "\x01\x1f",
+    "#",
+]
 
 
 def table(texts: list[str]) -> Frame:
@@ -50,7 +61,12 @@ def test_each_is_read_as_onnxruntime_reads_it(name: str) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"ngram_range": (1, 2), "sublinear_tf": True}, {"analyzer": "char", "ngram_range": (1, 3)}, {"binary": True}],
+    [
+        {},
+        {"ngram_range": (1, 2), "sublinear_tf": True},
+        {"analyzer": "char", "ngram_range": (1, 3)},
+        {"binary": True},
+    ],
 )
 def test_skl2onnx_own_files_pass(settings: dict[str, Any]) -> None:
     pytest.importorskip("skl2onnx")
@@ -76,7 +92,9 @@ def test_what_a_text_makes_is_bounded_by_its_length() -> None:
     assert cost is not None and cost.most_bytes > 10_000
     rows = [cost.rows(1 << 30, size) for size in (10, 1000, 10_000, 100_000, 10_000_000)]
     assert rows == sorted(rows, reverse=True) and rows[-1] == 0
-    assert all(n * size <= cost.most_bytes for n, size in zip(rows, (10, 1000, 10_000, 100_000), strict=False))
+    assert all(
+        n * size <= cost.most_bytes for n, size in zip(rows, (10, 1000, 10_000, 100_000), strict=False)
+    )
 
 
 def _with_output(file: bytes, name: str) -> bytes:
@@ -107,13 +125,18 @@ def test_long_strings_times_many_ngrams_are_refused_before_they_run() -> None:
     model = Model(file, approved(file))
     for characters in (1_000_000, 10_000_000):
         began = time.process_time()
-        for call in (lambda n=characters: model.run_row({"x": "a" * n}), lambda n=characters: model.run_frame(table(["a" * n]))):
+        for call in (
+            lambda n=characters: model.run_row({"x": "a" * n}),
+            lambda n=characters: model.run_frame(table(["a" * n])),
+        ):
             with pytest.raises(LimitExceeded):
                 call()
         assert time.process_time() - began < 0.5
     # Whatever is taken can be waited for: the longest text that is let in takes no longer than a node may.
     assert model.signature.cost is not None
-    longest = max(n for n in (100, 1000, 10_000, 30_000, 100_000) if model.signature.cost.rows(1 << 30, n) >= 1)
+    longest = max(
+        n for n in (100, 1000, 10_000, 30_000, 100_000) if model.signature.cost.rows(1 << 30, n) >= 1
+    )
     began = time.process_time()
     model.run_row({"x": "a" * longest})
     assert time.process_time() - began < DEFAULT_LIMITS.node_seconds
@@ -243,12 +266,23 @@ def words_read_by(*nodes: onnx.NodeProto) -> bytes:
         words_read_by(helper.make_node("StringConcat", ["a", "words"], ["more"])),
         words_read_by(helper.make_node("Concat", ["words", "words"], ["more"], axis=1)),
         words_read_by(helper.make_node("Equal", ["words", "a"], ["more"])),
-        words_read_by(helper.make_node("Shape", ["words"], ["s"]), helper.make_node("ConstantOfShape", ["s"], ["more"])),
-        words_read_by(helper.make_node("Size", ["words"], ["s"]), helper.make_node("Reshape", ["x", "s"], ["more"])),
+        words_read_by(
+            helper.make_node("Shape", ["words"], ["s"]), helper.make_node("ConstantOfShape", ["s"], ["more"])
+        ),
+        words_read_by(
+            helper.make_node("Size", ["words"], ["s"]), helper.make_node("Reshape", ["x", "s"], ["more"])
+        ),
         words_read_by(helper.make_node("Slice", ["words", "flat", "flat"], ["more"])),
         words_read_by(helper.make_node("Unique", ["words"], ["more"])),
         words_read_by(
-            helper.make_node("LabelEncoder", ["words"], ["more"], domain="ai.onnx.ml", keys_strings=["a"], values_strings=["b"])
+            helper.make_node(
+                "LabelEncoder",
+                ["words"],
+                ["more"],
+                domain="ai.onnx.ml",
+                keys_strings=["a"],
+                values_strings=["b"],
+            )
         ),
         words_read_by(tokenizer("words", "more")),
     ],
@@ -279,7 +313,9 @@ def test_a_regular_expression_takes_time_linear_in_the_text() -> None:
         )
         model = Model(file, approved(file, ["", "a"]))
         assert model.signature.cost is not None
-        longest = max(n for n in (10, 100, 1000, 10_000, 100_000, 1_000_000) if model.signature.cost.rows(1 << 30, n))
+        longest = max(
+            n for n in (10, 100, 1000, 10_000, 100_000, 1_000_000) if model.signature.cost.rows(1 << 30, n)
+        )
         began = time.process_time()
         model.run_row({"x": "a" * longest})
         assert time.process_time() - began < DEFAULT_LIMITS.node_seconds

@@ -170,7 +170,11 @@ def instructions(pattern: str) -> int:
             text = token[0]
             last = _SIZES.get(kind, 0)
             if kind == "set":
-                last = 40 * len(text) + (2000 if "\\p" in text or "\\P" in text else 0) + (200 if "^" in text else 0)
+                last = (
+                    40 * len(text)
+                    + (2000 if "\\p" in text or "\\P" in text else 0)
+                    + (200 if "^" in text else 0)
+                )
                 last += 400 * sum(ord(c) > 127 for c in text)
             sizes[-1] += last
         if sizes[-1] > 1 << 40:

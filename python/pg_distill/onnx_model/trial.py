@@ -203,9 +203,7 @@ def _extremes(signature: Signature, characters: int) -> Frame:
         turned = np.roll(same, position * 7 + 1) if position % 2 else same
         places = np.concatenate([same, turned, rng.integers(0, count, _EXTREME_ROWS)])
         if spec.is_string:
-            columns[spec.name] = Strings.from_values(
-                [texts[i % len(texts)][:characters] for i in places]
-            )
+            columns[spec.name] = Strings.from_values([texts[i % len(texts)][:characters] for i in places])
             continue
         values = np.array(_EXTREME_NUMBERS)[places]
         if element[position] in ("int64", "int32", "bool"):
