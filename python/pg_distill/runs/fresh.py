@@ -160,7 +160,7 @@ def fresh_rows(
     if label is None and model.label in source.types:
         label = model.label
     columns = logged_columns(teacher) if teacher.kind == "logged" else []
-    source = logged.read_logged(source, columns)
+    source = logged.read_logged(source, columns, label)
     features = check_columns(source, teacher.signature.names)
     # What the model's run kept on one side is told apart by the same columns, where the rows have them.
     by_group, by_time = (

@@ -187,7 +187,7 @@ def prepare(
     metric = options.metric if options.metric is not None else default_metric(teacher.task, label is not None)
     metrics.check_metric(metric, teacher.task, labelled=label is not None)
     columns = logged_columns(teacher) if teacher.kind == "logged" else []
-    source = logged.read_logged(source, columns)
+    source = logged.read_logged(source, columns, label)
     extra = [*columns, *([options.weight_column] if options.weight_column is not None else [])]
     sample = draw_sample(
         db,

@@ -349,7 +349,7 @@ def register_logged(
         raise InvalidParameter("a logged model has at least one output column")
     if latency_ms is not None and not (latency_ms > 0 and np.isfinite(latency_ms)):
         raise InvalidParameter(f"latency_ms must be above 0, not {latency_ms}")
-    source = logged.read_logged(resolve_source(db, asked.sample, stored=True), outputs)
+    source = logged.read_logged(resolve_source(db, asked.sample, stored=True), outputs, asked.label)
     columns, frame, labels, extra = _rows(db, source, asked.features, asked.label, outputs)
     if beyond := integers_beyond(source, frame):
         source = _read_as_text(db, source, beyond)
