@@ -25,7 +25,7 @@ EXTRA_CLEAN = build docker/certs/*.crt
 
 .DEFAULT_GOAL := all
 .PHONY: all install uninstall clean install-dependencies freeze check-frozen dist \
-	images lock lint test test-packages test-faults test-long unit quick fuzz third-party docs demo bench bench-quality
+	images lock lint test test-packages test-faults test-long unit quick fuzz third-party docs demo bench bench-quality bench-text
 
 all: $(PRODUCTS)
 clean:
@@ -205,3 +205,6 @@ bench: $(VENV)/.made $(PRODUCTS)
 
 bench-quality: $(VENV)/.made $(PRODUCTS)
 	$(VENV)/bin/python tests/bench/quality.py $(BENCH_FLAGS)
+
+bench-text: $(VENV)/.made $(PRODUCTS)
+	$(VENV)/bin/python tests/bench/texts.py $(BENCH_FLAGS)
