@@ -45,6 +45,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="quick: without what is marked slow or extra; test: without extra; extra: that alone; all (default)",
     )
     parser.addoption(
+        "--second-try",
+        action="store_true",
+        help="with --last-failed: it is an error unless all that failed is in tests/second_try.txt",
+    )
+    parser.addoption(
         "--write-seconds", action="store_true", help="write tests/seconds.txt anew for the modules that run"
     )
     parser.addoption(
@@ -97,6 +102,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # that the tests interrupt, were it not handled here.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
+    if config.getoption("--second-try"):
+        _require_listed(config)
     chosen, missing = _choose(config.getoption("--server"))
     config.stash[CHOSEN] = chosen
     config.stash[MISSING] = missing
@@ -123,6 +130,16 @@ def _choose(option: str) -> tuple[list[str], dict[str, str]]:
             + "; --server=none runs the tests that need no server"
         )
     return [name for name in names if name not in missing], missing
+
+
+def _require_listed(config: pytest.Config) -> None:
+    """Have the last run's failures run again, if they all may be: a fault that comes and goes is a fault."""
+    assert config.cache is not None
+    failed = {name.partition("[")[0] for name in config.cache.get("cache/lastfailed", {})}
+    lines = (TESTS / "second_try.txt").read_text().splitlines()
+    others = sorted(failed - {line.split()[0] for line in lines if not line.startswith("#")})
+    if others or not failed:
+        raise pytest.UsageError(f"no second try: {', '.join(others) or 'nothing failed that is known'}")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

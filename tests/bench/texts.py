@@ -176,7 +176,7 @@ def time_calls(db: Any, texts: list[str]) -> float:
 def machine_text(db: Any) -> str:
     """Return what the server runs on, in words."""
     found = db.execute("SELECT distill._describe_machine()").fetchone()[0]
-    return f"{found.get('cores', '?')} cores of an {found.get('cpu', 'unknown processor')}, a shared host"
+    return f"{found['cores']} cores of an {found['processor']}, a shared host"
 
 
 def summary(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
