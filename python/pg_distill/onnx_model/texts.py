@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Strings
+from pg_distill.onnx_model.signature import Element, Null
 from pg_distill.onnx_model.tokens import Tokeniser
 
 __all__ = ["INPUT", "TEXT_KEY", "TextReader"]
@@ -52,6 +54,14 @@ class TextReader:
     table: FloatArray
     units: FloatArray
 
+    element: ClassVar[Element] = "float32"
+    null: ClassVar[Null] = "string"
+
+    @property
+    def entries(self) -> int:
+        """How many strings it knows."""
+        return len(self.tokeniser.word_ids) + len(self.tokeniser.pairs)
+
     @property
     def name(self) -> str:
         """The column's name."""
@@ -62,8 +72,8 @@ class TextReader:
         """The numbers of one text."""
         return len(self.units) - 1
 
-    def read(self, text: str | None) -> FloatArray:
-        """Return the numbers (w,) of one text."""
+    def read(self, text: str | None, check: Callable[[], None] = lambda: None) -> FloatArray:
+        """Return the numbers (w,) of one text, which is cut, so that it needs no ``check``."""
         found = self.tokeniser.find(text)
         ids = np.fromiter(found, np.intp, len(found))
         sums = self.table.take(ids, axis=0).sum(axis=0) * self.units

@@ -18,7 +18,7 @@ from pg_distill.errors import FeatureNotSupported, LimitExceeded, PgDistillError
 from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.onnx_model import cut, signature
 from pg_distill.onnx_model import session as onnx_model
-from pg_distill.onnx_model.texts import INPUT, TextReader
+from pg_distill.onnx_model.texts import INPUT
 from pg_distill.onnx_model.tokens import prepare
 from pg_distill.students.families import Student, load_family
 from pg_distill.students.soft_labels import softmax
@@ -157,7 +157,7 @@ def make_student(task: Training) -> Student:
 
 
 def _feeds(
-    session: Any, frame: Frame, readers: Sequence[TextReader] = (), lookups: Sequence[cut.Lookup] = ()
+    session: Any, frame: Frame, readers: Sequence[signature.Reader] = (), lookups: Sequence[cut.Lookup] = ()
 ) -> dict[str, npt.NDArray[Any]]:
     """Return what a student's session takes for ``frame``; ``readers`` and ``lookups`` are those that were cut from its graph."""
     by_target = {lookup.target: lookup for lookup in lookups}
@@ -196,7 +196,7 @@ def _difference(
     logits: FloatArray,
     task: Task,
     most: int,
-    readers: Sequence[TextReader] = (),
+    readers: Sequence[signature.Reader] = (),
 ) -> float:
     rows = np.arange(min(len(frame), most))
     session = onnx_model.open_session(artifact)
