@@ -148,8 +148,8 @@ def cut_lookups(
 def cut_texts(artifact: bytes, check: Callable[[], None] = lambda: None) -> tuple[bytes, tuple[Reader, ...]]:
     """Return a file without the nodes that read texts, and the readers whose numbers it takes in their place.
 
-    A file whose metadata names none is returned as it is. A converted pipeline has no such nodes, only readers. What a file names is
-    believed here: `approve` has compared it with the nodes. ``check`` is called again and again, and may raise.
+    A file whose metadata names none is returned as it is. A converted pipeline has no such nodes, only readers. What a file
+    names is believed here: `approve` has compared it with the nodes. ``check`` is called again and again, and may raise.
 
     Raises
     ------
