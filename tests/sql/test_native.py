@@ -11,11 +11,11 @@ import numpy as np
 import psycopg
 import pytest
 from models import EXPORTERS
-from pg_distill.database.exact import exact, needs_pgvector
+from pg_distill.database.exact import exact, needs_pgvector, stages
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.signature import NULL_STRING
 from pg_distill.quoting import quote_identifier
-from pg_distill.serving.sql_forms import plpgsql_body
+from pg_distill.serving.sql_forms import body_of_steps
 from pg_distill.students import expression as native
 from pg_distill.students.blend import Blend
 from pg_distill.students.first_trees import FirstTrees
@@ -317,7 +317,9 @@ def test_a_function_of_steps_is_immutable(
     declared = ", ".join(f"{quote_identifier(name)} {kind}" for name, kind in columns)
     if as_row:
         bare.execute(f"CREATE TYPE pg_temp.features AS ({declared})")
-    body = psycopg.sql.Literal(plpgsql_body(form, schema, columns, as_row=as_row)).as_string(bare)
+    steps = stages(form, schema)
+    assert steps is not None
+    body = psycopg.sql.Literal(body_of_steps(steps, schema, columns, as_row=as_row)).as_string(bare)
     returns = "float8[]" if task == "multiclass" else "float8"
     bare.execute(
         f"CREATE FUNCTION pg_temp.student({'features pg_temp.features' if as_row else declared}) RETURNS {returns}"

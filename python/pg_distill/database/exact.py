@@ -79,10 +79,16 @@ def exact(expression: str, pgvector: str | None = None) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def stages(expression: str, pgvector: str | None = None) -> Stages:
-    """Return what `exact` does, each sub-select as steps of its own."""
+def stages(expression: str, pgvector: str | None = None) -> Stages | None:
+    """Return what `exact` does, each sub-select as steps of its own.
+
+    None for an expression of release 0.1.0, whose names could be those of columns.
+    """
     steps: list[Step] = []
-    result = _read(expression, pgvector, steps)
+    try:
+        result = _read(expression, pgvector, steps)
+    except _OtherNames:
+        return None
     return Stages(tuple(steps), result)
 
 
@@ -96,6 +102,10 @@ def _read(expression: str, pgvector: str | None, steps: list[Step] | None) -> st
         return _Exact([t.text for t in tokens(expression) if t.kind != "space"], pgvector, steps).whole()
     except (IndexError, RecursionError):
         raise ArtifactCorrupted("the expression is not complete") from None
+
+
+class _OtherNames(Exception):
+    """A sub-select names what it makes otherwise."""
 
 
 class _Exact:
@@ -255,7 +265,7 @@ class _Exact:
     def _type_of(self, name: str) -> str:
         letter = _STAGE.fullmatch(name)
         if letter is None:
-            raise ArtifactCorrupted(f"{name} is not expected as a name in an expression of a student")
+            raise _OtherNames
         if letter[1] == "v":
             return f"{self._schema()}.vector"
         return _TYPES.get(letter[1], "pg_catalog.float8")

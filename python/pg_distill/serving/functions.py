@@ -22,7 +22,7 @@ from pg_distill.registry.model import MAX_NAME_BYTES, Dropped, Model
 from pg_distill.registry.models import find_model
 from pg_distill.rows.canonical import base_of
 from pg_distill.serving.dependents import OWN, StoredResults, find_blocking, find_stored_results
-from pg_distill.serving.sql_forms import chosen_form, expression_of, is_inlined, plpgsql_body, schema_for
+from pg_distill.serving.sql_forms import chosen_form, expression_of, plpgsql_body, schema_for
 from pg_distill.students import expression as native
 
 __all__ = ["create_function", "drop_functions", "to_sql"]
@@ -411,10 +411,11 @@ def _native_body(
             form = form.replace(
                 read, native.canonical(quote_identifier(argument.feature.name), "timestamp", "timestamptz")
             )
+    columns = [(a.feature.name, a.type_name) for a in arguments]
+    steps = plpgsql_body(db, form, schema, columns, as_row=wide)
+    if steps is not None:
+        return "plpgsql", steps
     expression = exact(form, schema)
-    if not is_inlined(db, expression):
-        columns = [(a.feature.name, a.type_name) for a in arguments]
-        return "plpgsql", plpgsql_body(form, schema, columns, as_row=wide)
     if not wide:
         return "sql", f"SELECT {expression}"
     # Names of columns, as the expression has them, of the one argument.

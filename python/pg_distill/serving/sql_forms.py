@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pg_distill.database.exact import exact, needs_pgvector, stages
+from pg_distill.database.exact import Stages, exact, needs_pgvector, stages
 from pg_distill.database.pgvector import pgvector_schema
 from pg_distill.database.protocol import Database
 from pg_distill.errors import ArtifactCorrupted, FeatureNotSupported, InvalidState
 from pg_distill.quoting import quote_identifier
 from pg_distill.students import expression as native
 
-__all__ = ["chosen_form", "expression_of", "is_inlined", "plpgsql_body", "schema_for"]
+__all__ = ["body_of_steps", "chosen_form", "expression_of", "plpgsql_body", "schema_for"]
 
 INLINED_PLANNING_MS = 5.0
 """What an expression may take to plan in every statement; from here on that shows beside the network's round trip, and default
@@ -77,28 +77,36 @@ def expression_of(text: str, schema: str | None, *, wanted: bool | None = None) 
     return exact(chosen_form(text, schema, wanted=wanted), schema)
 
 
-def is_inlined(db: Database, expression: str) -> bool:
-    """Whether a function of the expression is to be of language sql, which PostgreSQL writes into the statement.
+def plpgsql_body(
+    db: Database, form: str, schema: str | None, arguments: Sequence[tuple[str, str]], *, as_row: bool
+) -> str | None:
+    """Return the body of a PL/pgSQL function that is a student; None where one of language sql is better, or the only one.
 
-    It writes none with a sub-select, and a function of language sql that is not written out takes 20 to 100 us a call; PL/pgSQL
-    takes 1 us and evaluates each step by itself.
-    """
-    if "(SELECT " not in expression and native.planning_ms(expression) <= INLINED_PLANNING_MS:
-        return True
-    return not any(row["usable"] for row in db.query(_PLPGSQL))
-
-
-def plpgsql_body(form: str, schema: str | None, arguments: Sequence[tuple[str, str]], *, as_row: bool) -> str:
-    """Return the body of a PL/pgSQL function that evaluates a student, each of its sub-selects as assignments.
+    PostgreSQL writes a function of language sql into the statement, unless it has a sub-select: then a call takes 20 to 100 us.
+    PL/pgSQL takes one or two, evaluates each step by itself, and is planned once a session.
 
     Parameters
     ----------
+    form
+        As `chosen_form` gives it.
     arguments
         Names and types of the columns: the function's arguments, or ``as_row`` the columns of its only one.
     """
-    steps, result = stages(form, schema)
+    expression = exact(form, schema)
+    if "(SELECT " not in expression and native.planning_ms(expression) <= INLINED_PLANNING_MS:
+        return None
+    steps = stages(form, schema)
+    if steps is None or not any(row["usable"] for row in db.query(_PLPGSQL)):
+        return None
+    return body_of_steps(steps, schema, arguments, as_row=as_row)
+
+
+def body_of_steps(
+    found: Stages, schema: str | None, arguments: Sequence[tuple[str, str]], *, as_row: bool
+) -> str:
+    """Return the body of a PL/pgSQL function that evaluates steps; see `plpgsql_body`."""
     lines = []
-    if any(needs_pgvector(text) for text in (result, *(step.sql for step in steps))):
+    if any(needs_pgvector(text) for text in (found.result, *(step.sql for step in found.steps))):
         lines.append(
             f"-- needs pgvector (CREATE EXTENSION vector), whose types it expects in schema {schema}"
         )
@@ -108,7 +116,7 @@ def plpgsql_body(form: str, schema: str | None, arguments: Sequence[tuple[str, s
             lines.append(f"  {quote_identifier(name)} {type_name} := ($1).{quote_identifier(name)};")
         elif name == "found":  # a variable of PL/pgSQL's own
             lines.append(f"  {quote_identifier(name)} ALIAS FOR ${position};")
-    lines += [f"  {step.name} {step.type_name};" for step in steps]
+    lines += [f"  {step.name} {step.type_name};" for step in found.steps]
     lines.append("BEGIN")
-    lines += [f"  {step.name} := {step.sql};" for step in steps]
-    return "\n".join([*lines, f"  RETURN {result};", "END"])
+    lines += [f"  {step.name} := {step.sql};" for step in found.steps]
+    return "\n".join([*lines, f"  RETURN {found.result};", "END"])
