@@ -201,9 +201,7 @@ def test_the_search_times_networks_by_pgvector(pgvector: psycopg.Connection) -> 
         " FROM distill.candidates c"
     ).fetchone()
     assert both == (True,)
-    differences = (
-        "SELECT max(abs(({}) - distill.predict('survival_distilled', to_jsonb(p)))) FROM passengers p"
-    )
-    for wanted in (True, False):
-        expression = value(pgvector, "SELECT distill.to_sql('survival_distilled', %s)", wanted)
-        assert value(pgvector, differences.format(expression)) <= 1e-5
+    # The largest have no form but that one.
+    expression = value(pgvector, "SELECT distill.to_sql('survival_distilled')")
+    worst = "SELECT max(abs(({}) - distill.predict('survival_distilled', to_jsonb(p)))) FROM passengers p"
+    assert value(pgvector, worst.format(expression)) <= 1e-5
