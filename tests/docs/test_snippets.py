@@ -138,6 +138,16 @@ def test_tutorial(reader: Reader, db: psycopg.Connection, dbt_command: str) -> N
     assert (counts[1], counts[3]) == (1, 1)
 
 
+def test_texts(reader: Reader, db: psycopg.Connection) -> None:
+    """From a table of texts and a language model's answers to predict."""
+    assert reader.follow(DOC / "pg_distill-texts.md") == 7
+    given = db.execute("SELECT student_accuracy, metric, resolved -> 'text_columns' FROM distill.runs").fetchone()
+    assert given is not None
+    assert given[0] > 0.9
+    assert given[1:] == ("agreement", ["body"])
+    assert db.execute("SELECT sort_ticket('where is my parcel') IS NOT NULL").fetchone() == (True,)
+
+
 def test_how_to(reader: Reader, db: psycopg.Connection, server: servers.Server) -> None:
     distill_fraud(db)
     try:
