@@ -30,6 +30,9 @@ read them (JSON)."""
 TEXTS_AT_ONCE = 128
 """Texts that are read between two looks at interrupts: 0.2 s of the longest ones."""
 
+MOST_CELLS = 1 << 21
+"""Entries of a table that are added up at once: 16 MB."""
+
 
 @dataclass(frozen=True)
 class TextReader:
@@ -94,8 +97,13 @@ class TextReader:
             bags = self.tokeniser.bags(texts[part])
             sums = np.zeros((len(bags), self.width + 1))
             some = np.flatnonzero(np.diff(bags.starts))
-            if len(some):
-                sums[some] = np.add.reduceat(self.table[bags.ids], bags.starts[some], axis=0)
+            longest = int(np.diff(bags.starts).max(initial=1))
+            step = max(1, MOST_CELLS // (self.width + 1) // longest)
+            for first in range(0, len(some), step):
+                rows = some[first : first + step]
+                begin, end = bags.starts[rows[0]], bags.starts[rows[-1] + 1]
+                entries = self.table[bags.ids[begin:end]]
+                sums[rows] = np.add.reduceat(entries, bags.starts[rows] - begin, axis=0)
             out[part] = self._scale(sums)
         return out if len(texts) == len(values) else out[[places[text] for text in values]]
 
