@@ -138,6 +138,7 @@ def test_tutorial(reader: Reader, db: psycopg.Connection, dbt_command: str) -> N
     assert (counts[1], counts[3]) == (1, 1)
 
 
+@pytest.mark.extra
 def test_how_to(reader: Reader, db: psycopg.Connection, server: servers.Server) -> None:
     distill_fraud(db)
     try:

@@ -23,6 +23,8 @@ from faults.harness import (
     no_process_left,
 )
 
+pytestmark = pytest.mark.extra
+
 WAYS = ("cancel", "timeout", "terminate", "client gone", "shutdown")
 ROUNDS, LONG_ROUNDS = 10, 200
 HONOURED_SECONDS = 0.5  # what is promised, at the 99th percentile
