@@ -150,6 +150,7 @@ def test_texts(reader: Reader, db: psycopg.Connection) -> None:
     assert db.execute("SELECT sort_ticket('where is my parcel') IS NOT NULL").fetchone() == (True,)
 
 
+@pytest.mark.extra
 def test_how_to(reader: Reader, db: psycopg.Connection, server: servers.Server) -> None:
     distill_fraud(db)
     try:
