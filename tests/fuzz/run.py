@@ -30,6 +30,7 @@ from typing import Any
 
 import models
 from fuzz.mutation import mutate
+from text_files import TOKENISERS, text_file
 
 HERE = Path(__file__).resolve().parent
 MODULE = HERE.parents[1] / "python"
@@ -148,6 +149,12 @@ def seeds(names: Sequence[str] | None = None) -> list[bytes]:
     return found
 
 
+def text_seeds() -> list[bytes]:
+    """Return files that read texts: the nodes that do, and metadata that say what they do."""
+    found = [text_file(TOKENISERS[name]) for name in ("words", "marks", "pairs")]
+    return [*found, text_file(TOKENISERS["marks"], TOKENISERS["marks"])]
+
+
 def operator_seeds() -> list[bytes]:
     """Return the onnx package's own models of single operators: every operator with every attribute."""
     generated = [case.model.SerializeToString() for case in operator_cases()]
@@ -253,7 +260,7 @@ def main() -> int:
     trace = not given.untraced
     if trace and shutil.which("strace") is None:
         parser.error("there is no strace to list the files written: install it, or say --untraced")
-    material = seeds()
+    material = seeds() + text_seeds()
     # Real exports are few beside the operators' models: as many of either, so that mutants of both reach deep.
     operators = operator_seeds()
     material = material * max(1, len(operators) // len(material)) + operators
