@@ -28,7 +28,7 @@ EXTRA_CLEAN = build docker/certs/*.crt
 .DEFAULT_GOAL := all
 .PHONY: all install uninstall clean install-dependencies freeze check-frozen dist \
 	images lock lint test test-all test-extra test-packages test-faults test-long unit quick fuzz third-party docs demo bench bench-quality \
-	bench-text
+	bench-text demo-text
 
 all: $(PRODUCTS)
 clean:
@@ -208,6 +208,8 @@ pictures:
 
 demo:
 	python3 python/demo/run.py $(DEMO_FLAGS)
+demo-text:
+	python3 python/demo/run.py --text $(DEMO_FLAGS)
 
 bench: $(VENV)/.made $(PRODUCTS)
 	$(VENV)/bin/python tests/bench/serving.py $(BENCH_FLAGS)
