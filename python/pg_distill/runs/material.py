@@ -210,7 +210,7 @@ def prepare(
             raise InvalidParameter(
                 f'weight column "{options.weight_column}" has values that are not numbers of 0 or more'
             )
-        weights = column
+        weights = np.asarray(column, np.float64)
     outputs = None
     if logged:
         raw = logged_outputs(sample.extra, logged)

@@ -216,15 +216,21 @@ def register_onnx(
         source = resolve_source(db, sample, stored=True)
         if features is None:
             # A graph with an input a column names its columns; one with a tensor takes what the sample has.
-            given = inspect().signature.names
+            signature = inspect().signature
+            given, inputs = signature.names, [spec.name for spec in signature.inputs]
             if set(given) <= set(source.columns):
                 features = given
+            elif set(inputs) <= set(source.columns):
+                features = inputs
             else:
                 features = [c for c in source.kinds if c not in (label, expected)]
+                single = [c for c in features if source.kinds[c] != "vector"]
+                features = single if len(single) == len(given) else features
                 db.notice(
                     f"the model's inputs are taken to be these columns, in this order: {_list(features)}"
                 )
         columns, frame, labels, _ = _rows(db, source, features, label)
+        columns = frame.features  # which know how long its vectors are
         beyond = integers_beyond(source, frame)
         if beyond:
             whole = set(beyond)
@@ -235,7 +241,8 @@ def register_onnx(
                 db.notice(f"the model takes floats: integers beyond 2**53 are rounded in {_list(rounded)}")
             if exact := [name for name in beyond if name in whole]:
                 source = _read_as_text(db, source, exact)
-                columns, frame, labels, _ = _rows(db, source, features, label)
+                _, frame, labels, _ = _rows(db, source, features, label)
+                columns = frame.features
         types = {f.name: source.types[f.name] for f in columns}
         found = inspect(columns=columns, rows=frame)
     signature = found.signature
@@ -331,7 +338,7 @@ def register_sql(
     found_task, found_classes = task_of(
         task, classes, labels, len(classes or ()) if (task == "multiclass") else 1
     )
-    signature = signature_without_graph(columns, found_task, found_classes)
+    signature = signature_without_graph(frame.features, found_task, found_classes)
     types = {f.name: source.types[f.name] for f in columns}
     with db.subtransaction():
         model = models.insert_model(
@@ -415,7 +422,7 @@ def register_logged(
         kind="logged",
         artifact=None,
         expression=json.dumps(list(outputs)),
-        signature=signature_without_graph(columns, found_task, found_classes),
+        signature=signature_without_graph(frame.features, found_task, found_classes),
         sample=source.query,
         label=label,
         figures=figures,
