@@ -186,3 +186,73 @@ def test_a_vector_stands_beside_numbers_in_a_model(db: psycopg.Connection) -> No
         assert np.allclose(found, expected, atol=1e-5), form
     scored = db.execute("SELECT prediction FROM distill.score('both', 'documents', 'id') ORDER BY key::int")
     assert np.allclose([p for (p,) in scored], expected, atol=1e-5)
+
+
+def test_a_student_of_a_vector_answers_as_its_teacher(db: psycopg.Connection) -> None:
+    """Distil, predict in every way, and score; beside numbers and a category too."""
+    documents = Documents(db)
+    documents.register(db)
+    db.execute("SELECT distill_model('spam', metric => 'agreement', min_accuracy => 0, time_budget_s => 8)")
+    accepted, fidelity = one(
+        db, "SELECT accepted, fidelity FROM distill.run_report(distill.last_run('spam'))"
+    )
+    assert accepted
+    assert fidelity > 0.9
+    expected = one(
+        db, "SELECT array_agg(distill.predict('spam_distilled', to_jsonb(t)) ORDER BY id) FROM documents t"
+    )
+    agree = np.mean((np.array(expected) > 0.5) == documents.label)
+    assert agree > 0.9
+    for form in (
+        "distill.predict('spam_distilled', emb)",
+        "(distill.predict_proba('spam_distilled', emb))[2]",
+    ):
+        found = one(db, f"SELECT array_agg({form} ORDER BY id) FROM documents t")
+        assert np.allclose(found, expected, atol=1e-5), form
+    many = (
+        "INSERT INTO documents SELECT id + 600 * k, size, emb, spam FROM documents, generate_series(1, 19) k"
+    )
+    db.execute(many)
+    scored = db.execute(
+        "SELECT key::int, prediction FROM distill.score('spam_distilled', 'documents', 'id')"
+    ).fetchall()
+    assert len(scored) == 12_000
+    assert np.allclose([p for _, p in scored], [expected[key % 600] for key, _ in scored], atol=1e-5)
+    # A student has an answer to NULL, which its teacher has not.
+    assert 0 <= one(db, "SELECT distill.predict('spam_distilled', jsonb_build_object('emb', NULL))") <= 1
+
+
+def test_sql_and_logged_teachers_have_vectors_too(db: psycopg.Connection) -> None:
+    documents = Documents(db)
+    db.execute("ALTER TABLE documents ADD COLUMN kind text, ADD COLUMN p float8")
+    db.execute(
+        "UPDATE documents SET kind = CASE id % 3 WHEN 0 THEN 'a' ELSE 'b' END, p = CASE WHEN spam THEN 0.9 ELSE 0.1 END"
+    )
+    db.execute("UPDATE documents SET emb = NULL WHERE id % 40 = 0")
+    expression = (
+        "CASE WHEN emb IS NULL THEN 0.5 ELSE 1 / (1 + exp(-8 * (emb[1] + emb[2]) - (kind = 'a')::int)) END"
+    )
+    db.execute(
+        "SELECT distill.register_sql_model('formula', %s, '{kind,emb,size}', 'documents', 'spam')",
+        (expression,),
+    )
+    found = one(db, "SELECT array_agg(distill.predict('formula', to_jsonb(t)) ORDER BY id) FROM documents t")
+    expected = one(db, f"SELECT array_agg({expression} ORDER BY id) FROM documents t")
+    assert np.allclose(found, expected)
+    mixed = one(
+        db,
+        "SELECT array_agg(distill.predict('formula', emb::float8[] || size, array[kind]) ORDER BY id)"
+        " FROM documents t WHERE emb IS NOT NULL",
+    )
+    assert np.allclose(mixed, [p for i, p in enumerate(expected) if i % 40])
+    db.execute(
+        "SELECT distill.register_logged_model('logged', '{p}', '{kind,emb,size}', 'documents', 'spam', latency_ms => 5)"
+    )
+    for teacher in ("formula", "logged"):
+        db.execute(
+            "SELECT distill_model(%s, metric => 'agreement', families => '{linear,mlp}', min_accuracy => 0, time_budget_s => 6)",
+            (teacher,),
+        )
+        fidelity = one(db, "SELECT fidelity FROM distill.run_report(distill.last_run(%s))", teacher)
+        assert fidelity > 0.75, teacher
+    assert len(documents.x) == ROWS

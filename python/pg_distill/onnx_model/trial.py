@@ -202,8 +202,7 @@ def _extremes(signature: Signature) -> Frame:
         values = np.array(_EXTREME_NUMBERS)[places]
         if spec.is_vector:
             # Of finite numbers, as all vectors are; neighbours are others.
-            known = np.nan_to_num(values, posinf=1e308, neginf=-1e308).astype(np.float32)
-            known = np.nan_to_num(np.clip(known, -3.4e38, 3.4e38))
+            known = np.clip(np.nan_to_num(values), -3.4e38, 3.4e38).astype(np.float32)
             if element[position] in ("int64", "int32", "bool"):
                 known = (known > 0).astype(np.float32)
             columns[spec.name] = np.stack([np.roll(known, 3 * i) for i in range(spec.length)], axis=1)
