@@ -10,7 +10,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 # numpy and onnxruntime start threads when they are imported. A backend's signals are for its one thread, so the others
 # must be born with all of them blocked; and a matrix product of one row needs no second core.
@@ -34,6 +34,9 @@ from pg_distill.errors import (  # noqa: E402
 )
 from pg_distill.serving import batch, predictors  # noqa: E402
 from pg_distill.serving import predict as serving  # noqa: E402
+
+if TYPE_CHECKING:
+    from pg_distill.teachers.registration import Registration
 
 __all__ = [
     "activate_model",
@@ -243,19 +246,15 @@ def register_model(
     expected: str | None,
     allow_difference: bool | None,
     class_threshold: float | None,
+    text_columns: Sequence[str] | None,
 ) -> str:
     from pg_distill.teachers import register
 
+    db = _database(plpy)
     return register.register_onnx(
-        _database(plpy),
-        name=name,
+        db,
+        _registration(db, name, features, sample, label, version, task, classes, text_columns),
         artifact=artifact,
-        features=_texts(features, "features"),
-        sample=sample,
-        label=label,
-        version=version,
-        task=task,
-        classes=_texts(classes, "classes"),
         expected=expected,
         allow_difference=bool(allow_difference),
         class_threshold=class_threshold,
@@ -284,17 +283,12 @@ def register_claimed(
 
     if rows is None or expected is None or origin is None:
         raise NullNotAllowed("rows, expected and origin must not be NULL")
+    db = _database(plpy)
     claim = claims.read_claim(_texts(rows, "rows") or [], _texts(arrays, "arrays"), expected, origin)
     return register.register_onnx(
-        _database(plpy),
-        name=name,
+        db,
+        _registration(db, name, features, sample, label, version, task, classes),
         artifact=artifact,
-        features=_texts(features, "features"),
-        sample=sample,
-        label=label,
-        version=version,
-        task=task,
-        classes=_texts(classes, "classes"),
         claim=claim,
         allow_difference=bool(allow_difference),
         class_threshold=class_threshold,
@@ -315,6 +309,7 @@ def register_model_file(
     expected: str | None,
     allow_difference: bool | None,
     class_threshold: float | None,
+    text_columns: Sequence[str] | None,
 ) -> str:
     if path is None:
         raise NullNotAllowed("path must not be NULL")
@@ -333,6 +328,7 @@ def register_model_file(
         expected,
         allow_difference,
         class_threshold,
+        text_columns,
     )
 
 
@@ -347,19 +343,15 @@ def register_sql_model(
     version: str | None,
     task: Any,
     classes: Sequence[str] | None,
+    text_columns: Sequence[str] | None,
 ) -> str:
     from pg_distill.teachers import register
 
+    db = _database(plpy)
     return register.register_sql(
-        _database(plpy),
-        name=name,
+        db,
+        _registration(db, name, features, sample, label, version, task, classes, text_columns),
         expression=expression,
-        features=_texts(features, "features"),
-        sample=sample,
-        label=label,
-        version=version,
-        task=task,
-        classes=_texts(classes, "classes"),
     )
 
 
@@ -375,20 +367,42 @@ def register_logged_model(
     task: Any,
     classes: Sequence[str] | None,
     latency_ms: float | None,
+    text_columns: Sequence[str] | None,
 ) -> str:
     from pg_distill.teachers import register
 
+    db = _database(plpy)
     return register.register_logged(
-        _database(plpy),
-        name=name,
+        db,
+        _registration(db, name, features, sample, label, version, task, classes, text_columns),
         outputs=_texts(outputs, "outputs"),
-        features=_texts(features, "features"),
-        sample=sample,
-        label=label,
+        latency_ms=latency_ms,
+    )
+
+
+def _registration(
+    db: protocol.Database,
+    name: str | None,
+    features: Sequence[str] | None,
+    sample: str | None,
+    label: str | None,
+    version: str | None,
+    task: str | None,
+    classes: Sequence[str] | None,
+    text_columns: Sequence[str] | None = None,
+) -> Registration:
+    from pg_distill.teachers import registration
+
+    return registration.checked(
+        db,
+        name=name,
         version=version,
         task=task,
         classes=_texts(classes, "classes"),
-        latency_ms=latency_ms,
+        features=_texts(features, "features"),
+        sample=sample,
+        label=label,
+        text_columns=_texts(text_columns, "text_columns"),
     )
 
 
@@ -746,6 +760,7 @@ def create_function(
     as_sql: bool | None,
     replace: bool | None,
     keep_dependents: bool | None,
+    pgvector: bool | None,
 ) -> str:
     from pg_distill.serving import functions
 
@@ -758,16 +773,17 @@ def create_function(
         as_sql=bool(as_sql),
         replace=bool(replace),
         keep_dependents=bool(keep_dependents),
+        pgvector=pgvector,
     )
 
 
 @_boundary
-def to_sql(plpy: Any, model: str | None) -> str:
+def to_sql(plpy: Any, model: str | None, pgvector: bool | None) -> str:
     from pg_distill.serving import functions
 
     if model is None:
         raise NullNotAllowed("model must not be NULL")
-    return functions.to_sql(_database(plpy), model)
+    return functions.to_sql(_database(plpy), model, pgvector=pgvector)
 
 
 @_boundary

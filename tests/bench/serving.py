@@ -40,6 +40,7 @@ from pg_distill.frame import Feature, Frame, Strings  # noqa: E402
 from pg_distill.onnx_model.signature import NULL_STRING  # noqa: E402
 from pg_distill.students.families import load_family  # noqa: E402
 from pg_distill.students.transfer_set import TransferSet  # noqa: E402
+from publish import publish  # noqa: E402
 
 DATABASE = "pg_distill_bench"
 ROWS = 100_000  # of a scan, so that planning and the client's round trip are small beside it
@@ -679,6 +680,8 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\nwritten to {path.relative_to(ROOT)}")
+    if publish("serving", result):
+        print("and to tests/bench/results and the documents' tables: see git diff")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ import pytest
 from psycopg import errors
 from sql.conftest import cancer, names
 
-pytestmark = pytest.mark.one_server("pg18")
-
 FEATURES = names(30)
 
 

@@ -11,8 +11,6 @@ import pytest
 from psycopg import errors
 from sql.conftest import load_cancer, load_table, names, one
 
-pytestmark = pytest.mark.one_server("pg15")  # training is the same on every server
-
 EVERY_FAMILY = "families => '{linear,tree,boosted,mlp}'"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,11 +15,11 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pg_distill.errors import FeatureNotSupported, InvalidArtifact
+from pg_distill.errors import FeatureNotSupported, InvalidArtifact, LimitExceeded
 from pg_distill.frame import Feature, Strings
 from pg_distill.onnx_model.check import check_file
 from pg_distill.onnx_model.cut import cut_texts
-from pg_distill.onnx_model.texts import TEXT_KEY
+from pg_distill.onnx_model.texts import TEXT_KEY, TextReader
 from pg_distill.onnx_model.tokens import APART, MOST_CHARACTERS, Tokeniser, prepare
 from pg_distill.onnx_model.tokens_graph import add_ngrams, add_sums, add_text
 from pg_distill.students.export import Graph, Numbers
@@ -241,3 +242,24 @@ def test_the_file_says_what_it_wants() -> None:
     assert {o.domain: o.version for o in model.opset_import}[""] == 20
     assert {n.domain for n in model.graph.node} <= {"", "ai.onnx.ml"}
     onnx.checker.check_model(model)
+
+
+def test_there_are_not_too_many_readers() -> None:
+    with pytest.raises(LimitExceeded):
+        check_file(text_file(*[TOKENISERS["marks"]] * 65))
+
+
+def test_long_texts_are_added_up_in_parts() -> None:
+    """A table of many columns times many n-grams would be a gigabyte."""
+    words = tuple((f"w{i}",) for i in range(3000))
+    tokeniser = Tokeniser(words, "", ())
+    rng = np.random.default_rng(0)
+    table = np.column_stack([rng.integers(-999, 999, (3000, 200)), np.ones(3000)]).astype(np.float64)
+    reader = TextReader("t", ("body",), 0, tokeniser, table, np.ones(201))
+    rows = [" ".join(f"w{i}" for i in rng.integers(0, 3000, 1500)) if k % 5 else None for k in range(40)]
+    tracemalloc.start()
+    found = reader.numbers(Strings.from_values(rows))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+    assert found.tolist() == [reader.read(text).astype(np.float32).tolist() for text in rows]

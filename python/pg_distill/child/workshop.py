@@ -155,8 +155,11 @@ class Workshop:
 
             self.label = ask
 
+        silent = np.zeros(len(frame), bool)
         if "outputs" in request.arrays:
             logits, kept = to_logits(request.arrays["outputs"]), split != LEFT_OUT
+            # Rows that a log has no answer for have a label, which alone teaches them.
+            silent = np.isnan(request.arrays["outputs"]).all(axis=1) & (split == FIT)
         else:
             assert self.label is not None
             logits, kept = self._label_within(
@@ -167,7 +170,7 @@ class Workshop:
                 len(fields["classes"]) or 1,
                 channel,
             )
-        bad = kept & ~np.isfinite(logits).all(axis=1)
+        bad = kept & ~silent & ~np.isfinite(logits).all(axis=1)
         if bad.any():
             raise InvalidData(
                 f"the teacher gives NaN or infinity for {bad.sum()} rows",

@@ -39,10 +39,10 @@ from pg_distill.onnx_model.session import (
 from pg_distill.onnx_model.signature import (
     FeatureSpec,
     Null,
+    Reader,
     Signature,
 )
 from pg_distill.onnx_model.survey import ELEMENT_TYPES
-from pg_distill.onnx_model.texts import TextReader
 from pg_distill.onnx_model.trial import peak_bytes, run_extremes, try_model
 from pg_distill.onnx_model.values import encode
 
@@ -134,7 +134,7 @@ def _check_names(signature: Signature, limits: Limits) -> None:
 
 
 def _held_against(
-    model: onnx.ModelProto, stored: Signature, limits: Limits, readers: Sequence[TextReader]
+    model: onnx.ModelProto, stored: Signature, limits: Limits, readers: Sequence[Reader]
 ) -> Signature:
     """Return a stored signature, with its cost and readers, if it is one of this file."""
     by_input = {reader.target: reader for reader in readers}
@@ -160,9 +160,7 @@ def _held_against(
     )
 
 
-def _first_difference(
-    model: onnx.ModelProto, stored: Signature, readers: Mapping[str, TextReader]
-) -> str | None:
+def _first_difference(model: onnx.ModelProto, stored: Signature, readers: Mapping[str, Reader]) -> str | None:
     """Return what a stored signature says that is not so, as far as no shape is needed to see it."""
     inputs = graph_inputs(model.graph)
     if [value.name for value in inputs] != [spec.name for spec in stored.inputs]:
@@ -176,9 +174,9 @@ def _first_difference(
         if reader is not None:
             (place,) = spec.features
             feature = stored.features[place]
-            if texts.setdefault(reader.column, place) != place or feature.null != "string":
+            if texts.setdefault(reader.column, place) != place or feature.null != reader.null:
                 return f'input "{spec.name[:80]}" reads another column'
-            if feature.kind != "text" or (spec.element, spec.rank, spec.batch) != ("float32", 2, None):
+            if feature.kind != "text" or (spec.element, spec.rank, spec.batch) != (reader.element, 2, None):
                 return f'input "{spec.name[:80]}" is of another type'
             continue
         element, rank, width, batch = input_shape(value)

@@ -41,6 +41,7 @@ from pg_distill.onnx_model.operators import RULES
 from pg_distill.onnx_model.session import (
     first_line,
 )
+from pg_distill.onnx_model.signature import Reader
 from pg_distill.onnx_model.texts import TextReader
 from pg_distill.onnx_model.tokens_graph import hold_readers
 
@@ -58,7 +59,7 @@ _STRING_BYTES = 32  # of a std::string, beside its text
 
 def check_file(
     artifact: bytes, limits: Limits = DEFAULT_LIMITS
-) -> tuple[onnx.ModelProto, tuple[TextReader, ...]]:
+) -> tuple[onnx.ModelProto, tuple[Reader, ...]]:
     """Return a file as it is served: without the nodes that read texts, and the readers that do so in their place.
 
     Nothing is loaded or run.
@@ -72,10 +73,14 @@ def check_file(
     served, readers = cut_texts(artifact)
     model = check(served, limits)
     if readers:
-        entries = sum(len(reader.tokeniser.word_ids) for reader in readers)
+        if len(readers) > limits.readers:
+            raise LimitExceeded(f"model reads texts in {len(readers)} ways, limit is {limits.readers}")
+        entries = sum(reader.entries for reader in readers)
         if entries > limits.table_entries:
             raise LimitExceeded(f"model has dictionaries of over {limits.table_entries} strings")
-        hold_readers(parse(artifact), model, readers)
+        cut = [reader for reader in readers if isinstance(reader, TextReader)]
+        if cut:
+            hold_readers(parse(artifact), model, cut)
     return model, readers
 
 

@@ -19,12 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.errors import InvalidArtifact
+from pg_distill.onnx_model.signature import Reader
 from pg_distill.onnx_model.texts import INPUT, TEXT_KEY, TextReader
 from pg_distill.onnx_model.tokens import MARKS, Tokeniser
+from pg_distill.onnx_model.vectorizers import VECTORS_KEY, VectorReader, read_vectorizers
 
 __all__ = ["Lookup", "cut_lookups", "cut_texts", "prune"]
 
-_ELEMENTS = {"float32": 1, "int64": 7}  # of TensorProto.DataType
+_ELEMENTS = {"float32": 1, "int64": 7, "float64": 11}  # of TensorProto.DataType
 KEYS_A_CHECK = 1 << 15  # strings of a table that are read in some 30 ms
 _CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}  # graphs in them may read any tensor from outside
 
@@ -143,19 +145,21 @@ def cut_lookups(
     return b"".join([*rest, _field(7, b"".join(kept))]), tuple(lookups)
 
 
-def cut_texts(
-    artifact: bytes, check: Callable[[], None] = lambda: None
-) -> tuple[bytes, tuple[TextReader, ...]]:
+def cut_texts(artifact: bytes, check: Callable[[], None] = lambda: None) -> tuple[bytes, tuple[Reader, ...]]:
     """Return a file without the nodes that read texts, and the readers whose numbers it takes in their place.
 
-    A file whose metadata names none is returned as it is. What it names is believed here: `approve` has compared it with the
-    nodes. ``check`` is called again and again, and may raise.
+    A file whose metadata names none is returned as it is. A converted pipeline has no such nodes, only readers. What a file
+    names is believed here: `approve` has compared it with the nodes. ``check`` is called again and again, and may raise.
 
     Raises
     ------
     InvalidArtifact
         Where what the metadata names is not there.
     """
+    if VECTORS_KEY.encode() in artifact:
+        artifact, vectors = _cut_tables(artifact, check)
+        if vectors:
+            return artifact, vectors
     if TEXT_KEY.encode() not in artifact:
         return artifact, ()
     rest: list[bytes | memoryview] = []
@@ -206,6 +210,64 @@ def cut_texts(
     return b"".join([*rest, _field(7, b"".join(kept))]), readers
 
 
+def _cut_tables(artifact: bytes, check: Callable[[], None]) -> tuple[bytes, tuple[VectorReader, ...]]:
+    """Return a converted pipeline without what it says of its vectorizers, and these; the file itself where it says nothing."""
+    said: list[str] = []
+    inputs: dict[str, int] = {}
+    stored: dict[str, memoryview] = {}
+    rest: list[memoryview | bytes] = []
+    parts: list[tuple[str | None, memoryview]] = []
+    try:
+        for number, whole, payload in _fields(memoryview(artifact)):
+            if number == 14 and _text(payload, 1) == VECTORS_KEY:
+                said.append(_text(payload, 2))
+            elif number != 7:
+                rest.append(whole)
+            for inner, inner_whole, value in _fields(payload) if number == 7 else ():
+                name = _text(value, 8) if inner == 5 else None
+                if name is not None:
+                    stored[name] = value
+                elif inner == 11:
+                    inputs[_text(value, 1)] = _float64_columns(value)
+                parts.append((name, inner_whole))
+    except (IndexError, ValueError) as error:
+        raise InvalidArtifact("artifact is not readable as ONNX", detail=f"{error}.") from error
+    if len(said) > 1:
+        raise InvalidArtifact("model does not say how it reads texts", detail="It says so twice.")
+    if not said:
+        return artifact, ()
+    used: set[str] = set()
+
+    def table(name: str) -> npt.NDArray[np.float64]:
+        used.add(name)
+        return _floats(stored[name], "float64")
+
+    readers = read_vectorizers(said[0], inputs, table, check)
+    kept = [whole for name, whole in parts if name not in used]
+    return b"".join([*rest, _field(7, b"".join(kept))]), readers
+
+
+def _float64_columns(value_info: memoryview) -> int:
+    """Return how many columns an input of float64 (n, columns) has; 0 for any other."""
+    kinds: list[int] = []
+    dims: list[int] = []
+    for number, _, kind in _fields(value_info):
+        for inner, _, tensor in _fields(kind) if number == 2 else ():
+            for n, _, part in _fields(tensor) if inner == 1 else ():
+                if n == 1:
+                    kinds += _integers(part)
+                elif n == 2:
+                    dims += [dict(_dim(dim)).get(1, 0) for place, _, dim in _fields(part) if place == 1]
+    return dims[1] if kinds == [_ELEMENTS["float64"]] and len(dims) == 2 and dims[0] == 0 else 0
+
+
+def _dim(dim: memoryview) -> Iterator[tuple[int, int]]:
+    """Yield the number of a dimension, where it has one."""
+    for number, _, value in _fields(dim):
+        if number == 1:
+            yield 1, next(_integers(value))
+
+
 def _reader(
     columns: tuple[str, ...],
     said: Mapping[str, Any],
@@ -253,18 +315,18 @@ MOST_WIDTH = 257
 """Columns of a table of texts."""
 
 
-def _floats(tensor: memoryview) -> npt.NDArray[np.float64]:
-    """Return a tensor of float32 with two axes, stored as raw bytes."""
+def _floats(tensor: memoryview, element: str = "float32") -> npt.NDArray[np.float64]:
+    """Return a tensor of float32 or float64, stored as raw bytes."""
     dims: list[int] = []
     data = b""
     for number, _, payload in _fields(tensor):
         if number == 1:
             dims.extend(_integers(payload))
-        elif number == 2 and list(_integers(payload)) != [_ELEMENTS["float32"]]:
-            raise ValueError("table is of float32")
+        elif number == 2 and list(_integers(payload)) != [_ELEMENTS[element]]:
+            raise ValueError(f"table is of {element}")
         elif number == 9:
             data = bytes(payload)
-    return np.frombuffer(data, "<f4").astype(np.float64).reshape(dims)
+    return np.frombuffer(data, "<f4" if element == "float32" else "<f8").astype(np.float64).reshape(dims)
 
 
 class _Node:

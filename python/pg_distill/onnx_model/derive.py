@@ -53,10 +53,10 @@ from pg_distill.onnx_model.signature import (
     InputSpec,
     Null,
     OutputSpec,
+    Reader,
     Signature,
 )
 from pg_distill.onnx_model.survey import Survey, survey
-from pg_distill.onnx_model.texts import TextReader
 
 __all__ = ["LOGITS_TOLERANCE", "cost_of", "costed", "derive_signature", "input_shape", "survey_of"]
 
@@ -93,7 +93,7 @@ def derive_signature(
     rows: Frame | None = None,
     limits: Limits = DEFAULT_LIMITS,
     class_threshold: float | None = None,
-    readers: Sequence[TextReader] = (),
+    readers: Sequence[Reader] = (),
 ) -> Signature:
     """Find out what ``model``, which `check` has passed, takes, gives and costs, by its graph and by running it.
 
@@ -220,7 +220,7 @@ def _inputs(
     model: onnx.ModelProto,
     features: Sequence[Feature] | None,
     whole: frozenset[str],
-    readers: Sequence[TextReader] = (),
+    readers: Sequence[Reader] = (),
 ) -> tuple[tuple[FeatureSpec, ...], tuple[InputSpec, ...]]:
     targets = {reader.target for reader in readers}
     given = [value for value in graph_inputs(model.graph) if value.name not in targets]
@@ -298,11 +298,10 @@ def _inputs(
         inputs.append(InputSpec(name, element, rank, mine, batch, cells=cells))
     for reader in readers:
         feature = (texts[reader.column],)
-        inputs.append(InputSpec(reader.target, "float32", 2, feature, words=reader.width))
+        null[feature[0]] = reader.null
+        inputs.append(InputSpec(reader.target, reader.element, 2, feature, words=reader.width))
     found = [
-        FeatureSpec(f.name, "text", "string")
-        if i in set(texts)
-        else FeatureSpec(f.name, f.kind, null[i], f.length)
+        FeatureSpec(f.name, "text" if i in set(texts) else f.kind, null.get(i, "string"), f.length)
         for i, f in enumerate(features)
     ]
     return tuple(found), tuple(inputs)

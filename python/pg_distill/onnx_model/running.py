@@ -71,7 +71,13 @@ def run_graph(
     """Run the graph on ``frame`` and return the tensors ``names``, outputs or not."""
     session = open_session(prune(model.SerializeToString(), names))
     rows = 1 if signature.cost is None else max(signature.cost.rows(run_bytes, longest(frame)), 1)
-    return run_session(session, signature, encode(signature, frame), names, rows)
+    if len(frame) <= rows:
+        return run_session(session, signature, encode(signature, frame), names, rows)
+    parts = []
+    for start in range(0, len(frame), rows):  # a text may be wide: not all rows are encoded at once
+        part = frame.take(np.arange(start, min(start + rows, len(frame))))
+        parts.append(run_session(session, signature, encode(signature, part), names, rows))
+    return {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in names}
 
 
 def longest(frame: Frame) -> int:

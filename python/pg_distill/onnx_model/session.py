@@ -85,6 +85,9 @@ SLOW_SECONDS = 0.005
 SLOW_NS = 100_000_000
 """From which on a run is guarded whatever it has been timed at: by its cost, which is that of the worst values on a slow core."""
 
+WIDE = 1024
+"""Numbers that the texts of one row become: from there on rows are encoded a run at a time, not all at once."""
+
 FAST_RUNS = 16
 """So many guarded runs of one row in turn, each well below `SLOW_SECONDS`, and rows are run without a guard."""
 
@@ -258,7 +261,7 @@ class Model:
         graph, self._lookups = cut_lookups(graph, strings, guard.check) if strings else (graph, ())
         self._looked_up = {lookup.source for lookup in self._lookups}
         self.words = sum(len(lookup.table) for lookup in self._lookups)
-        self.words += sum(len(reader.tokeniser.word_ids) + len(reader.tokeniser.pairs) for reader in readers)
+        self.words += sum(reader.entries for reader in readers)
         self.session = open_session(graph, threads=threads, guard=guard)
         self._outputs = [output.name]
         self._options = ort.RunOptions()
@@ -267,7 +270,8 @@ class Model:
         self._run: Callable[..., Any] = getattr(getattr(self.session, "_sess", None), "run", self.session.run)
         self._batch = min((i.batch for i in signature.inputs if i.batch is not None), default=None)
         self._plan = [
-            _TextSlot(signature, spec) if spec.words else _Slot(signature, spec) for spec in signature.inputs
+            _TextSlot(signature, spec, guard.check) if spec.words else _Slot(signature, spec)
+            for spec in signature.inputs
         ]
         by_name = {slot.spec.name: slot for slot in self._plan}
         self._row_lookups = [_RowLookup(lookup, by_name[lookup.source]) for lookup in self._lookups]
@@ -576,15 +580,20 @@ class Model:
         UndefinedColumn, DatatypeMismatch, NullNotAllowed, InvalidData
             As `encode`; InvalidData also where the model fails on the rows.
         """
-        feeds = encode(self.signature, frame, self._guard.check)
-        longest = (
-            max((_longest(feeds[slot.spec.name]) for slot in self._plan if slot.is_text), default=0)
-            if self._texts
-            else 0
-        )
+        check = self._guard.check
+        if sum(spec.words for spec in self.signature.inputs) > WIDE:
 
-        def part(rows: slice) -> dict[str, npt.NDArray[Any]]:
-            return {name: array[rows] for name, array in feeds.items()}
+            def part(rows: slice) -> dict[str, npt.NDArray[Any]]:
+                return encode(self.signature, frame.take(np.arange(rows.start, rows.stop)), check)
+
+            longest = _longest_of(self.signature, frame) if self._texts else 0
+        else:
+            feeds = encode(self.signature, frame, check)
+            texts = [slot.spec.name for slot in self._plan if slot.is_text]
+            longest = max(map(_longest, (feeds[name] for name in texts)), default=0) if self._texts else 0
+
+            def part(rows: slice) -> dict[str, npt.NDArray[Any]]:
+                return {name: array[rows] for name, array in feeds.items()}
 
         return self._run_batches(len(frame), batch, part, longest, logits=logits)
 
@@ -646,6 +655,13 @@ class Model:
 def _longest(array: npt.NDArray[Any]) -> int:
     """Return the bytes that the longest of some strings may have."""
     return TEXT_BYTES_A_CHARACTER * max(map(len, array.reshape(-1).tolist()), default=0)
+
+
+def _longest_of(signature: Signature, frame: Frame) -> int:
+    """Return the bytes that the longest of a frame's strings may have."""
+    names = [f.name for f in signature.features if f.is_string and f.name in frame.columns]
+    texts = (text for name in names for text in frame.strings(name).categories)
+    return TEXT_BYTES_A_CHARACTER * max(map(len, texts), default=0)
 
 
 def _too_long(text_bytes: int) -> LimitExceeded:
@@ -767,16 +783,18 @@ class _Slot:
 class _TextSlot(_Slot):
     """The buffer of what one row's text is read as."""
 
-    def __init__(self, signature: Signature, spec: InputSpec) -> None:
+    def __init__(self, signature: Signature, spec: InputSpec, check: Callable[[], None]) -> None:
         super().__init__(signature, spec)
-        self.array = np.zeros((1, spec.words), np.float32)
+        self.array = np.zeros((1, spec.words), spec.element)
         self.pack = None
         self.read = signature.readers[spec.name].read
+        self.check = check
 
     def fill(self, values: Sequence[Any]) -> None:
         """Read the text."""
         (text,) = values
-        self.array[0] = self.read(None if text is None else _string(self.features[0], text))
+        text = None if text is None else _string(self.features[0], text)
+        self.array[0] = self.read(text, self.check)
 
 
 def _string(feature: FeatureSpec, value: object) -> str:

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
-import numpy as np
 import numpy.typing as npt
 
 from pg_distill.errors import (
     ArtifactCorrupted,
     InvalidData,
 )
-from pg_distill.frame import MAX_LENGTH, STRINGS, FloatArray, Kind, Strings, Task
+from pg_distill.frame import MAX_LENGTH, STRINGS, Kind, Strings, Task
 
 __all__ = [
     "NULL_STRING",
@@ -37,13 +36,45 @@ Form = Literal["probabilities", "positive", "logits", "value", "label"]
 
 
 class Reader(Protocol):
-    """What makes numbers of a column of texts: a `texts.TextReader`."""
+    """What makes numbers of a column of texts: a `texts.TextReader`, or a pipeline's `vectorizers.VectorReader`."""
 
-    def read(self, text: str | None) -> FloatArray:
-        """Return the numbers (w,) of one text."""
+    @property
+    def target(self) -> str:
+        """The graph's input that takes them."""
 
-    def numbers(self, column: Strings, check: Callable[[], None] = ...) -> npt.NDArray[np.float32]:
-        """Return the numbers (n, w) of a column."""
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all columns of texts that the file has."""
+
+    @property
+    def column(self) -> int:
+        """Its own place among these."""
+
+    @property
+    def name(self) -> str:
+        """The name of its own."""
+
+    @property
+    def element(self) -> Element:
+        """Of which type the numbers are."""
+
+    @property
+    def width(self) -> int:
+        """How many there are for one text."""
+
+    @property
+    def null(self) -> Null:
+        """What it makes of NULL."""
+
+    @property
+    def entries(self) -> int:
+        """How many strings it knows."""
+
+    def read(self, text: str | None, check: Callable[[], None] = ...) -> npt.NDArray[Any]:
+        """Return the numbers (w,) of one text; ``check`` is called again and again where it is long, and may raise."""
+
+    def numbers(self, column: Strings, check: Callable[[], None] = ...) -> npt.NDArray[Any]:
+        """Return the numbers (n, w) of a column; ``check`` is called again and again, and may raise."""
 
 
 @dataclass(frozen=True)
@@ -296,7 +327,10 @@ class Signature:
                 and (i.batch is None or (type(i.batch) is int and i.batch > 0))
                 and len(i.features) > 0
                 and type(i.words) is int
-                and (i.words == 0 or (i.words > 0 and len(i.features) == 1 and i.element == "float32"))
+                and (
+                    i.words == 0
+                    or (i.words > 0 and len(i.features) == 1 and i.element in ("float32", "float64"))
+                )
                 and all(type(n) is int and 0 <= n < len(features) for n in i.features)
                 and type(i.cells) is int
                 and i.cells

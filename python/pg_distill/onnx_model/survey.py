@@ -93,7 +93,8 @@ class Survey:
                 rows = 0
         for spec in self.inputs:
             cells = Amount(0, spec.columns)
-            size = size + cells * (item_bytes(ELEMENT_TYPES[spec.element]) + CELL_BYTES)
+            copies = item_bytes(ELEMENT_TYPES[spec.element]) if spec.words else CELL_BYTES
+            size = size + cells * (item_bytes(ELEMENT_TYPES[spec.element]) + copies)
             texts = texts + (cells * 2 if spec.element == "string" else 0)
         for name in outputs:
             size = size + self.tensors[name].size * CELL_BYTES

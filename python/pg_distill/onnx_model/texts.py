@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Strings
+from pg_distill.onnx_model.signature import Element, Null
 from pg_distill.onnx_model.tokens import Tokeniser
 
 __all__ = ["INPUT", "TEXT_KEY", "TextReader"]
@@ -27,6 +29,9 @@ read them (JSON)."""
 
 TEXTS_AT_ONCE = 128
 """Texts that are read between two looks at interrupts: 0.2 s of the longest ones."""
+
+MOST_CELLS = 1 << 21
+"""Entries of a table that are added up at once: 16 MB."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,14 @@ class TextReader:
     table: FloatArray
     units: FloatArray
 
+    element: ClassVar[Element] = "float32"
+    null: ClassVar[Null] = "string"
+
+    @property
+    def entries(self) -> int:
+        """How many strings it knows."""
+        return len(self.tokeniser.word_ids) + len(self.tokeniser.pairs)
+
     @property
     def name(self) -> str:
         """The column's name."""
@@ -62,8 +75,8 @@ class TextReader:
         """The numbers of one text."""
         return len(self.units) - 1
 
-    def read(self, text: str | None) -> FloatArray:
-        """Return the numbers (w,) of one text."""
+    def read(self, text: str | None, check: Callable[[], None] = lambda: None) -> FloatArray:
+        """Return the numbers (w,) of one text, which is cut, so that it needs no ``check``."""
         found = self.tokeniser.find(text)
         ids = np.fromiter(found, np.intp, len(found))
         sums = self.table.take(ids, axis=0).sum(axis=0) * self.units
@@ -72,8 +85,11 @@ class TextReader:
 
     def numbers(self, column: Strings, check: Callable[[], None] = lambda: None) -> npt.NDArray[np.float32]:
         """Return the numbers (n, w) of a column; ``check`` is called again and again, and may raise."""
-        column = column.compact()
-        texts = [*column.categories, None] if (column.codes < 0).any() else list(column.categories)
+        values = column.to_objects().tolist()
+        places = {
+            text: place for place, text in enumerate(dict.fromkeys(values))
+        }  # equal texts are read once
+        texts = list(places)
         out = np.zeros((len(texts), self.width), np.float32)
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             check()
@@ -81,10 +97,15 @@ class TextReader:
             bags = self.tokeniser.bags(texts[part])
             sums = np.zeros((len(bags), self.width + 1))
             some = np.flatnonzero(np.diff(bags.starts))
-            if len(some):
-                sums[some] = np.add.reduceat(self.table[bags.ids], bags.starts[some], axis=0)
+            longest = int(np.diff(bags.starts).max(initial=1))
+            step = max(1, MOST_CELLS // (self.width + 1) // longest)
+            for first in range(0, len(some), step):
+                rows = some[first : first + step]
+                begin, end = bags.starts[rows[0]], bags.starts[rows[-1] + 1]
+                entries = self.table[bags.ids[begin:end]]
+                sums[rows] = np.add.reduceat(entries, bags.starts[rows] - begin, axis=0)
             out[part] = self._scale(sums)
-        return out[column.codes]
+        return out if len(texts) == len(values) else out[[places[text] for text in values]]
 
     def _scale(self, sums: FloatArray) -> FloatArray:
         sums = sums * self.units

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypedDict
 
 from pg_distill.database.protocol import Database, Row
 from pg_distill.errors import (
@@ -22,6 +22,7 @@ __all__ = [
     "MAX_NAME_BYTES",
     "MODEL_COLUMNS",
     "Dropped",
+    "MeasuredOn",
     "Model",
     "ModelKind",
     "StoredSql",
@@ -41,6 +42,29 @@ MODEL_COLUMNS = (
     " m.latency_declared, m.teacher_id::pg_catalog.text as teacher_id, m.owner, m.form, m.threshold,"
     " m.class_threshold"
 )
+
+
+class MeasuredOn(TypedDict, total=False):
+    """Where a model's figures come from: the JSON of ``distill.models.measured_on``.
+
+    ``rows`` and ``rows_test`` count rows, ``path`` is what was called so many ``calls`` in so many ``blocks``. The
+    ``comparable_`` bounds are of the accuracy beside those of its family. ``accuracy_run_id`` stands where the accuracy is of
+    another run than ``run_id``.
+    """
+
+    run_id: str | None
+    rows: int | None
+    rows_test: int
+    comparable_low: float | None
+    comparable_high: float | None
+    accuracy_run_id: str
+    path: str | None
+    calls: int
+    blocks: int
+    cold_ms: float | None
+    machine: Mapping[str, Any]
+    predict_latency_ms: float
+    predict_latency_high_ms: float
 
 
 @dataclass(frozen=True)

@@ -284,7 +284,14 @@ def is_whole(name: str | None) -> bool:
 # -- from SQL
 
 
-def to_canonical(column: str, kind: Kind, sql_type: SqlType | None = None, as_type: str | None = None) -> str:
+def to_canonical(
+    column: str,
+    kind: Kind,
+    sql_type: SqlType | None = None,
+    as_type: str | None = None,
+    *,
+    null: float = math.nan,
+) -> str:
     """Return SQL for a column in canonical form: float8, NULL as NaN; or text, NULL as NULL.
 
     Parameters
@@ -295,6 +302,8 @@ def to_canonical(column: str, kind: Kind, sql_type: SqlType | None = None, as_ty
         Its type, where it is known: an integer that is read as a string is its digits.
     as_type
         The type that the model has stored for it: what is char(n) there has no padding here.
+    null
+        What NULL becomes, where it is to be told from NaN.
     """
     if kind in STRINGS:
         base = sql_type.base if sql_type is not None else ""
@@ -309,7 +318,8 @@ def to_canonical(column: str, kind: Kind, sql_type: SqlType | None = None, as_ty
         column = f"({column})::pg_catalog.int4"
     elif kind == "timestamp":
         column = f"pg_catalog.date_part('epoch', {column})"
-    return f"COALESCE(({column})::pg_catalog.float8, 'NaN'::pg_catalog.float8)"
+    number = "NaN" if math.isnan(null) else repr(null)
+    return f"COALESCE(({column})::pg_catalog.float8, '{number}'::pg_catalog.float8)"
 
 
 def is_single(name: str | None) -> bool:

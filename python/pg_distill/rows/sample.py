@@ -82,6 +82,11 @@ class Label:
     texts: Strings | None
     sql_type: SqlType
 
+    def take(self, rows: npt.NDArray[Any]) -> Label:
+        """Return the label of some rows."""
+        values = self.values.take(rows) if isinstance(self.values, Strings) else self.values[rows]
+        return Label(values, None if self.texts is None else self.texts.take(rows), self.sql_type)
+
     def names(self) -> list[str]:
         """Return the texts that occur, in the order of their values."""
         assert self.texts is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +28,8 @@ from pg_distill.rows.canonical import (
 from pg_distill.rows.learned import Identity, identity_of
 
 __all__ = [
+    "NO_ANSWER",
+    "NamedColumn",
     "Source",
     "check_columns",
     "identity_columns",
@@ -34,6 +38,10 @@ __all__ = [
     "numbers_of",
     "resolve_source",
 ]
+
+
+NO_ANSWER = -sys.float_info.max
+"""NULL in a log, where NaN is an answer, if a bad one: no probability, and no value that anybody predicts."""
 
 
 class NamedColumn(Protocol):
@@ -62,6 +70,8 @@ class Source:
     query: str
     columns: Mapping[str, SqlType]
     as_text: frozenset[str] = frozenset()
+    answers: frozenset[str] = frozenset()
+    """Columns of numbers whose NULL is `NO_ANSWER`, not NaN."""
 
     @cached_property
     def kinds(self) -> Mapping[str, Kind]:
@@ -81,9 +91,11 @@ class Source:
                 detail=f"The sample has the columns {', '.join(self.columns) or '(none)'}.",
             )
         found = self.columns[column]
+        if column in self.as_text:
+            return "string"
         if found.kind is None:
             raise found.refusal(column)
-        return "string" if column in self.as_text else found.kind
+        return found.kind
 
     def single(self, column: str) -> tuple[str, Kind]:
         """Return canonical SQL and kind of ``column``; DatatypeMismatch where it holds vectors, and not single values."""
@@ -100,7 +112,10 @@ class Source:
 
     def canonical(self, column: str, as_type: str | None = None) -> str:
         """Return SQL of ``column`` in canonical form, over rows ``s``; as a model reads it that has ``as_type`` stored."""
-        return to_canonical(f"s.{quote_identifier(column)}", self.kind(column), self.columns[column], as_type)
+        null = NO_ANSWER if column in self.answers else math.nan
+        return to_canonical(
+            f"s.{quote_identifier(column)}", self.kind(column), self.columns[column], as_type, null=null
+        )
 
     def group(self, column: str) -> tuple[str, Kind]:
         """Return SQL and kind of a column by which rows are grouped: whole numbers as their digits, whatever their size."""
@@ -117,6 +132,14 @@ class Source:
             name for name, found in self.columns.items() if found.base in ("int2", "int4", "int8", "numeric")
         }
         return replace(self, as_text=frozenset(strings & numbers))
+
+    def with_answers(self, columns: Iterable[str]) -> Source:
+        """Return the source with NULL in these columns told from NaN."""
+        return replace(self, answers=self.answers | frozenset(columns))
+
+    def with_texts(self, columns: Iterable[str]) -> Source:
+        """Return the source with these columns, too, as their texts."""
+        return replace(self, as_text=self.as_text | frozenset(columns))
 
     def rows_as_json(self) -> str:
         """Return SQL of the row ``s`` as jsonb; of char(n) without the padding, as predict and class names have it."""

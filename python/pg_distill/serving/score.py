@@ -191,6 +191,9 @@ class _Words(Strings):
     def take(self, rows: npt.NDArray[Any]) -> Strings:
         return _Words(self._values[rows])
 
+    def compact(self) -> Strings:
+        return Strings.from_values(self._values.tolist())
+
     def to_objects(self, null: str | None = None) -> npt.NDArray[np.object_]:
         missing = np.equal(self._values, None)  # type: ignore[call-overload]
         return (

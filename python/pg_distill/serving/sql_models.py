@@ -7,13 +7,13 @@ through the pipe, to label rows. A logged teacher labels only the rows that it h
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from pg_distill.database.protocol import Database
-from pg_distill.errors import ArtifactCorrupted, InvalidData, InvalidParameter
-from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
+from pg_distill.errors import ArtifactCorrupted, InvalidData
+from pg_distill.frame import Feature, FloatArray, Frame, Task
 from pg_distill.onnx_model.signature import FeatureSpec, Form, OutputSpec, Signature
 from pg_distill.onnx_model.values import checked_vectors
 from pg_distill.registry.model import Model
@@ -24,7 +24,6 @@ __all__ = [
     "evaluate",
     "label_by_sql",
     "logged_columns",
-    "logged_outputs",
     "signature_without_graph",
 ]
 
@@ -148,19 +147,3 @@ def evaluate(db: Database, expression: str, model: Model, rows: Frame) -> FloatA
         out[start : start + len(batch)] = checked
         db.check_interrupts()
     return out
-
-
-def logged_outputs(extra: Mapping[str, Column], columns: Sequence[str]) -> FloatArray:
-    """Stack the logged columns as (n, m)."""
-    stacked = []
-    for name in columns:
-        column = extra[name]
-        if isinstance(column, Strings):
-            raise InvalidParameter(
-                f'output column "{name}" is of strings',
-                detail="Logged outputs are numbers: the probability of each class, in the order of classes, or a value.",
-                hint=f"In a view, write a column for each class, such as CASE WHEN {name} = 'its name' THEN 1.0 ELSE 0.0 END,"
-                " and pass these as outputs.",
-            )
-        stacked.append(column)
-    return np.column_stack(stacked)

@@ -22,15 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from pg_distill.database.lexer import exact
+from pg_distill.database.exact import needs_pgvector
+from pg_distill.database.pgvector import pgvector_schema
 from pg_distill.database.protocol import Argument, Database
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure.latency import Latency, latency_statistics
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.quoting import array_text, number_array_text, quote_identifier, quote_literal
-from pg_distill.registry.model import Model
+from pg_distill.registry.model import MeasuredOn, Model
 from pg_distill.registry.runs import server_figures
 from pg_distill.rows.canonical import constant_sql, from_canonical, rows_sql
+from pg_distill.serving.sql_forms import expression_of
 
 __all__ = [
     "SQL_PATH",
@@ -38,6 +40,7 @@ __all__ = [
     "Timing",
     "contender_for",
     "describe_machine",
+    "how_timed",
     "latency_figures",
     "measure_latency",
     "measured_here",
@@ -56,6 +59,7 @@ MIN_BLOCK_CALLS, MAX_BLOCK_CALLS, MAX_LEAD_CALLS = 3, 500, 200
 WARM_UP_CALLS = 100
 STATEMENTS = 7  # of one row each; the median of so few is steady to some 10 %
 SQL_PATH = "the expression in a query"
+SQL_PATH_BY_PGVECTOR = "the expression in a query, by pgvector"
 _ROWS = quote_identifier("pg_distill rows")  # no table that an expression reads is called so
 WARM_UP_SECONDS = 1.0  # a slow contender is warm after fewer calls
 
@@ -102,7 +106,7 @@ def contender_for(db: Database, model: Model) -> Contender:
     if model.is_timed_as_sql:
         assert model.expression is not None
         text = model.expression.text_for_caller(db)
-        expression = text if model.kind == "sql" else exact(text)
+        expression = text if model.kind == "sql" else expression_of(text, pgvector_schema(db))
         return sql_contender(model.qualified_name, expression, model.signature, model.types)
     return predict_contender(model.qualified_name, model.signature)
 
@@ -118,7 +122,7 @@ def sql_contender(name: str, expression: str, signature: Signature, types: Mappi
     """Return the contender of an expression over columns that are named as the features."""
     return Contender(
         name,
-        SQL_PATH,
+        SQL_PATH_BY_PGVECTOR if needs_pgvector(expression) else SQL_PATH,
         f"({expression}\n)",
         lambda rows: (rows_sql(signature.features, types, rows), ()),
         foreign_text=True,
@@ -304,16 +308,27 @@ def latency_figures(timing: Timing) -> dict[str, Any]:
     }
 
 
+def how_timed(
+    timing: Timing | None, machine: Mapping[str, Any], by_predict: Timing | None = None
+) -> MeasuredOn:
+    """Return what ``measured_on`` says of a latency.
+
+    ``by_predict`` is that of the same student's predict, where its own is of its SQL form.
+    """
+    found = MeasuredOn(
+        path=timing.path if timing else None,
+        calls=timing.latency.n_calls if timing else 0,
+        blocks=timing.latency.n_blocks if timing else 0,
+        cold_ms=timing.cold_ms if timing else None,
+        machine=machine,
+    )
+    if by_predict is not None:
+        found["predict_latency_ms"] = by_predict.latency.mean_ms
+        found["predict_latency_high_ms"] = by_predict.latency.high_ms
+    return found
+
+
 def measured_here(db: Database, rows: int, path: str, timing: Timing | None) -> dict[str, Any]:
     """Return where and when a model's figures were measured, as columns of ``distill.models``."""
-    return {
-        "measured_on": {
-            "rows": rows,
-            "path": path,
-            "calls": timing.latency.n_calls if timing else 0,
-            "blocks": timing.latency.n_blocks if timing else 0,
-            "cold_ms": timing.cold_ms if timing else None,
-            "machine": describe_machine(db),
-        },
-        "measured_at": datetime.now(UTC).isoformat(),
-    }
+    measured_on: MeasuredOn = {**how_timed(timing, describe_machine(db)), "rows": rows, "path": path}
+    return {"measured_on": measured_on, "measured_at": datetime.now(UTC).isoformat()}

@@ -404,10 +404,11 @@ class Ensemble:
             attributes["post_transform"] = "SOFTMAX"
         return graph.node("TreeEnsembleRegressor", [matrix], domain="ai.onnx.ml", output=output, **attributes)
 
-    def to_sql(self, columns: Sequence[expression.Number | expression.Categories], task: Task) -> str:
-        """Return the prediction as one SQL expression."""
+    def to_sql(self, columns: Sequence[expression.Number | expression.Categories]) -> expression.Sums:
+        """Return the sums as SQL."""
         sums, unit = expression.tree_sums(self, columns)
-        return expression.output(sums, task, bound=self.bound / unit, unit=unit)
+        prefix = expression.stage_prefix(column.sql for column in columns)
+        return expression.Sums(sums, unit, self.bound / unit, prefix=prefix)
 
     @property
     def bound(self) -> float:

@@ -1,6 +1,8 @@
-"""Generalised linear models: lines, or steps at quantiles, of numbers; an effect of each category and of each n-gram.
+"""Generalised linear models: lines, or steps at quantiles, of numbers; an effect of each category, n-gram and vector.
 
 Bytes are the same with any number of threads as long as BLAS itself runs on one, as for networks.
+
+Its class is long, because a family answers for itself: sizes, training, ONNX and SQL.
 """
 
 from __future__ import annotations
@@ -298,9 +300,15 @@ class Linear(Calibrated):
 
     def to_sql(self, columns: Mapping[str, str] | None = None) -> str:
         """Return the student as one SQL expression; see ``native``."""
+        return expression.output(self.sql_sums(columns, vectors=False), self.task)
+
+    def sql_sums(
+        self, columns: Mapping[str, str] | None, *, vectors: bool, place: str = ""
+    ) -> expression.Sums:
+        """Return the sums as SQL; a line is one term already, so pgvector is of no use to it."""
         found = self.columns_.to_sql(columns)
         if self._only_trees():
-            return self.ensemble_.to_sql(found, self.task)
+            return self.ensemble_.to_sql(found)
         sums, unit = expression.tree_sums(self.ensemble_, found)
         missing = self.columns_.missing
         bound = self.ensemble_.bound + sum(text.bound for text in self.texts_)
@@ -321,7 +329,8 @@ class Linear(Calibrated):
             terms += [own[k] for own, _ in read]
             sums[k] = expression.balanced_sum([*terms, expression.literal(constant)])
         source = f" FROM {', '.join(item for _, item in read)}" if read else ""
-        return expression.output(sums, self.task, bound=bound, source=source)
+        prefix = expression.stage_prefix(column.sql for column in found)
+        return expression.Sums(sums, bound=bound, prefix=prefix, source=source)
 
     def _arguments(self) -> dict[str, Any]:
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,9 @@ import numpy as np
 from pg_distill.errors import DatatypeMismatch, UndefinedColumn
 from pg_distill.frame import Frame, Strings
 from pg_distill.onnx_model.tokens import prepare
+from pg_distill.rows.source import NamedColumn
 
-__all__ = ["Reading", "read_strings"]
+__all__ = ["Reading", "check_texts", "read_strings"]
 
 LEAST_WORDS = 3
 """Words that half of a text column's values have at least: names of people have two, of products more."""
@@ -54,6 +55,19 @@ class Reading:
         ]
 
 
+def check_texts(features: Sequence[NamedColumn], declared: Collection[str] | None) -> None:
+    """Raise UndefinedColumn or DatatypeMismatch where one that the user declared a text is no string among the features."""
+    kinds = {f.name: f for f in features}
+    for name in declared or ():
+        if name not in kinds:
+            raise UndefinedColumn(
+                f'text column "{name}" is not a feature of the teacher',
+                hint=f"Its features are {', '.join(list(kinds)[:30])}.",
+            )
+        if not kinds[name].is_string:
+            raise DatatypeMismatch(f'text column "{name}" is of kind {kinds[name].kind}, not a string')
+
+
 def read_strings(frame: Frame, declared: Collection[str] | None) -> Reading:
     """Decide how each column of strings is read.
 
@@ -69,15 +83,7 @@ def read_strings(frame: Frame, declared: Collection[str] | None) -> Reading:
     DatatypeMismatch
         The user named one that is no string.
     """
-    kinds = {f.name: f for f in frame.features}
-    for name in declared or ():
-        if name not in kinds:
-            raise UndefinedColumn(
-                f'text column "{name}" is not a feature of the teacher',
-                hint=f"Its features are {', '.join(kinds)}.",
-            )
-        if not kinds[name].is_string:
-            raise DatatypeMismatch(f'text column "{name}" is of kind {kinds[name].kind}, not a string')
+    check_texts(frame.features, declared)
     strings = [f.name for f in frame.features if f.is_string]
     chosen = {n for n in strings if _is_text(frame.strings(n))} if declared is None else set(declared)
     categories = tuple(name for name in strings if name not in chosen)
