@@ -139,7 +139,7 @@ class Trainer:
         """
         fields: dict[str, Any] = {
             "names": None if names is None else list(names),
-            "features": None if features is None else [[f.name, f.kind] for f in features],
+            "features": None if features is None else [[f.name, f.kind, f.length] for f in features],
             "task": task,
             "classes": None if classes is None else list(classes),
             "max_bytes": max_bytes,

@@ -178,7 +178,7 @@ def _feeds(
         if node.name == "numbers":
             kind = np.float64 if "double" in node.type else np.float32
             with np.errstate(over="ignore"):
-                feeds["numbers"] = frame.numbers().astype(kind)
+                feeds["numbers"] = frame.cells().astype(kind)
         elif node.name in by_target:
             feeds[node.name] = by_target[node.name].numbers(np.column_stack(strings))
         elif node.name in by_reader:

@@ -186,7 +186,7 @@ def _arrays(rows: Frame) -> tuple[str, tuple[Argument, ...]]:
     columns = [rows.strings(name).to_objects() for name in (f.name for f in rows.features if f.is_string)]
     strings = [array_text(row) for row in zip(*columns, strict=True)] or ["{}"] * len(rows)
     return source, (
-        ("text[]", [number_array_text(row) for row in rows.numbers().tolist()]),
+        ("text[]", [number_array_text(row) for row in rows.cells().tolist()]),
         ("text[]", strings),
     )
 

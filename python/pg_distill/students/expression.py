@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.errors import LimitExceeded
+from pg_distill.errors import FeatureNotSupported, LimitExceeded
 from pg_distill.frame import STRINGS, Feature, FloatArray, Kind, Task
 from pg_distill.quoting import quote_identifier, quote_literal
 
@@ -148,7 +148,16 @@ def canonical(sql: str, kind: Kind, type_name: str | None = None) -> str:
 
 
 def sources(features: Sequence[Feature], columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Return each feature's SQL: `canonical` of the column of its name, or what ``columns`` has for it."""
+    """Return each feature's SQL: `canonical` of the column of its name, or what ``columns`` has for it.
+
+    Raises
+    ------
+    FeatureNotSupported
+        One is a vector.
+    """
+    for f in features:
+        if f.is_vector:
+            raise FeatureNotSupported(f'feature "{f.name}" is a vector, of which there is no form in SQL')
     return {
         f.name: columns[f.name]
         if columns is not None and f.name in columns

@@ -90,7 +90,8 @@ class Mlp(Calibrated):
         return out
 
     def _prepare(self, data: TransferSet) -> Layers:
-        self.encoding_ = Encoding(data.frame, self.bins)
+        target = resolve_targets(self, data).mean if data.frame.vector_names else None
+        self.encoding_ = Encoding(data.frame, self.bins, target)
         layers = Layers([self.encoding_.width, *self.hidden, self.n_classes])
         rng = np.random.default_rng(self.seed)
         for weights in layers.weights:
@@ -308,7 +309,7 @@ class Mlp(Calibrated):
         elif self.task == "regression":
             weights[-1] = weights[-1] * self.value_scale_
             biases[-1] = biases[-1] * self.value_scale_ + self.value_mean_
-        names = [f.name for f in encoding.numbers.features if not f.is_string]
+        names = encoding.numbers.names
         clipped = []
         for j, (name, centre) in enumerate(zip(names, encoding.numbers.centre, strict=True)):
             ends = float(encoding.fill[j]), float(encoding.lowest[j]), float(encoding.highest[j])
