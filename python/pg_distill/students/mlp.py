@@ -343,12 +343,9 @@ class Mlp(Calibrated):
                 )
             )
         network = Perceptron(
-            [c.sql for c in clipped],
+            clipped,
             ramps,
-            [
-                f"CASE WHEN {found[names[j]]} < 'NaN' THEN {expression.literal(0.0)} ELSE {expression.literal(1.0)} END"
-                for j in encoding.null_columns
-            ],
+            encoding.null_columns.tolist(),
             tables,
             [weights[0][:rows], *weights[1:]],
             biases,
