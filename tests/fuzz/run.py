@@ -29,7 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import models
+import student_rows
+import text_graphs
+import text_pipelines
+import text_rows
 from fuzz.mutation import mutate
+from pg_distill.conversion.convert import convert
 from text_files import TOKENISERS, text_file
 
 HERE = Path(__file__).resolve().parent
@@ -150,9 +155,20 @@ def seeds(names: Sequence[str] | None = None) -> list[bytes]:
 
 
 def text_seeds() -> list[bytes]:
-    """Return files that read texts: the nodes that do, and metadata that say what they do."""
-    found = [text_file(TOKENISERS[name]) for name in ("words", "marks", "pairs")]
-    return [*found, text_file(TOKENISERS["marks"], TOKENISERS["marks"])]
+    """Return files that read texts: operators of strings, a student's own, and converted pipelines."""
+    found = list(text_graphs.text_seeds().values())
+    found += [text_file(TOKENISERS[name]) for name in ("words", "marks", "pairs")]
+    found.append(text_file(TOKENISERS["marks"], TOKENISERS["marks"]))
+    tickets = text_rows.tickets(200, "binary")
+    found.append(student_rows.make("linear", "binary", bins=0, epochs=1).fit(tickets, tickets).to_onnx())
+    try:
+        steps = text_pipelines.vectorizers()
+        for name in ("everything", "hash of characters", "selected", "two"):
+            model = text_pipelines.fitted(steps[name])
+            found.append(convert(model, {"body": "string", "y": "integer"}, None, "y").artifact)
+    except ImportError as error:
+        print(f"without pipelines: {error}", file=sys.stderr)
+    return found
 
 
 def operator_seeds() -> list[bytes]:

@@ -30,7 +30,7 @@ from pg_distill.onnx_model.nodes import (
 )
 from pg_distill.onnx_model.outputs import find_outputs
 from pg_distill.onnx_model.rules import Tensor, item_bytes
-from pg_distill.onnx_model.running import TRY_NS, run_session, synthetic
+from pg_distill.onnx_model.running import TRY_NS, longest, run_session, synthetic
 from pg_distill.onnx_model.session import (
     CONVERTED_KEY,
     Model,
@@ -231,17 +231,23 @@ def _hold_shapes(model: onnx.ModelProto, signature: Signature, rows: Frame, limi
         for frame in (rows, _zeros(signature.features)):
             part = frame.take(np.resize(np.arange(len(frame)), count))
             try:
+                text_bytes = max(longest(part), found.text_bytes)
+                if cost.rows(limits.run_bytes, text_bytes) < count:
+                    continue
                 given = run_session(session, signature, encode(signature, part), names, count)
             except (InvalidData, NullNotAllowed, UndefinedColumn, DatatypeMismatch):
                 continue
             for name in names:
-                _hold_tensor(found.tensors[name], np.asarray(given[name]), count)
+                _hold_tensor(found.tensors[name], np.asarray(given[name]), count, text_bytes)
             break
 
 
-def _hold_tensor(expected: Tensor, array: npt.NDArray[Any], rows: int) -> None:
-    shape = tuple(size.at(rows) for size in expected.shape)
-    same = array.shape == shape
+def _hold_tensor(expected: Tensor, array: npt.NDArray[Any], rows: int, text_bytes: int) -> None:
+    shape = tuple(size.at(rows, text_bytes) for size in expected.shape)
+    same = len(array.shape) == len(shape) and all(
+        own <= most if size.at_most else own == most
+        for own, most, size in zip(array.shape, shape, expected.shape, strict=True)
+    )
     if expected.element != TensorProto.STRING:
         same = same and array.dtype.itemsize == item_bytes(expected.element)
     if expected.values is not None and same:

@@ -153,7 +153,9 @@ class Cost:
 
     Bytes of a run are ``fixed_bytes`` + rows x (``row_bytes`` + ``row_texts`` x the longest text), and likewise its
     nanoseconds on a slow core. ``most_rows`` is how many rows fit into a run none of whose nodes takes too long to wait for;
-    ``text_bytes`` is the longest text in the file, ``held_bytes`` what a session keeps beside the file.
+    ``text_bytes`` is the longest text in the file, ``held_bytes`` what a session keeps beside the file. Where texts are split, a
+    row takes ``byte_ns`` more for each byte of the longest one, and no more than ``most_bytes`` bytes, all rows together, fit
+    into a run that can be waited for; 0 where it does not matter.
     """
 
     fixed_bytes: int
@@ -164,6 +166,8 @@ class Cost:
     row_ns: int
     most_rows: int
     held_bytes: int
+    byte_ns: int = 0
+    most_bytes: int = 0
 
     def bytes(self, rows: int, text_bytes: int = 0) -> int:
         """Return the bytes of a run of so many rows, whose longest string has ``text_bytes``."""
@@ -172,7 +176,19 @@ class Cost:
     def rows(self, limit_bytes: int, text_bytes: int = 0) -> int:
         """Return how many rows a run may have, none where even one takes more than ``limit_bytes``."""
         row = self.bytes(1, text_bytes) - self.fixed_bytes
-        return max(min(self.most_rows, (limit_bytes - self.fixed_bytes) // max(row, 1)), 0)
+        most = self.most_rows
+        if self.most_bytes:
+            # Each node's time is of its rows and of its bytes: no run has more of both than it could have of either.
+            most = (
+                int(1 / (1 / max(most, 1) + max(text_bytes, self.text_bytes) / self.most_bytes))
+                if most
+                else 0
+            )
+        return max(min(most, (limit_bytes - self.fixed_bytes) // max(row, 1)), 0)
+
+    def ns(self, rows: int, text_bytes: int = 0) -> int:
+        """Return the nanoseconds of a run of so many rows, whose longest string has ``text_bytes``."""
+        return self.fixed_ns + rows * (self.row_ns + self.byte_ns * max(text_bytes, self.text_bytes))
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Cost:
@@ -183,6 +199,8 @@ class Cost:
         ArtifactCorrupted
             Where it is something else.
         """
+        # What an earlier version has noted does not say how long texts take: it knew no operator that splits them.
+        fields = {"byte_ns": 0, "most_bytes": 0, **fields}
         names = cls.__dataclass_fields__
         if set(fields) != set(names) or not all(type(n) is int and n >= 0 for n in fields.values()):
             raise ArtifactCorrupted("stored cost of the model is not readable")

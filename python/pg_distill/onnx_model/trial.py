@@ -175,7 +175,6 @@ _EXTREME_TEXTS = (
     "\u202e",
     "\U0010ffff",
     "\x01",
-    "x" * 10_000,
 )
 
 
@@ -183,9 +182,19 @@ _EXTREME_ROWS = 64  # of values drawn for each feature, beside those in which al
 _EXTREME_SECONDS = 2.0  # for the extremes of a slow model
 
 
-def _extremes(signature: Signature) -> Frame:
+def _longest_text(model: Model, limits: Limits) -> int:
+    """Return how many characters an extreme text has: one that the model takes."""
+    cost = model.signature.cost
+    for count in (10_000, 1000, 100):
+        if cost is None or cost.rows(limits.run_bytes, count) >= 1:
+            return count
+    return 10
+
+
+def _extremes(signature: Signature, characters: int) -> Frame:
     """Return rows of extreme values: those in which all features have the same, those of two in turns, and some at random."""
     rng = np.random.default_rng(0)
+    texts = (*_EXTREME_TEXTS, "x" * characters)
     element = {i: spec.element for spec in signature.inputs for i in spec.features}
     columns: dict[str, Column] = {}
     count = len(_EXTREME_NUMBERS)
@@ -195,9 +204,7 @@ def _extremes(signature: Signature) -> Frame:
         turned = np.roll(same, position * 7 + 1) if position % 2 else same
         places = np.concatenate([same, turned, rng.integers(0, count, _EXTREME_ROWS)])
         if spec.is_string:
-            columns[spec.name] = Strings.from_values(
-                [_EXTREME_TEXTS[i % len(_EXTREME_TEXTS)] for i in places]
-            )
+            columns[spec.name] = Strings.from_values([texts[i % len(texts)][:characters] for i in places])
             continue
         values = np.array(_EXTREME_NUMBERS)[places]
         if spec.is_vector:
@@ -221,7 +228,7 @@ def _extremes(signature: Signature) -> Frame:
 def run_extremes(model: Model, limits: Limits) -> None:
     """Run rows of extreme values, alone and together. What the model says of them is left to it, an error too."""
     signature = model.signature
-    rows = _extremes(signature)
+    rows = _extremes(signature, _longest_text(model, limits))
     began = time.monotonic()
     for i in range(len(rows)):
         with suppress(InvalidData, NullNotAllowed):
