@@ -76,7 +76,7 @@ COMMENT ON FUNCTION distill._predict(text, float8[], text[], bytea) IS 'internal
 CREATE FUNCTION distill.predict(model text, numbers float8[], strings text[]) RETURNS float8
 LANGUAGE sql STABLE
 RETURN distill._predict(model, numbers::distill._numbers, strings::distill._strings, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
-COMMENT ON FUNCTION distill.predict(text, float8[], text[]) IS 'the probability of the last class (binary) or the value (regression) for a row of numeric features in order and string features in order';
+COMMENT ON FUNCTION distill.predict(text, float8[], text[]) IS 'the probability of the last class (binary) or the value (regression). The row: numeric features in order, then string features in order';
 
 CREATE FUNCTION distill._predict_proba(model text, numbers float8[], strings text[], snapshot bytea) RETURNS float8[]
 LANGUAGE plpython3u STABLE AS $$
@@ -102,4 +102,4 @@ COMMENT ON FUNCTION distill._predict_class(text, float8[], text[], bytea) IS 'in
 CREATE FUNCTION distill.predict_class(model text, numbers float8[], strings text[]) RETURNS text
 LANGUAGE sql STABLE
 RETURN distill._predict_class(model, numbers::distill._numbers, strings::distill._strings, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
-COMMENT ON FUNCTION distill.predict_class(text, float8[], text[]) IS 'the most probable class, or by the model''s class_threshold, for a row of numeric features in order and string features in order';
+COMMENT ON FUNCTION distill.predict_class(text, float8[], text[]) IS 'the most probable class, or by the model''s class_threshold. The row: numeric features in order, then string features in order';

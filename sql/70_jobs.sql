@@ -119,7 +119,7 @@ LANGUAGE plpython3u AS $$
 from pg_distill import sqlapi
 return sqlapi.run_next_job(plpy)
 $$;
-COMMENT ON FUNCTION distill.run_next_job() IS 'run your next waiting job in this session, for a scheduler such as pg_cron; its id, or NULL where none waits';
+COMMENT ON FUNCTION distill.run_next_job() IS 'run your next waiting job in this session, for a scheduler such as pg_cron. Its id, or NULL where none waits';
 
 -- For a worker, whose process is not the backend: predict finds its candidates in this session, so that they are timed on its path.
 CREATE FUNCTION distill._offer_models(names text[], artifacts bytea[], schemas text, cascades text) RETURNS float8[]

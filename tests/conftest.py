@@ -45,6 +45,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="quick: without what is marked slow or extra; test: without extra; extra: that alone; all (default)",
     )
     parser.addoption(
+        "--second-try",
+        action="store_true",
+        help="with --last-failed: it is an error unless all that failed is in tests/second_try.txt",
+    )
+    parser.addoption(
         "--write-seconds", action="store_true", help="write tests/seconds.txt anew for the modules that run"
     )
     parser.addoption(
@@ -97,6 +102,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # that the tests interrupt, were it not handled here.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
+    if config.getoption("--second-try"):
+        _require_listed(config)
     chosen, missing = _choose(config.getoption("--server"))
     config.stash[CHOSEN] = chosen
     config.stash[MISSING] = missing
@@ -123,6 +130,16 @@ def _choose(option: str) -> tuple[list[str], dict[str, str]]:
             + "; --server=none runs the tests that need no server"
         )
     return [name for name in names if name not in missing], missing
+
+
+def _require_listed(config: pytest.Config) -> None:
+    """Have the last run's failures run again, if they all may be: a fault that comes and goes is a fault."""
+    assert config.cache is not None
+    failed = {name.partition("[")[0] for name in config.cache.get("cache/lastfailed", {})}
+    lines = (TESTS / "second_try.txt").read_text().splitlines()
+    others = sorted(failed - {line.split()[0] for line in lines if not line.startswith("#")})
+    if others or not failed:
+        raise pytest.UsageError(f"no second try: {', '.join(others) or 'nothing failed that is known'}")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -193,18 +210,20 @@ def _module(node: pytest.Item) -> str:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Note where a test runs, for the table of seconds."""
     name = getattr(item, "callspec", None) and item.callspec.params.get("server")  # type: ignore[attr-defined]
-    if name and item.config.getoption("--write-seconds"):
-        is_spread = _how_many(item, item.config.stash[CHOSEN]) is None and name != "local"
-        item.user_properties.append(("where", f"{_module(item)} {spread.ANY if is_spread else name}"))
+    if name in (*servers.CONTAINERS, "local") and item.config.getoption("--write-seconds"):
+        chosen = item.config.stash[CHOSEN]
+        is_spread = _how_many(item, chosen) is None and (name != "local" or chosen == ["local"])
+        tier = "extra" if item.get_closest_marker("extra") else "test"
+        item.user_properties.append(("where", f"{_module(item)} {spread.ANY if is_spread else name} {tier}"))
 
 
 def _write_seconds(reports: list[pytest.TestReport]) -> None:
     where = {r.nodeid: value for r in reports for key, value in r.user_properties if key == "where"}
-    seconds: Counter[tuple[str, str]] = Counter()
+    seconds: Counter[spread.Key] = Counter()
     for report in reports:
         if report.nodeid in where:
-            module, server = where[report.nodeid].split()
-            seconds[module, server] += report.duration  # type: ignore[assignment]
+            module, server, tier = where[report.nodeid].split()
+            seconds[module, server, tier] += report.duration  # type: ignore[assignment]
     spread.write(dict(seconds))
 
 

@@ -30,7 +30,7 @@ GRANT EXECUTE ON FUNCTION
     distill.predict_class(text, float8[]), distill._predict_class(text, float8[], bytea),
     distill.predict_class(text, jsonb), distill._predict_class(text, jsonb, bytea),
     distill.predict_class(text, float8[], text[]), distill._predict_class(text, float8[], text[], bytea),
-    distill.predict_batch, distill._predict_batch, distill._array_bytes,
+    distill.predict_batch, distill._predict_batch, distill._array_bytes, distill._vector_bytes,
     distill.predict_class_batch, distill._predict_class_batch, distill.score_class, distill._score_class,
     distill.score, distill._score, distill._open_cursor, distill._float8_of_bits,
     distill.choose_model, distill._choose_model, distill.warm_up, distill.to_sql, distill.show_settings,

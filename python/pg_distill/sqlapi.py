@@ -760,6 +760,7 @@ def create_function(
     as_sql: bool | None,
     replace: bool | None,
     keep_dependents: bool | None,
+    pgvector: bool | None,
 ) -> str:
     from pg_distill.serving import functions
 
@@ -772,16 +773,17 @@ def create_function(
         as_sql=bool(as_sql),
         replace=bool(replace),
         keep_dependents=bool(keep_dependents),
+        pgvector=pgvector,
     )
 
 
 @_boundary
-def to_sql(plpy: Any, model: str | None) -> str:
+def to_sql(plpy: Any, model: str | None, pgvector: bool | None) -> str:
     from pg_distill.serving import functions
 
     if model is None:
         raise NullNotAllowed("model must not be NULL")
-    return functions.to_sql(_database(plpy), model)
+    return functions.to_sql(_database(plpy), model, pgvector=pgvector)
 
 
 @_boundary

@@ -204,8 +204,52 @@ def _change_field(rng: random.Random, model: onnx.ModelProto, seeds: Sequence[by
         changed = bytearray(value or b"x")
         changed[rng.randrange(len(changed))] = rng.randrange(256)
         setattr(message, descriptor.name, bytes(changed))
+    elif value.startswith("{") and rng.random() < 0.9:
+        setattr(message, descriptor.name, _change_json(rng, value))
     else:
         setattr(message, descriptor.name, rng.choice([*TEXTS, value + "x"]))
+
+
+def _change_json(rng: random.Random, text: str) -> str:
+    """Change one value of an object, however deep: metadata say how texts are read."""
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        return text + "}"
+    places: list[tuple[Any, Any]] = []
+    stack = [whole]
+    while stack:
+        value = stack.pop()
+        inner = list(value.items() if isinstance(value, dict) else enumerate(value))
+        places += [(value, key) for key, _ in inner]
+        stack += [v for _, v in inner if isinstance(v, dict | list)]
+    if not places:
+        return "[]"
+    holder, key = rng.choice(places)
+    old = holder[key]
+    if rng.random() < 0.1:
+        del holder[key]
+    else:
+        odd: list[Any] = [
+            None,
+            -1,
+            0,
+            1,
+            2**63,
+            10**400,
+            1e308,
+            float("nan"),
+            float("-inf"),
+            True,
+            "",
+            "x" * 1000,
+            [],
+            {},
+            [old],
+            old,
+        ]
+        holder[key] = rng.choice([*odd, *([old * 1000] if isinstance(old, str | list) else [])])
+    return json.dumps(whole)
 
 
 def _change_messages(

@@ -35,6 +35,7 @@ import text_pipelines
 import text_rows
 from fuzz.mutation import mutate
 from pg_distill.conversion.convert import convert
+from text_files import TOKENISERS, text_file
 
 HERE = Path(__file__).resolve().parent
 MODULE = HERE.parents[1] / "python"
@@ -156,6 +157,8 @@ def seeds(names: Sequence[str] | None = None) -> list[bytes]:
 def text_seeds() -> list[bytes]:
     """Return files that read texts: operators of strings, a student's own, and converted pipelines."""
     found = list(text_graphs.text_seeds().values())
+    found += [text_file(TOKENISERS[name]) for name in ("words", "marks", "pairs")]
+    found.append(text_file(TOKENISERS["marks"], TOKENISERS["marks"]))
     tickets = text_rows.tickets(200, "binary")
     found.append(student_rows.make("linear", "binary", bins=0, epochs=1).fit(tickets, tickets).to_onnx())
     try:

@@ -236,7 +236,7 @@ def test_a_log_of_objects_is_a_teacher(db: psycopg.Connection) -> None:
     register_log(db, "log", "{scores}", ", label => 'mood', classes => '{calm,angry}'")
     distil_texts(db)
     lift = one(db, "SELECT lift FROM distill.runs")
-    assert lift > 0.5
+    assert lift > 0.3
 
 
 BAD_LOGS = {

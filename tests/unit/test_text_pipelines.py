@@ -89,7 +89,7 @@ def test_a_megabyte(name: str, made: Any) -> None:
 
 def test_a_linear_step_needs_no_columns(made: Any) -> None:
     """A product is one number an output, whatever the vocabulary has: a row of a million columns would take 8 MB."""
-    model, artifact, served = made["hash"]
+    _, artifact, served = made["hash"]
     [reader] = cut_texts(artifact)[1]
     assert isinstance(reader, VectorReader)
     assert (reader.size, reader.width) == (1 << 20, 1)

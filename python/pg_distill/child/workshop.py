@@ -87,7 +87,9 @@ class Workshop:
         rows = unpack(request, "rows/") if "rows/features" in fields else None
         approval = approve.approve(
             artifact,
-            features=None if fields["features"] is None else [Feature(n, k) for n, k in fields["features"]],
+            features=None
+            if fields["features"] is None
+            else [Feature(*found) for found in fields["features"]],
             names=fields["names"],
             task=fields["task"],
             classes=fields["classes"],

@@ -20,7 +20,7 @@ from pg_distill.errors import (
     NullNotAllowed,
     UndefinedColumn,
 )
-from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
+from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.check import STUDENT_KEY, check_file
 from pg_distill.onnx_model.cut import prune
 from pg_distill.onnx_model.derive import cost_of, derive_signature, input_shape, survey_of
@@ -182,9 +182,9 @@ def _first_difference(model: onnx.ModelProto, stored: Signature, readers: Mappin
         element, rank, width, batch = input_shape(value)
         if (element, rank, batch) != (spec.element, spec.rank, spec.batch):
             return f'input "{spec.name[:80]}" is of another type'
-        if (width if width is not None else len(spec.features)) != len(spec.features):
-            return f'input "{spec.name[:80]}" has {len(spec.features)} columns'
-        if spec.rank == 1 and len(spec.features) != 1:
+        if width not in (None, spec.columns):
+            return f'input "{spec.name[:80]}" has {spec.columns} columns'
+        if spec.rank == 1 and spec.columns != 1:
             return f'input "{spec.name[:80]}" has {len(spec.features)} columns'
         allowed: set[Null] = {"error"}
         if element == "string":
@@ -265,7 +265,10 @@ _SHAPE_ROWS = (1, 3)  # rows of a run whose shapes are compared: numbers that fe
 
 def _zeros(specs: Sequence[FeatureSpec]) -> Frame:
     """Return a row of zeros and empty strings."""
-    columns: dict[str, FloatArray | Strings] = {
-        spec.name: Strings(np.zeros(1, np.int32), ("",)) if spec.is_string else np.zeros(1) for spec in specs
+    columns: dict[str, Column] = {
+        spec.name: Strings(np.zeros(1, np.int32), ("",))
+        if spec.is_string
+        else np.zeros((1, spec.length) if spec.is_vector else 1)
+        for spec in specs
     }
     return Frame(tuple(Feature(s.name, s.kind) for s in specs), columns)

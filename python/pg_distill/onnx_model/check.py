@@ -79,6 +79,8 @@ def check_file(
     served, readers = cut_texts(artifact)
     model = check(served, limits)
     if readers:
+        if len(readers) > limits.readers:
+            raise LimitExceeded(f"model reads texts in {len(readers)} ways, limit is {limits.readers}")
         entries = sum(reader.entries for reader in readers)
         if entries > limits.table_entries:
             raise LimitExceeded(f"model has dictionaries of over {limits.table_entries} strings")

@@ -148,8 +148,8 @@ def cut_lookups(
 def cut_texts(artifact: bytes, check: Callable[[], None] = lambda: None) -> tuple[bytes, tuple[Reader, ...]]:
     """Return a file without the nodes that read texts, and the readers whose numbers it takes in their place.
 
-    A file whose metadata names none is returned as it is. A converted pipeline has no such nodes, only readers. What a file names is
-    believed here: `approve` has compared it with the nodes. ``check`` is called again and again, and may raise.
+    A file whose metadata names none is returned as it is. A converted pipeline has no such nodes, only readers. What a file
+    names is believed here: `approve` has compared it with the nodes. ``check`` is called again and again, and may raise.
 
     Raises
     ------
@@ -182,7 +182,7 @@ def cut_texts(artifact: bytes, check: Callable[[], None] = lambda: None) -> tupl
         if not all(isinstance(name, str) for name in columns) or len(set(columns)) < len(columns):
             raise ValueError("columns have names")
         readers = tuple(_reader(columns, fields, makers, stored, check) for fields in said["readers"])
-    except (IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidArtifact("model does not say how it reads texts", detail=f"{error!r}.") from error
     targets = {reader.target: reader.width for reader in readers}
     outputs = [_text(payload, 1) for number, _, payload in parts if number == 12]

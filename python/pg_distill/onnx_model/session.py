@@ -44,6 +44,7 @@ from pg_distill.onnx_model.values import (
     NULL_STRINGS,
     PACK,
     checked,
+    checked_vectors,
     decode,
     encode,
     exact_integer,
@@ -52,6 +53,7 @@ from pg_distill.onnx_model.values import (
     whole_number,
     wrong_type,
 )
+from pg_distill.onnx_model.vectors import Segment, read_vector, spread
 from pg_distill.rows import canonical
 
 __all__ = [
@@ -235,9 +237,20 @@ class Model:
         doubles = {i for spec in signature.inputs if spec.element != "float32" for i in spec.features}
         self._readers = canonical.json_readers(
             # What is rounded to float32 anyhow needs no reader that does.
-            (f for i, f in enumerate(signature.features) if f.is_string or i in doubles),
+            (
+                f
+                for i, f in enumerate(signature.features)
+                if not f.is_vector and (f.is_string or i in doubles)
+            ),
             types or {},
         )
+        known = types or {}
+        vectors = {
+            f.name: partial(read_vector, f, type_name=known.get(f.name) if i in doubles else None)
+            for i, f in enumerate(signature.features)
+            if f.is_vector
+        }
+        self._readers = {**self._readers, **vectors}
         output = signature.output
         artifact, readers = cut_texts(artifact, guard.check)
         if readers:
@@ -273,6 +286,7 @@ class Model:
             if self._feeds.get(name) is slot.array and slot.is_text
         ]
         straight = tuple(range(len(signature.features)))
+        self._width = signature.cells + sum(f.is_string for f in signature.features)
         self._is_straight = signature.is_numeric and [i.features for i in signature.inputs] == [straight]
         self._is_plain = output.form in ("probabilities", "value")  # nothing left for `decode` to do
         self.is_slow = True
@@ -372,9 +386,9 @@ class Model:
         return self._finish()
 
     def _fill_numbers(self, values: Sequence[Any]) -> None:
-        expected = len(self.signature.features)
+        expected = self._width
         if len(values) != expected:
-            raise InvalidData(f"expected {expected} features, not {len(values)}")
+            raise self._wrong_count(len(values))
         if self._is_straight:
             self._plan[0].fill(values)
             return
@@ -385,7 +399,11 @@ class Model:
                     hint="Pass numbers and strings as two arrays, or the row as jsonb.",
                 )
         for slot in self._plan:
-            slot.fill([values[i] for i in slot.spec.features])
+            slot.fill([values[i] for i in slot.places])
+
+    def _wrong_count(self, given: int) -> InvalidData:
+        what = "numbers, all those of vectors too" if self.signature.has_vectors else "features"
+        return InvalidData(f"expected {self._width} {what}, not {given}")
 
     def _finish(self) -> FloatArray:
         """Run the graph on the buffers."""
@@ -471,6 +489,7 @@ class Model:
 
         first, *looked_up = sorted(self._plan, key=lambda slot: slot.spec.element == "string")
         run, pack, buffer, refuses_nan = self._run_bound, first.pack, first.array, not first.takes_nan
+        checks = [segment.check for segment in first.segments]
         answer = None
         if self._bound is not None and self.signature.output.form != "logits":
             answer = read(self._bound)
@@ -488,6 +507,8 @@ class Model:
                     pack_codes(codes, 0, *[get(value, default) for value in strings[0]])
             except (struct.error, OverflowError, TypeError):
                 return slow(numbers, *strings)  # NULL, a number past float32, or an error to name
+            for check in checks:
+                check()
             if refuses_nan and math.isnan(sum(numbers)):
                 return slow(numbers, *strings)  # NaN, or infinities of both signs
             try:
@@ -500,7 +521,8 @@ class Model:
 
     def _is_simple(self, first: _Slot, *others: _Slot) -> bool:
         """Return whether one input takes all numbers in order, and at most one other all strings, which are looked up."""
-        features = [feature for slot in (first, *others) for feature in slot.features]
+        specs = self.signature.features
+        features = [specs[i] for slot in (first, *others) for i in slot.spec.features]
         return tuple(features) == self.signature.numbers_first and (
             not others
             or (len(others) == 1 and others[0].spec.name in self._looked_up and others[0].null is not None)
@@ -525,10 +547,8 @@ class Model:
             As `run_numbers`.
         """
         features = self.signature.features
-        if values.ndim != 2 or values.shape[1] != len(features):
-            raise InvalidData(
-                f"expected {len(features)} features, not {values.shape[-1] if values.ndim else 0}"
-            )
+        if values.ndim != 2 or values.shape[1] != self._width:
+            raise self._wrong_count(values.shape[-1] if values.ndim else 0)
         for feature in features:
             if feature.is_string:
                 raise FeatureNotSupported(
@@ -538,8 +558,10 @@ class Model:
         def feeds(rows: slice) -> dict[str, npt.NDArray[Any]]:
             out: dict[str, npt.NDArray[Any]] = {}
             for slot in self._plan:
-                part = values[rows][:, slot.spec.features]
+                part = values[rows][:, slot.places]
                 array = np.empty(part.shape, slot.spec.element)
+                if slot.segments:
+                    slot.check_vectors(part)
                 if slot.plain:
                     with np.errstate(over="ignore", invalid="ignore"):
                         array[...] = part
@@ -683,8 +705,10 @@ class _Slot:
 
     def __init__(self, signature: Signature, spec: InputSpec) -> None:
         self.spec = spec
-        self.features = tuple(signature.features[i] for i in spec.features)
-        width = len(spec.features)
+        own = tuple(signature.features[i] for i in spec.features)
+        self.features = tuple(f for f in own for _ in range(f.width))
+        """Of each column; of a vector again and again."""
+        width = spec.cells or len(own)
         shape = (1, width) if spec.rank == 2 else (width,)
         self.array: npt.NDArray[Any]
         if spec.element == "string":
@@ -698,15 +722,27 @@ class _Slot:
         encodings = {NULL_STRINGS.get(f.null) for f in self.features}
         self.null = encodings.pop() if len(encodings) == 1 else None
         """What NULL is in an input of strings, where it is the same for all of its features."""
-        self.takes_nan = all(f.null != "error" for f in self.features)
-        self.plain = code is not None and all(f.null == "nan" for f in self.features)
-        names = [f.name for f in self.features]
+        # A vector is looked at as a whole, whatever it takes.
+        self.takes_nan = all(f.null != "error" or f.is_vector for f in own)
+        self.plain = code is not None and all(f.null == "nan" or f.is_vector for f in own)
+        names = [f.name for f in own]
         pick = itemgetter(*names)
         self.pick: Callable[[Mapping[str, Any]], Sequence[Any]] = (
-            pick if width > 1 else lambda row: (pick(row),)
+            spread(own) if spec.cells else pick if width > 1 else lambda row: (pick(row),)
         )
-        order = {feature.name: place for place, feature in enumerate(signature.numbers_first)}
-        places = [order[name] for name in names]
+        starts = signature.starts
+        places = [starts[i] + j for i, f in zip(spec.features, own, strict=True) for j in range(f.width)]
+        self.places = places
+        """Of its columns among all values of a row, `Signature.numbers_first`."""
+        begins = [sum(f.width for f in own[:i]) for i in range(len(own))]
+        self.segments = [
+            Segment(f, self.cells[start : start + f.width])
+            for f, start in zip(own, begins, strict=True)
+            if f.is_vector
+        ]
+        self._vectors = [
+            (f, slice(start, start + f.width)) for f, start in zip(own, begins, strict=True) if f.is_vector
+        ]
         together = places == list(range(places[0], places[0] + width))
         self.pick_mixed: Callable[[Sequence[Any]], Sequence[Any]] = (
             itemgetter(slice(places[0], places[0] + width)) if together else itemgetter(*places)
@@ -714,6 +750,16 @@ class _Slot:
 
     def fill(self, values: Sequence[Any]) -> None:
         """Write one row's ``values``."""
+        self._write(values)
+        for segment in self.segments:
+            segment.check()
+
+    def check_vectors(self, values: npt.NDArray[Any]) -> None:
+        """Check the vectors among the columns (n, width) of an input."""
+        for feature, columns in self._vectors:
+            checked_vectors(feature, "float64", values[:, columns])
+
+    def _write(self, values: Sequence[Any]) -> None:
         if self.pack is not None:
             try:
                 if self.takes_nan:
@@ -734,7 +780,11 @@ class _Slot:
                 if feature.is_string:
                     cells[position] = exact_integer(feature, value)
                     continue
-                number = read_number(feature, value)
+                number = (
+                    canonical.read_number(feature.name, feature.kind, value)
+                    if feature.is_vector
+                    else read_number(feature, value)
+                )
                 if self.pack is None:
                     number = whole_number(feature, element, number)
                 cells[position] = number

@@ -12,7 +12,7 @@ from pg_distill.errors import (
     ArtifactCorrupted,
     InvalidData,
 )
-from pg_distill.frame import STRINGS, Kind, Strings, Task
+from pg_distill.frame import MAX_LENGTH, STRINGS, Kind, Strings, Task
 
 __all__ = [
     "NULL_STRING",
@@ -88,11 +88,23 @@ class FeatureSpec:
     name: str
     kind: Kind
     null: Null
+    length: int = 0
+    """Numbers of a vector; 0 for other kinds."""
 
     @property
     def is_string(self) -> bool:
         """Whether its values are strings, not numbers."""
         return self.kind in STRINGS
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether a value is several numbers."""
+        return self.kind == "vector"
+
+    @property
+    def width(self) -> int:
+        """The numbers, or strings, of a value: more than 1 of a vector."""
+        return self.length or 1
 
 
 @dataclass(frozen=True)
@@ -109,11 +121,13 @@ class InputSpec:
     batch: int | None = None
     words: int = 0
     """Numbers that a column of texts is read as; 0 for columns that arrive as they are."""
+    cells: int = 0
+    """Numbers of its features together where some of these are vectors; 0 where each is one."""
 
     @property
     def columns(self) -> int:
         """How many columns it has."""
-        return self.words or len(self.features)
+        return self.words or self.cells or len(self.features)
 
 
 @dataclass(frozen=True)
@@ -226,7 +240,7 @@ class Signature:
         return tuple(sorted(self.features, key=lambda feature: feature.is_string))
 
     def row(self, numbers: Sequence[Any], strings: Sequence[Any]) -> tuple[Any, ...]:
-        """Return a row's values in the order of `numbers_first`.
+        """Return a row's values in the order of `numbers_first`, those of a vector one by one.
 
         Raises
         ------
@@ -234,12 +248,31 @@ class Signature:
             Where there are more or fewer than the model takes.
         """
         expected = sum(feature.is_string for feature in self.features)
-        others = len(self.features) - expected
+        others = self.cells
         if (len(numbers), len(strings)) != (others, expected):
             raise InvalidData(
                 f"expected {others} numbers and {expected} strings, not {len(numbers)} and {len(strings)}"
             )
         return (*numbers, *strings)
+
+    @property
+    def cells(self) -> int:
+        """How many numbers a row has: one for each feature that is no string, and all those of a vector."""
+        return sum(feature.width for feature in self.features if not feature.is_string)
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether a feature is a vector."""
+        return any(feature.is_vector for feature in self.features)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Where each feature's value begins among `numbers_first`'s, one by one."""
+        position, found = 0, {}
+        for feature in self.numbers_first:
+            found[feature.name] = position
+            position += feature.width
+        return tuple(found[feature.name] for feature in self.features)
 
     @property
     def is_numeric(self) -> bool:
@@ -297,7 +330,11 @@ class Signature:
             and all(isinstance(c, str) for c in output.labels)
             and len(features) > 0
             and all(
-                isinstance(f.name, str) and f.kind in get_args(Kind) and f.null in get_args(Null)
+                isinstance(f.name, str)
+                and f.kind in get_args(Kind)
+                and f.null in get_args(Null)
+                and type(f.length) is int
+                and (0 < f.length <= MAX_LENGTH if f.is_vector else f.length == 0)
                 for f in features
             )
             and all(
@@ -313,6 +350,13 @@ class Signature:
                     or (i.words > 0 and len(i.features) == 1 and i.element in ("float32", "float64"))
                 )
                 and all(type(n) is int and 0 <= n < len(features) for n in i.features)
+                and type(i.cells) is int
+                and i.cells
+                == (
+                    sum(features[n].width for n in i.features)
+                    if any(features[n].is_vector for n in i.features)
+                    else 0
+                )
                 for i in self.inputs
             )
         )

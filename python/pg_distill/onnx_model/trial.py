@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from pg_distill.errors import (
     NullNotAllowed,
     PgDistillError,
 )
-from pg_distill.frame import Feature, FloatArray, Frame, Strings
+from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
 from pg_distill.onnx_model.limits import DEFAULT_LIMITS, Limits
 from pg_distill.onnx_model.nodes import (
     SUM_TOLERANCE,
@@ -195,7 +196,7 @@ def _extremes(signature: Signature, characters: int) -> Frame:
     rng = np.random.default_rng(0)
     texts = (*_EXTREME_TEXTS, "x" * characters)
     element = {i: spec.element for spec in signature.inputs for i in spec.features}
-    columns: dict[str, FloatArray | Strings] = {}
+    columns: dict[str, Column] = {}
     count = len(_EXTREME_NUMBERS)
     same = np.arange(count)
     for position, spec in enumerate(signature.features):
@@ -206,6 +207,13 @@ def _extremes(signature: Signature, characters: int) -> Frame:
             columns[spec.name] = Strings.from_values([texts[i % len(texts)][:characters] for i in places])
             continue
         values = np.array(_EXTREME_NUMBERS)[places]
+        if spec.is_vector:
+            # Of finite numbers, as all vectors are; neighbours are others.
+            known = np.clip(np.nan_to_num(values), -3.4e38, 3.4e38).astype(np.float32)
+            if element[position] in ("int64", "int32", "bool"):
+                known = (known > 0).astype(np.float32)
+            columns[spec.name] = np.stack([np.roll(known, 3 * i) for i in range(spec.length)], axis=1)
+            continue
         if element[position] in ("int64", "int32", "bool"):
             low, high = {"int64": (-(2.0**63), 2.0**63 - 1024), "int32": (-(2.0**31), 2.0**31 - 1)}.get(
                 element[position], (0.0, 1.0)
@@ -231,7 +239,9 @@ def run_extremes(model: Model, limits: Limits) -> None:
     together = rows.take(np.arange(min(len(rows), max(int(_EXTREME_SECONDS / max(each, 1e-9)), 1))))
     with suppress(InvalidData, NullNotAllowed):
         _timed(model, together, limits)
-    row = {f.name: "" if f.is_string else 0.0 for f in signature.features}
+    row: dict[str, Any] = {
+        f.name: "" if f.is_string else [0.0] * f.length if f.is_vector else 0.0 for f in signature.features
+    }
     with suppress(InvalidData, NullNotAllowed):
         model.run_row(row)
 
@@ -287,11 +297,15 @@ def _companions(signature: Signature, rows: Frame, chosen: npt.NDArray[np.int64]
         signature.names[i] for spec in signature.inputs if spec.element not in _FLOATS for i in spec.features
     }
     for scale in (1.0, 8.0, -1000.0):
-        columns: dict[str, FloatArray | Strings] = {}
+        columns: dict[str, Column] = {}
         for place, feature in enumerate(rows.features):
             column = rows.columns[feature.name]
             if isinstance(column, Strings):
                 columns[feature.name] = column.take(np.resize(np.roll(np.arange(len(rows)), place), count))
+                continue
+            if column.ndim == 2:
+                few = column[np.resize(np.arange(len(rows)), count)]
+                columns[feature.name] = few if feature.name in narrow else few * column.dtype.type(scale)
                 continue
             known = column[np.isfinite(column)]
             if not len(known):

@@ -154,7 +154,7 @@ def run_and_candidates(
         "metric": material.metric,
         "trained_on": material.trained_on.query if material.trained_on is not None else None,
         "student_name": student_name,
-        "families": list(found.configuration["families"]),
+        "families": list(options.student_families),
         "text_columns": list(material.reading.texts),
     }
     row = {
@@ -181,7 +181,9 @@ def run_and_candidates(
             **_compared(material.metric, ours, found),
             "asked": len(decision.refused) + decision.accepted,
             "labelling": dict(loaded),
-            "search": dict(found.configuration),
+            "search": asdict(found.request)
+            if found.request is not None
+            else {"families": list(options.student_families)},
             "chosen": chosen.number if chosen is not None else None,
             "teacher_latency": asdict(timings[teacher.id].latency) if teacher.id in timings else None,
             "student_latency": asdict(timing.latency) if timing is not None else None,

@@ -160,14 +160,14 @@ def fresh_rows(
     if label is None and model.label in source.types:
         label = model.label
     columns = logged_columns(teacher) if teacher.kind == "logged" else []
-    source = logged.read_logged(source, columns)
+    source = logged.read_logged(source, columns, label)
     features = check_columns(source, teacher.signature.names)
     # What the model's run kept on one side is told apart by the same columns, where the rows have them.
     by_group, by_time = (
         column if column is not None and column in source.kinds else None
         for column in ((learned.group_column, learned.time_column) if learned is not None else (None, None))
     )
-    if by_time is not None and source.kinds[by_time] == "string":
+    if by_time is not None and source.kinds[by_time] in ("string", "vector"):
         by_time = None
     frame, labels, extra, identities, groups = draw_identified(
         db,

@@ -187,7 +187,7 @@ def prepare(
     metric = options.metric if options.metric is not None else default_metric(teacher.task, label is not None)
     metrics.check_metric(metric, teacher.task, labelled=label is not None)
     columns = logged_columns(teacher) if teacher.kind == "logged" else []
-    source = logged.read_logged(source, columns)
+    source = logged.read_logged(source, columns, label)
     extra = [*columns, *([options.weight_column] if options.weight_column is not None else [])]
     sample = draw_sample(
         db,
@@ -223,7 +223,7 @@ def prepare(
             raise InvalidParameter(
                 f'weight column "{options.weight_column}" has values that are not numbers of 0 or more'
             )
-        weights = column
+        weights = np.asarray(column, np.float64)
     outputs = None
     warnings: Sequence[str] = ()
     if columns:

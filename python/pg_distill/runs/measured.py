@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from pg_distill.child.messages import Trial
+from pg_distill.child.messages import SearchRequest, Trial
 from pg_distill.measure.scores import Compared, Evaluation, Scores
 from pg_distill.registry.model import MeasuredOn, Model
 from pg_distill.runs.choice import offer_name
@@ -24,8 +23,8 @@ class Measured:
     ----------
     figures
         Accuracy on the test rows, of teacher, candidates and members.
-    configuration
-        What the search was asked for.
+    request
+        What the search was asked for; None where nothing was searched.
     trials, finalists
         All candidates, and those that were timed in the backend.
     control
@@ -40,7 +39,7 @@ class Measured:
     figures: Evaluation
     decision: Verdict
     summary: str
-    configuration: Mapping[str, Any]
+    request: SearchRequest | None
     trials: Sequence[Trial] = ()
     finalists: Sequence[Trial] = ()
     control: Trial | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
 from pg_distill.onnx_model.session import Model as Session
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.onnx_model.values import read_number
+from pg_distill.onnx_model.vectors import read_vector
 from pg_distill.rows.canonical import base_of, decode_row, json_readers
 
 if TYPE_CHECKING:
@@ -251,31 +253,33 @@ class SqlPredictor(Predictor):
 
     def run(self, features: Features) -> FloatArray:
         if isinstance(features, list):
-            row: Mapping[str, Any] = dict(zip(self._names(len(features)), features, strict=True))
+            self._require_numbers(len(features))
+            row: Mapping[str, Any] = _by_name(self.signature, features)
         elif isinstance(features, tuple):
-            names = (feature.name for feature in self.signature.numbers_first)
-            row = dict(zip(names, self.signature.row(*features), strict=True))
+            row = _by_name(self.signature, self.signature.row(*features))
         else:
             row = _row(self, features)
             readers = {name: read for name, read in self._readers.items() if name in row}
             row = {**row, **{name: read(row[name]) for name, read in readers.items()}}
         return self.run_frame(_frame(self.signature, row)).reshape(-1)
 
-    def _names(self, count: int) -> Sequence[str]:
+    def _require_numbers(self, count: int) -> None:
         if not self.signature.is_numeric:
             raise FeatureNotSupported(
                 f'model "{self.name}" takes strings',
                 hint="Pass numbers and strings as two arrays, or the row as jsonb.",
             )
-        names = self.signature.names
-        if count != len(names):
-            raise InvalidData(f"expected {len(names)} features, not {count}")
-        return names
+        expected = self.signature.cells
+        if count != expected:
+            raise InvalidData(f"expected {expected} features, not {count}")
 
     def run_many(self, rows: FloatArray) -> FloatArray:
-        names = self._names(rows.shape[1])
+        self._require_numbers(rows.shape[1])
         features = tuple(Feature(f.name, f.kind) for f in self.signature.features)
-        return self.run_frame(Frame(features, {name: rows[:, i] for i, name in enumerate(names)}))
+        columns: dict[str, Column] = {}
+        for f, start in zip(self.signature.features, self.signature.starts, strict=True):
+            columns[f.name] = rows[:, start : start + f.width] if f.is_vector else rows[:, start]
+        return self.run_frame(Frame(features, columns))
 
     def run_frame(self, frame: Frame) -> FloatArray:
         from pg_distill.serving.sql_models import evaluate
@@ -303,6 +307,14 @@ def _row(predictor: Predictor, features: Features) -> Mapping[str, Any]:
     raise DatatypeMismatch("a row must be a jsonb object")
 
 
+def _by_name(signature: Signature, values: Sequence[Any]) -> dict[str, Any]:
+    """Return values, those of `Signature.numbers_first` one by one, by the features' names; a vector as a list."""
+    return {
+        f.name: list(values[start : start + f.width]) if f.is_vector else values[start]
+        for f, start in zip(signature.features, signature.starts, strict=True)
+    }
+
+
 def _frame(signature: Signature, row: Mapping[str, Any]) -> Frame:
     columns: dict[str, Column] = {}
     for feature in signature.features:
@@ -314,6 +326,10 @@ def _frame(signature: Signature, row: Mapping[str, Any]) -> Frame:
             if value is not None and not isinstance(value, str):
                 raise DatatypeMismatch(f'feature "{feature.name}" is of kind string')
             columns[feature.name] = Strings.from_values([value])
+        elif feature.is_vector:
+            if isinstance(value, list):
+                value = [math.nan if number is None else number for number in value]
+            columns[feature.name] = np.array([read_vector(feature, value)])
         else:
             columns[feature.name] = np.array([read_number(feature, value)])
     return Frame(tuple(Feature(f.name, f.kind) for f in signature.features), columns)

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from pg_distill.database.lexer import exact
+from pg_distill.database.exact import needs_pgvector
+from pg_distill.database.pgvector import pgvector_schema
 from pg_distill.database.protocol import Argument, Database
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure.latency import Latency, latency_statistics
@@ -31,6 +32,7 @@ from pg_distill.quoting import array_text, number_array_text, quote_identifier, 
 from pg_distill.registry.model import MeasuredOn, Model
 from pg_distill.registry.runs import server_figures
 from pg_distill.rows.canonical import constant_sql, from_canonical, rows_sql
+from pg_distill.serving.sql_forms import expression_of
 
 __all__ = [
     "SQL_PATH",
@@ -57,6 +59,7 @@ MIN_BLOCK_CALLS, MAX_BLOCK_CALLS, MAX_LEAD_CALLS = 3, 500, 200
 WARM_UP_CALLS = 100
 STATEMENTS = 7  # of one row each; the median of so few is steady to some 10 %
 SQL_PATH = "the expression in a query"
+SQL_PATH_BY_PGVECTOR = "the expression in a query, by pgvector"
 _ROWS = quote_identifier("pg_distill rows")  # no table that an expression reads is called so
 WARM_UP_SECONDS = 1.0  # a slow contender is warm after fewer calls
 
@@ -103,7 +106,7 @@ def contender_for(db: Database, model: Model) -> Contender:
     if model.is_timed_as_sql:
         assert model.expression is not None
         text = model.expression.text_for_caller(db)
-        expression = text if model.kind == "sql" else exact(text)
+        expression = text if model.kind == "sql" else expression_of(text, pgvector_schema(db))
         return sql_contender(model.qualified_name, expression, model.signature, model.types)
     return predict_contender(model.qualified_name, model.signature)
 
@@ -119,7 +122,7 @@ def sql_contender(name: str, expression: str, signature: Signature, types: Mappi
     """Return the contender of an expression over columns that are named as the features."""
     return Contender(
         name,
-        SQL_PATH,
+        SQL_PATH_BY_PGVECTOR if needs_pgvector(expression) else SQL_PATH,
         f"({expression}\n)",
         lambda rows: (rows_sql(signature.features, types, rows), ()),
         foreign_text=True,
@@ -183,7 +186,7 @@ def _arrays(rows: Frame) -> tuple[str, tuple[Argument, ...]]:
     columns = [rows.strings(name).to_objects() for name in (f.name for f in rows.features if f.is_string)]
     strings = [array_text(row) for row in zip(*columns, strict=True)] or ["{}"] * len(rows)
     return source, (
-        ("text[]", [number_array_text(row) for row in rows.numbers().tolist()]),
+        ("text[]", [number_array_text(row) for row in rows.cells().tolist()]),
         ("text[]", strings),
     )
 

@@ -13,7 +13,7 @@ from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import Column, FloatArray, Frame, Strings, Task
 from pg_distill.quoting import quote_identifier
 from pg_distill.rows.canonical import match_labels, number_text
-from pg_distill.rows.source import Source
+from pg_distill.rows.source import NO_ANSWER, Source
 from pg_distill.serving.sql_models import check_outputs
 
 __all__ = ["Answers", "class_names", "read_answers", "read_logged"]
@@ -40,8 +40,9 @@ class Answers:
         return np.asarray(np.isfinite(self.outputs).all(axis=1))
 
 
-def read_logged(source: Source, columns: Sequence[str]) -> Source:
-    """Return the source with columns of JSON among a log's as their texts."""
+def read_logged(source: Source, columns: Sequence[str], label: str | None) -> Source:
+    """Return the source with columns of JSON among a log's as their texts, and NULL told from NaN in the others."""
+    source = source.with_answers(name for name in columns if name != label)
     return source.with_texts(
         name for name in columns if name in source.columns and source.columns[name].base in JSON
     )
@@ -116,11 +117,12 @@ def read_answers(
     if len(columns) == 1 and task != "regression":
         base = source.columns[columns[0]].base
         if isinstance(first, Strings):
-            found = _objects(first, classes, rows) if base in JSON else _names(first, columns[0], classes)
-            return _checked(found, columns[0], classes)
+            if base in JSON:
+                return _checked(_objects(first, classes, rows), columns[0])
+            return _checked(_names(first, columns[0], classes), columns[0], classes)
         if base in WHOLE and task == "multiclass":
             known, inverse = np.unique(first, return_inverse=True)
-            texts = [None if np.isnan(v) else number_text(float(v), base) for v in known]
+            texts = [None if np.isnan(v) or v == NO_ANSWER else number_text(float(v), base) for v in known]
             names = Strings.from_values(np.array(texts, object)[inverse].tolist())
             return _checked(_names(names, columns[0], classes), columns[0], classes)
     stacked = []
@@ -133,15 +135,15 @@ def read_answers(
             )
         stacked.append(column)
     raw = np.column_stack(stacked)
-    # NaN of a float column is no NULL, but both arrive as NaN: neither is an answer.
-    given = ~np.isnan(raw).any(axis=1)
+    given = ~(raw == NO_ANSWER).any(axis=1)
     width = 1 if task == "regression" else len(classes)
     outputs = np.full((len(raw), width), np.nan)
     outputs[given] = check_outputs(raw[given], task, classes, rows.take(np.flatnonzero(given)))
-    return _checked(Answers(outputs), columns[0], classes)
+    return _checked(Answers(outputs), columns[0])
 
 
-def _checked(answers: Answers, column: str, classes: Sequence[str]) -> Answers:
+def _checked(answers: Answers, column: str, classes: Sequence[str] = ()) -> Answers:
+    """Raise InvalidData where there is no answer, or where names of ``classes`` are all the same."""
     given = answers.given
     if not given.any():
         raise InvalidData(f'no row of the sample has an answer of the teacher in column "{column}"')

@@ -88,7 +88,7 @@ def _rows(
     frame, labels, others = draw_rows(db, source, columns, label=label, extra=extra, seed=SEED, limit=ROWS)
     if len(frame) == 0:
         raise InvalidData("the sample has no rows" + (" with a label" if label else ""))
-    return columns, frame, labels, others
+    return frame.features, frame, labels, others  # which know how long vectors are
 
 
 MAX_LISTED = 30  # names in a message
@@ -182,11 +182,16 @@ def register_onnx(
         source = resolve_source(db, asked.sample, stored=True)
         if features is None:
             # A graph with an input a column names its columns; one with a tensor takes what the sample has.
-            given = inspect().signature.names
+            signature = inspect().signature
+            given, inputs = signature.names, [spec.name for spec in signature.inputs]
             if set(given) <= set(source.columns):
                 features = given
+            elif set(inputs) <= set(source.columns):
+                features = inputs
             else:
                 features = [c for c in source.kinds if c not in (asked.label, expected)]
+                single = [c for c in features if source.kinds[c] != "vector"]
+                features = single if len(single) == len(given) else features
                 db.notice(
                     f"the model's inputs are taken to be these columns, in this order: {_list(features)}"
                 )
@@ -349,7 +354,7 @@ def register_logged(
         raise InvalidParameter("a logged model has at least one output column")
     if latency_ms is not None and not (latency_ms > 0 and np.isfinite(latency_ms)):
         raise InvalidParameter(f"latency_ms must be above 0, not {latency_ms}")
-    source = logged.read_logged(resolve_source(db, asked.sample, stored=True), outputs)
+    source = logged.read_logged(resolve_source(db, asked.sample, stored=True), outputs, asked.label)
     columns, frame, labels, extra = _rows(db, source, asked.features, asked.label, outputs)
     if beyond := integers_beyond(source, frame):
         source = _read_as_text(db, source, beyond)
