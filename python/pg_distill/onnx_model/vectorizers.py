@@ -349,7 +349,7 @@ def read_vectorizers(
     inputs
         The graph's inputs of float64, and how many columns each has.
     tables
-        Returns the initializer of a name, of float64 with two axes; KeyError or ValueError where there is none.
+        Returns the initializer of a name, of float64; KeyError or ValueError where there is none.
 
     Raises
     ------
@@ -418,14 +418,12 @@ def _reader(
     terms = None
     if said["terms"] is not None:
         listed = _strings(said["terms"])
-        terms = {term: i for i, term in enumerate(listed)}
+        terms = dict(zip(listed, range(len(listed)), strict=True))
         if not len(terms) == len(listed) == width:
             raise ValueError("terms")
     idf = None
     if said["idf"] is not None:
-        if not all(type(v) in (int, float) for v in said["idf"]):
-            raise TypeError("idf")
-        idf = np.array(said["idf"], np.float64)
+        idf = tables(said["idf"])
         if idf.shape != (width,) or not np.isfinite(idf).all():
             raise ValueError("idf")
     table = None
@@ -457,6 +455,6 @@ def _reader(
 
 
 def _strings(values: Any) -> Sequence[str]:
-    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+    if not isinstance(values, list) or not set(map(type, values)) <= {str}:
         raise TypeError("a list of strings is none")
     return values
