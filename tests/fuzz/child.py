@@ -31,7 +31,7 @@ VALUES = (
     *(0.0, -1.0, 3.0, 1e9, 1e300, float("nan"), float("inf"), -float("inf"), None),
     *(-(2**63), 2**63 - 1, -(2**31), 2**31 - 1, 2**53 + 1, 5e-324),
 )
-TEXTS = ("\u202e", "", "refund late thanks great", "é😀東京 \x01", "a b " * 5000, "x" * 200_000)
+TEXTS = ("\u202e", "", "refund late thanks great", "é😀東京 \x01", "a b " * 2000, "x" * 20_000)
 SCHEMA_VALUES = (
     None, True, -1, 0, 1, 7, 2**31, 2**63, 1e300, "", "x", "string", "double", "a\x00", "a\nb", [], {}, [[]],
 )  # fmt: skip

@@ -360,8 +360,14 @@ def test_another_vocabulary_has_another_signature(made: Any) -> None:
 
 
 def test_the_numbers_of_a_hash_are_those_of_scikit_learn() -> None:
-    from pg_distill.onnx_model.vectorizers import _murmur3
+    from pg_distill.onnx_model.hashing import murmur3
     from sklearn.utils import murmurhash3_32
 
-    for text in ("", "a", "ab", "abc", "abcd", "東京", "x" * 1000, *re.findall(r"\S+", " ".join(TEXTS[:50]))):
-        assert _murmur3(text.encode()) == murmurhash3_32(text.encode(), seed=0)
+    rng = np.random.default_rng(0)
+    terms = [
+        bytes(rng.integers(0, 256, length)) for length in (*range(40), 399, 400, 401, 5000) for _ in range(12)
+    ]
+    terms += [word.encode() for word in re.findall(r"\S+", " ".join(TEXTS[:50]))]
+    expected = [murmurhash3_32(term, seed=0) for term in terms]
+    assert murmur3(terms, lambda: None).tolist() == expected
+    assert [int(murmur3([term], lambda: None)[0]) for term in terms] == expected
