@@ -94,7 +94,7 @@ def text_seeds() -> dict[str, bytes]:
     split = helper.make_node("StringSplit", ["rows"], ["words", "parts"], delimiter=" ")
     flat = np.array([-1])
     reshape = helper.make_node("Reshape", ["x", "flat"], ["rows"])
-    found = {
+    return {
         "Tokenizer": pipeline(),
         "Tokenizer of separators": pipeline(
             tokenizer("lower", tokenexp=None, separators=[" ", "[.]", "\\?"])
@@ -145,7 +145,6 @@ def text_seeds() -> dict[str, bytes]:
             axis=np.array([1]),
         ),
     }
-    return found
 
 
 def exported(vectorizer: Any, *, opset: int = 18, locale: str = "C.UTF-8") -> tuple[Any, bytes]:
