@@ -5,7 +5,8 @@ shape of what it gives, how long it takes at most and how much it holds on the w
 
 - **Sizes depend on constants, on the number of rows and on the longest text, and on these linearly.** A dimension is an
   `amounts.Amount`, ``fixed`` + rows x ``a_row``; how many words a text has is known as a bound. Where an operator takes its
-  output's shape from a tensor, the tensor must be a constant, or come from shapes by arithmetic that is followed (`rules.Tensor.values`). Nothing is guessed: what cannot be told is refused.
+  output's shape from a tensor, the tensor must be a constant, or come from shapes by arithmetic that is followed
+  (`rules.Tensor.values`). Nothing is guessed: what cannot be told is refused.
 - **No value ends the process.** Floating-point arithmetic has no traps and integers wrap, but integers are divided: by constants
   other than 0 and -1 only. Indices that are computed from features are compared with their bounds by onnxruntime itself, which
   ``tests/unit/test_onnx_operators.py`` holds it to, with the ends of each type.

@@ -1,8 +1,8 @@
 r"""Rules of operators that read strings: how long they take and how much they make grows with the longest string of a run.
 
-What a text is made of decides how many words it has, so of that size only a bound is known (`amounts.Amount.at_most`), in
-bytes of the text. Few operators may read such a tensor (`survey`), and what they make of it has a known size again. So a run's time and memory
-are linear in the longest text, and a text that would take too long, or too much, is refused before it is run.
+What a text is made of decides how many words it has, so of that size only a bound is known (`amounts.Amount.at_most`), in bytes
+of the text. Few operators may read such a tensor (`survey`), and what they make of it has a known size again. So a run's time and
+memory are linear in the longest text, and a text that would take too long, or too much, is refused before it is run.
 
 Regular expressions are run by RE2, which takes time linear in a text for one match, and quadratic time for all matches of some
 expressions: ``[a-z]|[a-z].*Q`` takes 17 s for 100 kB. So a Tokenizer's expression is a run of one class of characters, and its

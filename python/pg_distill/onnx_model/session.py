@@ -676,8 +676,8 @@ def _longest_of(signature: Signature, frame: Frame) -> int:
 def _too_long(text_bytes: int) -> LimitExceeded:
     return LimitExceeded(
         f"a string of up to {text_bytes} bytes is too long for the model",
-        hint="Shorten it in the query: left(column, n). An administrator may raise the setting predict_memory_mb, where it is"
-        " memory that it would take.",
+        hint="Shorten it in the query: left(column, n). Where it is memory that it takes, an administrator may raise the setting"
+        " predict_memory_mb.",
     )
 
 
