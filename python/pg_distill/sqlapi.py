@@ -59,9 +59,12 @@ __all__ = [
     "predict_class",
     "predict_class_batch",
     "predict_class_mixed",
+    "predict_class_vectors",
     "predict_mixed",
     "predict_proba",
     "predict_proba_mixed",
+    "predict_proba_vectors",
+    "predict_vectors",
     "promote_candidate",
     "prune",
     "record_job",
@@ -670,6 +673,40 @@ def predict_class_mixed(
     try:
         predictor = serving.find(_serving(plpy), model, snapshot)
         return predictor.class_name(_mixed(numbers, strings))
+    except PgDistillError as error:
+        _raise(plpy, error)
+        raise
+
+
+def _parts(numbers: Any, strings: Any, vectors: Any) -> tuple[list[Any], list[Any], list[bytes | None]]:
+    if numbers is None or strings is None or vectors is None:
+        raise NullNotAllowed("numbers and strings must not be NULL")
+    return numbers, strings, vectors
+
+
+def predict_vectors(
+    plpy: Any, model: str | None, numbers: Any, strings: Any, vectors: Any, snapshot: bytes | None
+) -> float:
+    try:
+        return serving.find(_serving(plpy), model, snapshot).last(_parts(numbers, strings, vectors))
+    except PgDistillError as error:
+        _raise(plpy, error)
+        raise
+
+
+@_boundary
+def predict_proba_vectors(
+    plpy: Any, model: str | None, numbers: Any, strings: Any, vectors: Any, snapshot: bytes | None
+) -> list[float]:
+    predictor = serving.find(_serving(plpy), model, snapshot)
+    return predictor.probabilities(_parts(numbers, strings, vectors)).tolist()  # type: ignore[no-any-return]
+
+
+def predict_class_vectors(
+    plpy: Any, model: str | None, numbers: Any, strings: Any, vectors: Any, snapshot: bytes | None
+) -> str:
+    try:
+        return serving.find(_serving(plpy), model, snapshot).class_name(_parts(numbers, strings, vectors))
     except PgDistillError as error:
         _raise(plpy, error)
         raise

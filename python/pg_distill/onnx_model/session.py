@@ -53,7 +53,7 @@ from pg_distill.onnx_model.values import (
     whole_number,
     wrong_type,
 )
-from pg_distill.onnx_model.vectors import Segment, read_vector, spread
+from pg_distill.onnx_model.vectors import Segment, read_bytes, read_vector, spread
 from pg_distill.rows import canonical
 
 __all__ = [
@@ -383,6 +383,25 @@ class Model:
         values = self.signature.row(numbers, strings)
         for slot in self._plan:
             slot.fill(slot.pick_mixed(values))
+        return self._finish()
+
+    def run_parts(
+        self, numbers: Sequence[Any], strings: Sequence[Any], vectors: Sequence[bytes | None]
+    ) -> FloatArray:
+        """Predict one row given as its other numbers, its strings, and the bytes of its vectors, each in order; None is NULL.
+
+        Returns
+        -------
+        (K,) float64 probabilities, or (1,) the value.
+
+        Raises
+        ------
+        InvalidData, NullNotAllowed, DatatypeMismatch
+            As `run_numbers`, and where a vector is not what the model takes.
+        """
+        row = self.signature.parts(numbers, strings, vectors)
+        for slot in self._plan:
+            slot.fill_parts(row)
         return self._finish()
 
     def _fill_numbers(self, values: Sequence[Any]) -> None:
@@ -740,6 +759,7 @@ class _Slot:
             for f, start in zip(own, begins, strict=True)
             if f.is_vector
         ]
+        self._singles = [(f, start) for f, start in zip(own, begins, strict=True) if not f.is_vector]
         self._vectors = [
             (f, slice(start, start + f.width)) for f, start in zip(own, begins, strict=True) if f.is_vector
         ]
@@ -751,6 +771,26 @@ class _Slot:
     def fill(self, values: Sequence[Any]) -> None:
         """Write one row's ``values``."""
         self._write(values)
+        for segment in self.segments:
+            segment.check()
+
+    def fill_parts(self, row: Mapping[str, Any]) -> None:
+        """Write one row's values by name, vectors as bytes."""
+        if not self.segments:
+            self.fill([row[f.name] for f in self.features])
+            return
+        if self.pack is None:  # of whole numbers, each of which is looked at
+            read = {
+                s.feature.name: read_bytes(s.feature, row[s.feature.name]).tolist() for s in self.segments
+            }
+            self.fill(self.pick({**row, **read}))
+            return
+        for segment in self.segments:
+            segment.take(row[segment.feature.name])
+        for feature, place in self._singles:
+            value = row[feature.name]
+            number = exact_integer(feature, value) if feature.is_string else read_number(feature, value)
+            self.cells[place] = number
         for segment in self.segments:
             segment.check()
 

@@ -274,6 +274,27 @@ class Signature:
             position += feature.width
         return tuple(found[feature.name] for feature in self.features)
 
+    def parts(
+        self, numbers: Sequence[Any], strings: Sequence[Any], vectors: Sequence[bytes | None]
+    ) -> dict[str, Any]:
+        """Return a row's values by name: its other numbers, its strings and the bytes of its vectors, each given in order.
+
+        Raises
+        ------
+        InvalidData
+            Where there are more or fewer than the model takes.
+        """
+        given = (numbers, strings, vectors)
+        kinds = [1 if f.is_string else 2 if f.is_vector else 0 for f in self.features]
+        expected = [kinds.count(kind) for kind in range(3)]
+        if [*map(len, given)] != expected:
+            raise InvalidData(
+                f"expected {expected[0]} other numbers, {expected[1]} strings and {expected[2]} vectors,"
+                f" not {len(numbers)}, {len(strings)} and {len(vectors)}"
+            )
+        rest = [iter(part) for part in given]
+        return {f.name: next(rest[kind]) for f, kind in zip(self.features, kinds, strict=True)}
+
     @property
     def is_numeric(self) -> bool:
         """Whether a row fits in an array of numbers: no feature is a string."""

@@ -24,7 +24,7 @@ from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
 from pg_distill.onnx_model.session import Model as Session
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.onnx_model.values import read_number
-from pg_distill.onnx_model.vectors import read_vector
+from pg_distill.onnx_model.vectors import read_bytes, read_vector
 from pg_distill.rows.canonical import base_of, decode_row, json_readers
 
 if TYPE_CHECKING:
@@ -32,8 +32,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Cascade", "OnnxPredictor", "Predictor", "SqlPredictor", "digits"]
 
-Features = list[Any] | tuple[list[Any], list[Any]] | str | dict[str, Any] | None
-"""A row: numbers in the order of the features; numbers and strings; the text of a JSON object; values by name."""
+Features = (
+    list[Any]
+    | tuple[list[Any], list[Any]]
+    | tuple[list[Any], list[Any], list[bytes | None]]
+    | str
+    | dict[str, Any]
+    | None
+)
+"""A row: numbers in the order of the features; numbers and strings; other numbers, strings and the bytes of vectors; the
+text of a JSON object; values by name."""
 
 digits = 1
 """extra_float_digits, as it was when `predict.find` last resolved a name: what a row that to_jsonb wrote may have lost."""
@@ -183,7 +191,9 @@ class OnnxPredictor(Predictor):
         if isinstance(features, list):
             return self.session.run_numbers(features)
         if isinstance(features, tuple):
-            return self.session.run_mixed(*features)
+            return (
+                self.session.run_mixed(*features) if len(features) == 2 else self.session.run_parts(*features)
+            )
         return self.session.run_row(_row(self, features))
 
     def class_name(self, features: Features) -> str:
@@ -192,7 +202,7 @@ class OnnxPredictor(Predictor):
             return super().class_name(features)
         if isinstance(features, list):
             return self.signature.classes[self._position(features)]
-        if isinstance(features, tuple):
+        if isinstance(features, tuple) and len(features) == 2:
             return self.signature.classes[self._position(*features)]
         return super().class_name(features)
 
@@ -256,7 +266,16 @@ class SqlPredictor(Predictor):
             self._require_numbers(len(features))
             row: Mapping[str, Any] = _by_name(self.signature, features)
         elif isinstance(features, tuple):
-            row = _by_name(self.signature, self.signature.row(*features))
+            if len(features) == 2:
+                row = _by_name(self.signature, self.signature.row(*features))
+            else:
+                row = self.signature.parts(*features)
+                vectors = {
+                    f.name: read_bytes(f, row[f.name]).tolist()
+                    for f in self.signature.features
+                    if f.is_vector
+                }
+                row = {**row, **vectors}
         else:
             row = _row(self, features)
             readers = {name: read for name, read in self._readers.items() if name in row}
