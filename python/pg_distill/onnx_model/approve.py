@@ -35,13 +35,25 @@ from pg_distill.onnx_model.session import (
     CONVERTED_KEY,
     Model,
     open_session,
+    runtime_errors,
 )
 from pg_distill.onnx_model.signature import (
     FeatureSpec,
     Null,
     Signature,
 )
-from pg_distill.onnx_model.survey import ELEMENT_TYPES
+from pg_distill.onnx_model.survey import ELEMENT_TYPES, Survey
+from pg_distill.onnx_model.text_model import TextModel
+from pg_distill.onnx_model.tokenizer_rules import open_tokenizer
+from pg_distill.onnx_model.tokens import DEFAULT_TOKENS, Tokens, metadata
+from pg_distill.onnx_model.transformer import (
+    derive_text,
+    hold_tokens,
+    shape_feeds,
+    text_inputs,
+    try_text,
+    walk,
+)
 from pg_distill.onnx_model.trial import peak_bytes, run_extremes, try_model
 from pg_distill.onnx_model.values import encode
 
@@ -70,6 +82,7 @@ def approve(
     rows: Frame | None = None,
     limits: Limits = DEFAULT_LIMITS,
     class_threshold: float | None = None,
+    max_tokens: int = DEFAULT_TOKENS,
 ) -> Approval:
     """Say whether backends may open ``artifact``: the one check, whichever way a file comes.
 
@@ -81,6 +94,8 @@ def approve(
         As in `derive_signature`.
     names
         What the features are called, in the place of what the graph calls them.
+    max_tokens
+        Of a text, where the file holds a tokenizer.
 
     Raises
     ------
@@ -90,6 +105,26 @@ def approve(
         Where ``signature`` is not the file's.
     """
     model = check(artifact, limits)
+    tokenizer = metadata(artifact)
+    if tokenizer is not None:
+        if signature is not None and signature.max_tokens is None:
+            raise _other_signature("it reads no tokens")
+        tokens = open_tokenizer(tokenizer, max_tokens if signature is None else signature.max_tokens or 0)
+        if signature is None:
+            signature, found = derive_text(
+                model,
+                tokens,
+                features=features,
+                task=task,
+                classes=classes,
+                rows=rows,
+                limits=limits,
+                class_threshold=class_threshold,
+            )
+            signature = _renamed(signature, names)
+        else:
+            signature, found = _text_held_against(model, signature, tokens, limits)
+        return _approve_text(model, artifact, signature, tokens, found, rows, limits)
     if signature is None:
         signature = derive_signature(
             model,
@@ -100,12 +135,10 @@ def approve(
             limits=limits,
             class_threshold=class_threshold,
         )
-        if names is not None:
-            if len(names) != len(signature.features):
-                raise InvalidData(f"expected {len(signature.features)} features, not {len(names)}")
-            renamed = zip(signature.features, names, strict=True)
-            signature = replace(signature, features=tuple(replace(f, name=name) for f, name in renamed))
+        signature = _renamed(signature, names)
     else:
+        if signature.max_tokens is not None:
+            raise _other_signature("it reads tokens")
         signature = _held_against(model, signature, limits)
     _check_names(signature, limits)
     made_up = synthetic(signature)
@@ -115,6 +148,57 @@ def approve(
     outputs = try_model(opened, rows, limits, before)
     run_extremes(opened, limits)
     return Approval(signature, outputs)
+
+
+def _renamed(signature: Signature, names: Sequence[str] | None) -> Signature:
+    if names is None:
+        return signature
+    if len(names) != len(signature.features):
+        raise InvalidData(f"expected {len(signature.features)} features, not {len(names)}")
+    renamed = zip(signature.features, names, strict=True)
+    return replace(signature, features=tuple(replace(f, name=name) for f, name in renamed))
+
+
+def _approve_text(
+    model: onnx.ModelProto,
+    artifact: bytes,
+    signature: Signature,
+    tokens: Tokens,
+    found: Survey,
+    rows: Frame | None,
+    limits: Limits,
+) -> Approval:
+    """Take the last steps with a transformer: names, shapes, and runs as a backend makes them."""
+    _check_names(signature, limits)
+    names = _tensor_names(found)
+    session = open_session(prune(model.SerializeToString(), names))
+    for length, feed in shape_feeds(signature, tokens):
+        part = survey_of(model, signature.inputs, limits, length, found)
+        try:
+            given = session.run(names, feed)
+        except runtime_errors:
+            continue
+        for name, array in zip(names, given, strict=True):
+            _hold_tensor(part.tensors[name], np.asarray(array), 1)
+    del session
+    before = peak_bytes(reset=True)
+    opened = TextModel(artifact, signature, run_bytes=limits.run_bytes, tokens=tokens)
+    return Approval(signature, try_text(opened, tokens, rows, limits, before))
+
+
+def _text_held_against(
+    model: onnx.ModelProto, stored: Signature, tokens: Tokens, limits: Limits
+) -> tuple[Signature, Survey]:
+    """Return a transformer's stored signature, with its cost, and the walk of its graph, if it is one of this file."""
+    if text_inputs(model) != stored.inputs:
+        raise _other_signature("it has other inputs")
+    wrong = _output_difference(model, stored)
+    if wrong is not None:
+        raise _other_signature(wrong)
+    found, cost = walk(model, stored.inputs, tokens.max_tokens, [stored.output.name], limits)
+    _hold_output(found, stored)
+    hold_tokens(model, stored.inputs, tokens)
+    return replace(stored, cost=cost), found
 
 
 def _check_names(signature: Signature, limits: Limits) -> None:
@@ -133,25 +217,33 @@ def _check_names(signature: Signature, limits: Limits) -> None:
 
 def _held_against(model: onnx.ModelProto, stored: Signature, limits: Limits) -> Signature:
     """Return a stored signature, with its cost, if it is one of this file."""
-    wrong = _first_difference(model, stored)
-    if wrong is None:
-        found = survey_of(model, stored.inputs, limits)
-        cost = cost_of(found, [stored.output.name], limits)
-        given = found.tensors[stored.output.name]
-        output = stored.output
-        rows = given.shape[0] if given.rank else None
-        expected = ELEMENT_TYPES[output.element] if output.element != "string" else TensorProto.STRING
-        if (
-            given.element != expected
-            or rows is None
-            or given.size != rows * output.width
-            or rows != found.tensors[stored.inputs[0].name].shape[0]
-        ):
-            wrong = f"it gives {output.width} numbers a row of type {output.element}"
-        else:
-            return replace(stored, cost=cost)
-    raise ArtifactCorrupted(
-        "stored signature of the model is not its file's", detail=f"The signature says that {wrong}."
+    wrong = _first_difference(model, stored) or _output_difference(model, stored)
+    if wrong is not None:
+        raise _other_signature(wrong)
+    found = survey_of(model, stored.inputs, limits)
+    cost = cost_of(found, [stored.output.name], limits)
+    _hold_output(found, stored)
+    return replace(stored, cost=cost)
+
+
+def _hold_output(found: Survey, stored: Signature) -> None:
+    """Demand that the output is of the type and the shape that a stored signature says."""
+    output = stored.output
+    given = found.tensors[output.name]
+    rows = given.shape[0] if given.rank else None
+    expected = ELEMENT_TYPES[output.element] if output.element != "string" else TensorProto.STRING
+    if (
+        given.element != expected
+        or rows is None
+        or given.size != rows * output.width
+        or rows != found.tensors[stored.inputs[0].name].shape[0]
+    ):
+        raise _other_signature(f"it gives {output.width} numbers a row of type {output.element}")
+
+
+def _other_signature(said: str) -> ArtifactCorrupted:
+    return ArtifactCorrupted(
+        "stored signature of the model is not its file's", detail=f"The signature says that {said}."
     )
 
 
@@ -182,6 +274,11 @@ def _first_difference(model: onnx.ModelProto, stored: Signature) -> str | None:
         return "a feature is read twice, or not"
     if len(set(stored.names)) != len(stored.names):
         return "two features have one name"
+    return None
+
+
+def _output_difference(model: onnx.ModelProto, stored: Signature) -> str | None:
+    """Return what a stored signature says of the output that is not so."""
     score, label, zipmap = find_outputs(model.graph)
     if stored.output.form == "label":
         if stored.output.name != label or stored.output.element not in ("int64", "string"):
@@ -199,9 +296,7 @@ def _hold_shapes(model: onnx.ModelProto, signature: Signature, rows: Frame, limi
     What fails on all the rows that there are to try it on is left to its rules.
     """
     found = survey_of(model, signature.inputs, limits)
-    names = [
-        name for step in found.steps for name in step.node.output if name and not found.tensors[name].is_map
-    ]
+    names = _tensor_names(found)
     session = open_session(prune(model.SerializeToString(), names))
     for count in (1,) if any(i.batch == 1 for i in signature.inputs) else _SHAPE_ROWS:
         cost = found.cost(names, limits.node_seconds * 1e9)
@@ -216,6 +311,13 @@ def _hold_shapes(model: onnx.ModelProto, signature: Signature, rows: Frame, limi
             for name in names:
                 _hold_tensor(found.tensors[name], np.asarray(given[name]), count)
             break
+
+
+def _tensor_names(found: Survey) -> list[str]:
+    """Return the tensors that nodes make, but for dictionaries."""
+    return [
+        name for step in found.steps for name in step.node.output if name and not found.tensors[name].is_map
+    ]
 
 
 def _hold_tensor(expected: Tensor, array: npt.NDArray[Any], rows: int) -> None:

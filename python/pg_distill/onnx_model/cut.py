@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from pg_distill.errors import InvalidArtifact
 
-__all__ = ["Lookup", "cut_lookups", "prune"]
+__all__ = ["Lookup", "cut_lookups", "field", "fields", "prune"]
 
 _ELEMENTS = {"float32": 1, "int64": 7}  # of TensorProto.DataType
 KEYS_A_CHECK = 1 << 15  # strings of a table that are read in some 30 ms
@@ -41,14 +41,14 @@ def prune(artifact: bytes, outputs: Sequence[str]) -> bytes:
     graph: list[bytes | memoryview] = []
     nodes: list[tuple[memoryview, list[str], list[str]]] = []
     try:
-        for number, whole, payload in _fields(memoryview(artifact)):
+        for number, whole, payload in fields(memoryview(artifact)):
             if number != 7:
                 rest.append(whole)
                 continue
-            for inner, inner_whole, inner_payload in _fields(payload):
+            for inner, inner_whole, inner_payload in fields(payload):
                 if inner == 1:
                     names: tuple[list[str], list[str]] = ([], [])
-                    for n, _, value in _fields(inner_payload):
+                    for n, _, value in fields(inner_payload):
                         if n in (1, 2):
                             names[n - 1].append(str(value, "utf-8"))
                     nodes.append((inner_whole, *names))
@@ -62,8 +62,8 @@ def prune(artifact: bytes, outputs: Sequence[str]) -> bytes:
         if not needed.isdisjoint(given):
             needed.update(inputs)
             kept.append(node)
-    declared = (_field(12, _field(1, name.encode())) for name in outputs)
-    return b"".join([*rest, _field(7, b"".join([*reversed(kept), *graph, *declared]))])
+    declared = (field(12, field(1, name.encode())) for name in outputs)
+    return b"".join([*rest, field(7, b"".join([*reversed(kept), *graph, *declared]))])
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ def cut_lookups(
     """
     rest: list[memoryview] = []
     parts: list[tuple[int, memoryview, memoryview]] = []
-    for number, whole, payload in _fields(memoryview(graph)):
+    for number, whole, payload in fields(memoryview(graph)):
         if number == 7:
-            parts.extend(_fields(payload))
+            parts.extend(fields(payload))
         else:
             rest.append(whole)
     if not any(number == 11 and _text(payload, 1) in sources for number, _, payload in parts):
@@ -134,9 +134,9 @@ def cut_lookups(
     ]
     for lookup in lookups:
         kind = bytes([1 << 3, _ELEMENTS[lookup.element]])
-        value = _field(1, lookup.target.encode()) + _field(2, _field(1, kind + inputs[lookup.source][1]))
-        kept.append(_field(11, value))
-    return b"".join([*rest, _field(7, b"".join(kept))]), tuple(lookups)
+        value = field(1, lookup.target.encode()) + field(2, field(1, kind + inputs[lookup.source][1]))
+        kept.append(field(11, value))
+    return b"".join([*rest, field(7, b"".join(kept))]), tuple(lookups)
 
 
 class _Node:
@@ -149,7 +149,7 @@ class _Node:
         self.attributes: list[memoryview] = []
         self.operator = _text(payload, 4)
         self.is_encoder = (self.operator, _text(payload, 7)) == ("LabelEncoder", "ai.onnx.ml")
-        for number, _, value in _fields(payload):
+        for number, _, value in fields(payload):
             if number in (1, 2):
                 (self.inputs if number == 1 else self.outputs).append(str(value, "utf-8"))
             elif number == 5:
@@ -168,7 +168,7 @@ class _Node:
             name = _text(attribute, 1)
             if name not in ("keys_strings", "values_floats", "values_int64s", "default_string", *defaults):
                 return None
-            for number, _, value in _fields(attribute):
+            for number, _, value in fields(attribute):
                 if number == 9 and name == "keys_strings":
                     if len(keys) % KEYS_A_CHECK == 0:
                         check()
@@ -194,16 +194,16 @@ class _Node:
 def _text(message: memoryview, field: int) -> str:
     """Return a field of text; the empty string where there is none."""
     found = (
-        str(value, "utf-8", "surrogateescape") for number, _, value in _fields(message) if number == field
+        str(value, "utf-8", "surrogateescape") for number, _, value in fields(message) if number == field
     )
     return next(found, "")
 
 
 def _shape(value_info: memoryview) -> bytes:
     """Return the field of an input's shape; nothing where it has none."""
-    for number, _, kind in _fields(value_info):
-        for inner, _, tensor in _fields(kind) if number == 2 else ():
-            for n, whole, _ in _fields(tensor) if inner == 1 else ():
+    for number, _, kind in fields(value_info):
+        for inner, _, tensor in fields(kind) if number == 2 else ():
+            for n, whole, _ in fields(tensor) if inner == 1 else ():
                 if n == 2:
                     return bytes(whole)
     return b""
@@ -231,7 +231,7 @@ def _varint(view: memoryview, at: int) -> tuple[int, int]:
             raise IndexError("a varint is too long")
 
 
-def _fields(view: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+def fields(view: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
     """Yield (number, field, payload) of a serialized message; IndexError where it is none."""
     at, end = 0, len(view)
     while at < end:
@@ -253,7 +253,7 @@ def _fields(view: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
         yield tag >> 3, view[start:at], view[payload:at]
 
 
-def _field(number: int, payload: bytes) -> bytes:
+def field(number: int, payload: bytes) -> bytes:
     """Return a field whose payload has a length."""
 
     def varint(value: int) -> bytes:

@@ -24,6 +24,7 @@ from pg_distill.frame import Column, Feature, FloatArray, Frame, Task
 from pg_distill.measure import confidence, metrics
 from pg_distill.measure.metrics import default_metric
 from pg_distill.onnx_model.signature import Signature
+from pg_distill.onnx_model.tokens import DEFAULT_TOKENS, MAX_TOKENS, attach, check_size
 from pg_distill.quoting import quote_identifier
 from pg_distill.registry import models, rights
 from pg_distill.registry.model import Model, check_name
@@ -152,11 +153,17 @@ def register_onnx(
     claim: claims.Claim | None = None,
     allow_difference: bool = False,
     class_threshold: float | None = None,
+    tokenizer: bytes | None = None,
+    max_tokens: int | None = None,
 ) -> str:
     """Register an ONNX file; return the model's id.
 
     Parameters
     ----------
+    tokenizer
+        The tokenizer.json of a transformer, which the file is stored with.
+    max_tokens
+        That it reads of a text.
     class_threshold
         Of two classes the probability of the last one from which the model names it, where that is not one half.
     expected
@@ -183,6 +190,12 @@ def register_onnx(
         raise InvalidParameter("a column of expected predictions needs a sample that has it")
     if class_threshold is not None and not 0 < class_threshold < 1:
         raise InvalidParameter(f"class_threshold must be between 0 and 1, not {class_threshold}")
+    max_tokens = DEFAULT_TOKENS if max_tokens is None else max_tokens
+    if not 1 <= max_tokens <= MAX_TOKENS:
+        raise InvalidParameter(f"max_tokens must be between 1 and {MAX_TOKENS}, not {max_tokens}")
+    if tokenizer is not None:
+        check_size(tokenizer)
+        artifact = attach(artifact, tokenizer)
     limit, run_bytes = model_limits(db)
     if len(artifact) > limit:
         raise LimitExceeded(f"artifact has {len(artifact)} bytes, more than the limit of {limit}")
@@ -207,6 +220,7 @@ def register_onnx(
                 max_bytes=limit,
                 run_bytes=run_bytes,
                 class_threshold=class_threshold,
+                max_tokens=max_tokens,
             )
 
     # No child lives while the sample runs: it is the caller's SQL, and may take as long as it likes.
@@ -216,9 +230,12 @@ def register_onnx(
         source = resolve_source(db, sample, stored=True)
         if features is None:
             # A graph with an input a column names its columns; one with a tensor takes what the sample has.
-            given = inspect().signature.names
-            if set(given) <= set(source.columns):
-                features = given
+            graph = inspect().signature if tokenizer is None else None
+            if graph is None or graph.max_tokens is not None:
+                features = [_text_column(source, label, expected)]
+                db.notice(f'the model is taken to read column "{features[0]}"')
+            elif set(graph.names) <= set(source.columns):
+                features = graph.names
             else:
                 features = [c for c in source.kinds if c not in (label, expected)]
                 db.notice(
@@ -255,6 +272,10 @@ def register_onnx(
             _accuracy_figures(signature.task, signature.classes, labels, found.outputs, class_threshold)
         )
         warn_of_classes(db, name, signature.task, signature.classes, labels, found.outputs)
+        if len(found.outputs) < len(frame):
+            db.notice(
+                f"measured on {len(found.outputs)} of {len(frame)} rows, because the model is a transformer, which takes its time"
+            )
     model = models.insert_model(
         db,
         name=name,
@@ -279,6 +300,17 @@ def register_onnx(
     models.update_figures(db, model.id, figures)
     _say_what_is_missing(db, sample, label, figures)
     return model.id
+
+
+def _text_column(source: Source, *others: str | None) -> str:
+    """Return the column that a model of texts reads, where nobody has named it: the only one of strings."""
+    found = [name for name, kind in source.kinds.items() if kind == "string" and name not in others]
+    if len(found) != 1:
+        raise InvalidParameter(
+            f"the model reads one text, and the sample has {len(found)} columns of strings",
+            hint="Name the column: features => '{body}'.",
+        )
+    return found[0]
 
 
 def _timed(db: Database, model: Model, frame: Frame) -> dict[str, Any]:
