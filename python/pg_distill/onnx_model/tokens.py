@@ -91,12 +91,6 @@ class Tokens:
         self._encode = self._tokenizer.encode
         self._nothing = int(padding.get("pad_id", 0))
 
-    @property
-    def size(self) -> int:
-        """One more than the largest id that it gives."""
-        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
-        return max([*ids, self._nothing], default=0) + 1
-
     def read(self, text: str) -> tuple[Sequence[int], Sequence[int]]:
         """Return a text's token ids and their types; a text that has no tokens is one token, that of padding.
 
@@ -115,6 +109,11 @@ class Tokens:
         if len(ids) > self.max_tokens:
             raise InvalidData(f"tokenizer gives {len(ids)} tokens, limit is {self.max_tokens}")
         return (ids, types) if len(ids) else ([self._nothing], [0])
+
+    def count_ids(self) -> int:
+        """Return one more than the largest id that it gives; this goes through the whole vocabulary."""
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        return max([*ids, self._nothing], default=0) + 1
 
     def feed(self, text: str, inputs: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
         """Return what the graph's ``inputs``, by name with the type of each, are for a text: arrays of (1, tokens)."""

@@ -48,7 +48,7 @@ Read = tuple[Sequence[int], Sequence[int]]
 """A text's token ids, and the type of each."""
 
 TRIED_TEXTS = 32  # by which it is told what a graph gives
-TRY_SECONDS = 10.0  # for the texts of a sample, of which so many are run, and so long
+TRY_SECONDS = 5.0  # for the texts of a sample, of which so many are run, and so long
 LEAST_TEXTS = 16
 SHAPE_TOKENS = (1, 2, 5, 16)  # lengths whose shapes are compared with a run's
 _EXTREME_SECONDS = 4.0
@@ -135,10 +135,10 @@ def walk(
     return longest, cost
 
 
-def made_up(tokens: Tokens, count: int = TRIED_TEXTS) -> list[Read]:
+def _made_up(tokens: Tokens, count: int = TRIED_TEXTS) -> list[Read]:
     """Return tokens of texts that nobody wrote, of several lengths."""
     rng = np.random.default_rng(0)
-    size, most = tokens.size, tokens.max_tokens
+    size, most = tokens.count_ids(), tokens.max_tokens
     return [(rng.integers(0, size, n).tolist(), [0] * n) for n in rng.integers(1, min(most, 48) + 1, count)]
 
 
@@ -178,7 +178,7 @@ def hold_tokens(model: onnx.ModelProto, inputs: Sequence[InputSpec], tokens: Tok
     names = find_outputs(model.graph)[:2]
     session = open_session(prune(model.SerializeToString(), [name for name in names if name]))
     elements: Mapping[str, str] = {spec.name: spec.element for spec in inputs}
-    for token in (0, tokens.size - 1):
+    for token in (0, tokens.count_ids() - 1):
         try:
             session.run(None, Tokens.arrays([token], [0], elements))
         except runtime_errors as error:
@@ -220,7 +220,7 @@ def derive_text(
     wanted = [name for name in (score, label) if name]
     found, cost = walk(model, inputs, tokens.max_tokens, wanted, limits)
     hold_tokens(model, inputs, tokens)
-    reads = made_up(tokens) if rows is None else [tokens.read(t) for t in _texts(rows, TRIED_TEXTS)]
+    reads = _made_up(tokens) if rows is None else [tokens.read(t) for t in _texts(rows, TRIED_TEXTS)]
     raw = run_reads(model, inputs, reads, wanted)
     scores = None if score is None else matrix(raw[score], score, len(reads))
     labels = None if label is None else matrix(raw[label], label, len(reads)).reshape(-1)
@@ -256,9 +256,10 @@ def _frame(signature: Signature, texts: Sequence[str]) -> Frame:
 def shape_feeds(signature: Signature, tokens: Tokens) -> Iterator[tuple[int, dict[str, npt.NDArray[Any]]]]:
     """Yield lengths, and inputs of each, on which the shapes that were worked out are held against a run's."""
     elements: Mapping[str, str] = {spec.name: spec.element for spec in signature.inputs}
+    size = tokens.count_ids()
     for length in SHAPE_TOKENS:
         if length <= tokens.max_tokens:
-            ids = [i % tokens.size for i in range(length)]
+            ids = [i % size for i in range(length)]
             yield length, Tokens.arrays(ids, [0] * length, elements)
 
 
@@ -276,9 +277,16 @@ def try_text(model: TextModel, tokens: Tokens, rows: Frame | None, limits: Limit
     """
     signature = model.signature
     elements: Mapping[str, str] = {spec.name: spec.element for spec in signature.inputs}
-    length = tokens.max_tokens
-    longest = Tokens.arrays([i * 7919 % tokens.size for i in range(length)], [0] * length, elements)
-    timed(model, lambda: model.run_feed(longest), 1, limits)
+    length, size = tokens.max_tokens, tokens.count_ids()
+    longest = Tokens.arrays([i * 7919 % size for i in range(length)], [0] * length, elements)
+    try:
+        timed(model, lambda: model.run_feed(longest), 1, limits)
+    except InvalidData as error:
+        raise InvalidData(
+            f"model fails on a text of {length} tokens",
+            detail=error.detail,
+            hint="Pass max_tokens => ... , as many as it has positions for.",
+        ) from error
     began = time.monotonic()
     for text in _EXTREME_TEXTS:
         with suppress(InvalidData):
