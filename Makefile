@@ -111,7 +111,7 @@ TEST_PYTHON ?= $(shell for python in $(SERVER_PYTHON) python3; do \
 	$$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$python && break; done)
 VENV = build/venv
 # frameworks, too: exports of PyTorch, XGBoost and CatBoost as teachers
-TEST_EXTRAS ?= client,convert,dask,plot,test
+TEST_EXTRAS ?= client,convert,dask,plot,test,text
 PYTEST = $(VENV)/bin/python -m pytest --config-file=python/pyproject.toml --rootdir=.
 # One process a server: their tests wait more than they work.
 PYTEST_FLAGS ?= --numprocesses=3

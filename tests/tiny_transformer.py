@@ -27,7 +27,25 @@ WIDTH, HEADS, POSITIONS = 32, 2, 64
 GOOD = ("great", "wonderful", "lovely", "superb", "moving", "charming", "brilliant", "funny")
 BAD = ("awful", "boring", "terrible", "dull", "clumsy", "tedious", "stupid", "ugly")
 THINGS = ("film", "plot", "acting", "music", "ending", "dialogue")
-WORDS = (*GOOD, *BAD, *THINGS, *"the was and i it but very a of in loved hated not un ##ing ##ed ##s".split())
+_OTHERS = (
+    "the",
+    "was",
+    "and",
+    "i",
+    "it",
+    "but",
+    "very",
+    "a",
+    "of",
+    "in",
+    "loved",
+    "hated",
+    "not",
+    "un",
+    "##ing",
+    "##s",
+)
+WORDS = (*GOOD, *BAD, *THINGS, *_OTHERS)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
