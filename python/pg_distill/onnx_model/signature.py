@@ -13,6 +13,7 @@ from pg_distill.errors import (
 from pg_distill.frame import Kind, Task
 
 __all__ = [
+    "MAX_TOKENS",
     "NULL_STRING",
     "Cost",
     "Element",
@@ -27,6 +28,9 @@ __all__ = [
 NULL_STRING = "\x1f<NULL>"
 """What a student's graph reads for a NULL string; no column holds its control character by accident."""
 
+
+MAX_TOKENS = 1024
+"""Most tokens of a text that any transformer reads: attention takes memory and time by the square."""
 
 Element = Literal["float32", "float64", "int64", "int32", "bool", "string"]
 Null = Literal["nan", "string", "empty", "error"]
@@ -250,7 +254,7 @@ class Signature:
         tokens, [first, *others] = self.max_tokens, self.features
         return (
             type(tokens) is int
-            and tokens > 0
+            and 0 < tokens <= MAX_TOKENS
             and not others
             and (first.kind, first.null) == ("string", "empty")
             and len(self.inputs) > 0

@@ -27,7 +27,6 @@ __all__ = [
     "INPUT_IDS",
     "INPUT_NAMES",
     "MAX_TOKENIZER_BYTES",
-    "MAX_TOKENS",
     "TOKENIZER_KEY",
     "Tokens",
     "attach",
@@ -43,7 +42,6 @@ INPUT_NAMES = frozenset({INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS})
 """The inputs that a transformer may have, by the names of Hugging Face's exports; the first it must have."""
 
 DEFAULT_TOKENS = 256  # of a text, unless told otherwise
-MAX_TOKENS = 1024  # attention takes memory and time by the square
 CHARACTERS_A_TOKEN = 32  # of a text are read, for each token that it may have; words have some five
 MAX_TOKENIZER_BYTES = 32 << 20  # XLM-RoBERTa's, with 250,000 tokens, has 17 MB
 

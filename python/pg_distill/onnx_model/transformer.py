@@ -39,7 +39,7 @@ from pg_distill.onnx_model.session import first_line, open_session, runtime_erro
 from pg_distill.onnx_model.signature import Cost, FeatureSpec, InputSpec, Signature
 from pg_distill.onnx_model.survey import Survey
 from pg_distill.onnx_model.text_model import TextModel
-from pg_distill.onnx_model.tokens import INPUT_IDS, INPUT_NAMES, MAX_TOKENS, Tokens
+from pg_distill.onnx_model.tokens import INPUT_IDS, INPUT_NAMES, Tokens
 from pg_distill.onnx_model.trial import check_predictions, peak_bytes, timed
 
 __all__ = ["derive_text", "hold_tokens", "shape_feeds", "text_inputs", "try_text", "walk"]
@@ -99,8 +99,6 @@ def walk(
     FeatureNotSupported, InvalidArtifact, LimitExceeded
         As `survey`, for some number of tokens.
     """
-    if not 1 <= max_tokens <= MAX_TOKENS:
-        raise InvalidParameter(f"max_tokens must be between 1 and {MAX_TOKENS}, not {max_tokens}")
     if max_tokens * len(model.graph.node) > limits.text_steps:
         raise LimitExceeded(
             f"model has {len(model.graph.node)} nodes for {max_tokens} tokens, limit of their product is {limits.text_steps}"

@@ -23,8 +23,8 @@ from pg_distill.errors import (
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Task
 from pg_distill.measure import confidence, metrics
 from pg_distill.measure.metrics import default_metric
-from pg_distill.onnx_model.signature import Signature
-from pg_distill.onnx_model.tokens import DEFAULT_TOKENS, MAX_TOKENS, attach, check_size
+from pg_distill.onnx_model.signature import MAX_TOKENS, Signature
+from pg_distill.onnx_model.tokens import DEFAULT_TOKENS, attach, check_size
 from pg_distill.quoting import quote_identifier
 from pg_distill.registry import models, rights
 from pg_distill.registry.model import Model, check_name
