@@ -200,11 +200,11 @@ class TextModel:
             raise UndefinedColumn(f'column "{self._name}" does not exist')
         if self._name not in frame.string_names:
             raise wrong_type(self.signature.features[0], "number")
-        texts = frame.strings(self._name)
-        codes, places = np.unique(texts.codes, return_inverse=True)
-        found = np.empty((len(codes), self.signature.width), np.float64)
-        for place, code in enumerate(codes.tolist()):
-            found[place] = self.run_text(
-                self._text(texts.categories[code] if code >= 0 else None), logits=logits
-            )
-        return found[places.reshape(-1)]
+        texts: list[str] = frame.strings(self._name).to_objects("").tolist()
+        found: dict[str, FloatArray] = {}
+        out = np.empty((len(texts), self.signature.width), np.float64)
+        for place, text in enumerate(texts):
+            if text not in found:
+                found[text] = self.run_text(text, logits=logits)
+            out[place] = found[text]
+        return out
