@@ -25,9 +25,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from pg_distill.errors import FeatureNotSupported, InvalidArtifact, LimitExceeded
-from pg_distill.onnx_model.tokens import CHARACTERS_A_TOKEN, Tokens, check_size
+from pg_distill.onnx_model.tokens import CHARACTERS_A_TOKEN, MAX_TOKENIZER_BYTES, Tokens, check_size
 
-__all__ = ["MAX_GROWTH", "PATTERNS", "check_tokenizer", "open_tokenizer"]
+__all__ = ["MAX_GROWTH", "MAX_TOKENIZER_BYTES", "PATTERNS", "check_tokenizer", "open_tokenizer"]
 
 MAX_VOCABULARY = 1_000_000  # tokens; Gemma's has 262,144
 MAX_TOKEN_CHARACTERS = 1_000  # of one token; runs of blanks are some hundreds
@@ -44,7 +44,7 @@ MAX_CHARSMAP_BYTES = 4 << 20  # of a precompiled normaliser; SentencePiece's nmt
 MAX_TEMPLATE = 64  # parts of a template of special tokens
 MAX_ID = 1 << 24  # of a token
 
-OPEN_SECONDS = 2.0  # of a processor, to open it: nobody can interrupt that
+START_SECONDS = 2.0  # of a processor, to open it: nobody can interrupt that
 READ_SECONDS = 0.25  # of a processor, to read the longest text that is read
 
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
@@ -88,8 +88,8 @@ def open_tokenizer(tokenizer: str, max_tokens: int) -> Tokens:
     began = time.thread_time()
     tokens = Tokens(tokenizer, max_tokens)
     took = time.thread_time() - began
-    if took > OPEN_SECONDS:
-        raise LimitExceeded(f"tokenizer takes {took:.3g} s to open, limit is {OPEN_SECONDS:g} s")
+    if took > START_SECONDS:
+        raise LimitExceeded(f"tokenizer takes {took:.3g} s to open, limit is {START_SECONDS:g} s")
     length = CHARACTERS_A_TOKEN * max_tokens
     for text in _LONG:
         long = (text * (length // len(text) + 1))[:length]
@@ -356,17 +356,11 @@ def _component(what: str, known: Mapping[str, Mapping[str, _Check]], inner: str)
         if kind not in known:
             raise FeatureNotSupported(f'{what} "{kind[:80]}" of the tokenizer is not supported')
         _check_fields(reader, f'{what} "{kind}"', fields, known[kind])
-        if what == "normalizer" and kind in _GROWING:
-            _GROWING[kind](reader, value)
+        if (what, kind) in _AS_A_WHOLE:
+            _AS_A_WHOLE[what, kind](reader, value)
 
     return check
 
-
-_GROWING: Mapping[str, Callable[[_Reader, Mapping[str, Any]], None]] = {
-    "Replace": _replaces,
-    "Prepend": _prepends,
-    "ByteLevel": lambda reader, step: _grow(reader, 2.0),
-}
 
 _normalizer = _component(
     "normalizer",
@@ -433,16 +427,57 @@ def _template(reader: _Reader, value: Any) -> None:
         _wrong("template")
     if len(value) > MAX_TEMPLATE:
         raise LimitExceeded(f"template of the tokenizer has {len(value)} parts, limit is {MAX_TEMPLATE}")
-    kinds = [kind for part in value for kind in part]
-    if not set(kinds) <= {"Sequence", "SpecialToken"} or kinds.count("Sequence") > 2:
+    texts = []
+    for part in value:
+        [(kind, fields)] = part.items()
+        if kind not in _PIECES or not isinstance(fields, dict):
+            _wrong("template")
+        _check_fields(reader, "a template", fields, _PIECES[kind])
+        texts += [fields.get("id")] if kind == "Sequence" else []
+    if len(set(texts)) < len(texts):
         raise FeatureNotSupported("template of the tokenizer repeats texts, which is not supported")
 
 
+_PIECES: Mapping[str, Mapping[str, _Check]] = {
+    "Sequence": {"id": _text(1), "type_id": _count(MAX_ID)},
+    "SpecialToken": {"id": _token, "type_id": _count(MAX_ID)},
+}
+
+
 def _specials(reader: _Reader, value: Any) -> None:
-    if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+    if not isinstance(value, dict):
         _wrong("template")
-    if len(value) > MAX_TEMPLATE or sum(len(v.get("ids", ())) for v in value.values()) > MAX_TEMPLATE:
+    if len(value) > MAX_TEMPLATE:
         raise LimitExceeded(f"template of the tokenizer has over {MAX_TEMPLATE} special tokens")
+    for special in value.values():
+        if not isinstance(special, dict):
+            _wrong("template")
+        _check_fields(
+            reader,
+            "a special token",
+            special,
+            {"id": _token, "ids": _list(_count(MAX_ID)), "tokens": _list(_token)},
+        )
+
+
+def _list(of: _Check) -> _Check:
+    def check(reader: _Reader, value: Any) -> None:
+        if not isinstance(value, list):
+            _wrong("a list")
+        if len(value) > MAX_TEMPLATE:
+            raise LimitExceeded(f"a list of the tokenizer has over {MAX_TEMPLATE} tokens")
+        for item in value:
+            of(reader, item)
+
+    return check
+
+
+def _knows_its_tokens(reader: _Reader, step: Mapping[str, Any]) -> None:
+    """Demand that a template's special tokens are among those that it names: the library panics otherwise."""
+    known = step.get("special_tokens") or {}
+    for part in (*(step.get("single") or ()), *(step.get("pair") or ())):
+        if "SpecialToken" in part and part["SpecialToken"].get("id") not in known:
+            _wrong("template")
 
 
 _post_processor = _component(
@@ -455,6 +490,13 @@ _post_processor = _component(
     },
     "processors",
 )
+
+_AS_A_WHOLE: Mapping[tuple[str, str], Callable[[_Reader, Mapping[str, Any]], None]] = {
+    ("normalizer", "Replace"): _replaces,
+    ("normalizer", "Prepend"): _prepends,
+    ("normalizer", "ByteLevel"): lambda reader, step: _grow(reader, 2.0),
+    ("post-processor", "TemplateProcessing"): _knows_its_tokens,
+}
 
 # It is read with the rest, and never run.
 _decoder = _component(
