@@ -45,7 +45,7 @@ from pg_distill.onnx_model.signature import (
 from pg_distill.onnx_model.survey import ELEMENT_TYPES, Survey
 from pg_distill.onnx_model.text_model import TextModel
 from pg_distill.onnx_model.tokenizer_rules import open_tokenizer
-from pg_distill.onnx_model.tokens import DEFAULT_TOKENS, Tokens, metadata
+from pg_distill.onnx_model.tokens import DEFAULT_TOKENS, HELD_A_BYTE, Tokens, metadata
 from pg_distill.onnx_model.transformer import (
     derive_text,
     hold_tokens,
@@ -124,6 +124,9 @@ def approve(
             signature = _renamed(signature, names)
         else:
             signature, found = _text_held_against(model, signature, tokens, limits)
+        assert signature.cost is not None
+        held = signature.cost.held_bytes + HELD_A_BYTE * len(tokenizer)
+        signature = replace(signature, cost=replace(signature.cost, held_bytes=held))
         return _approve_text(model, artifact, signature, tokens, found, rows, limits)
     if signature is None:
         signature = derive_signature(
