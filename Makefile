@@ -114,7 +114,7 @@ TEST_PYTHON ?= $(shell for python in $(SERVER_PYTHON) python3; do \
 	$$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$python && break; done)
 VENV = build/venv
 # frameworks, too: exports of PyTorch, XGBoost and CatBoost as teachers
-TEST_EXTRAS ?= client,convert,dask,plot,test
+TEST_EXTRAS ?= client,convert,dask,plot,test,text
 PYTEST = $(VENV)/bin/python -m pytest --config-file=python/pyproject.toml --rootdir=.
 # One process for one server, and the last one's for the local cluster, too (tests/spread.py).
 PYTEST_FLAGS ?= --numprocesses=3
