@@ -93,14 +93,15 @@ class Segment:
         self._dot = cells.dot
 
         self._bytes = _HEADER_BYTES + 4 * len(cells)
+        self._view = memoryview(cells).cast("B") if cells.dtype == np.float32 else None  # type: ignore[arg-type]
         self._header = struct.pack("=4i", 1, 0, _SINGLE, len(cells))  # of one dimension and no NULL
 
     def take(self, value: bytes | None) -> None:
         """Write a vector from its bytes, those of the server's own array; NULL is NaN throughout."""
         if value is None:
             self._cells[:] = math.nan
-        elif len(value) == self._bytes and value.startswith(self._header):
-            self._cells[:] = np.frombuffer(value, np.float32, -1, _HEADER_BYTES)
+        elif self._view is not None and len(value) == self._bytes and value.startswith(self._header):
+            self._view[:] = value[_HEADER_BYTES:]
         else:
             self._cells[:] = read_bytes(self.feature, value)
 
