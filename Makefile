@@ -1,7 +1,7 @@
 # make                  joins the SQL sources into the extension's script
 # make install          the extension and its Python module, for the server of PG_CONFIG; uninstall undoes it
 # make demo             one real distillation, start to end
-# make test             every test on every server that can be had here; make lint, make bench, make bench-quality
+# make test             every test on every server that can be had here; make lint, make bench, make bench-sql, make bench-quality
 # make fuzz             hostile ONNX files by the thousand; make third-party, which exports of other software are taken
 # make docs             the reference under extension/doc, from the comments of the SQL objects
 # make pictures         the picture of the architecture, from the imports
@@ -25,7 +25,7 @@ EXTRA_CLEAN = build docker/certs/*.crt
 
 .DEFAULT_GOAL := all
 .PHONY: all install uninstall clean install-dependencies freeze check-frozen dist \
-	images lock lint test test-packages test-faults test-long unit quick fuzz third-party docs demo bench bench-quality
+	images lock lint test test-packages test-faults test-long unit quick fuzz third-party docs demo bench bench-sql bench-quality
 
 all: $(PRODUCTS)
 clean:
@@ -202,6 +202,9 @@ demo:
 
 bench: $(VENV)/.made $(PRODUCTS)
 	$(VENV)/bin/python tests/bench/serving.py $(BENCH_FLAGS)
+
+bench-sql: $(VENV)/.made $(PRODUCTS)
+	$(VENV)/bin/python tests/bench/sql_forms.py $(BENCH_FLAGS)
 
 bench-quality: $(VENV)/.made $(PRODUCTS)
 	$(VENV)/bin/python tests/bench/quality.py $(BENCH_FLAGS)
