@@ -32,7 +32,16 @@ VALUES = (
     *(-(2**63), 2**63 - 1, -(2**31), 2**31 - 1, 2**53 + 1, 5e-324),
 )
 TOKENS = 24  # of a text that a transformer reads: it is walked for each number of them
-TEXTS = (None, "", " ", "the film was great", "x" * 10_000, "\u202e\U0001f600\x01e\u0301", "\ufdfa" * 500, "[CLS]" * 500)
+TEXTS = (
+    None,
+    "",
+    " ",
+    "the film was great",
+    "x" * 10_000,
+    "\u202e\U0001f600\x01e\u0301",
+    "\ufdfa" * 500,
+    "[CLS]" * 500,
+)
 SCHEMA_VALUES = (
     None, True, -1, 0, 1, 7, 2**31, 2**63, 1e300, "", "x", "string", "double", "a\x00", "a\nb", [], {}, [[]],
 )  # fmt: skip
