@@ -99,7 +99,11 @@ def vectorizers() -> dict[str, Any]:
     return {
         "tf-idf": TfidfVectorizer(),
         "everything": TfidfVectorizer(
-            ngram_range=(1, 3), sublinear_tf=True, stop_words=["the", "not"], strip_accents="unicode", min_df=2
+            ngram_range=(1, 3),
+            sublinear_tf=True,
+            stop_words=["the", "not"],
+            strip_accents="unicode",
+            min_df=2,
         ),
         "english": TfidfVectorizer(stop_words="english", norm="l1", use_idf=False),
         "as it stands": CountVectorizer(lowercase=False, token_pattern=r"[\w'-]+", binary=True),
@@ -108,7 +112,9 @@ def vectorizers() -> dict[str, Any]:
         "inside words": CountVectorizer(analyzer="char_wb", ngram_range=(2, 4)),
         "hash": HashingVectorizer(),
         "hash of counts": HashingVectorizer(n_features=64, norm=None, alternate_sign=False),
-        "hash and idf": make_pipeline(HashingVectorizer(n_features=256, alternate_sign=False), TfidfTransformer()),
+        "hash and idf": make_pipeline(
+            HashingVectorizer(n_features=256, alternate_sign=False), TfidfTransformer()
+        ),
         "in two steps": make_pipeline(CountVectorizer(), TfidfTransformer(sublinear_tf=True)),
         "two": FeatureUnion(
             [("words", TfidfVectorizer()), ("parts", TfidfVectorizer(analyzer="char", ngram_range=(2, 3)))]

@@ -290,7 +290,10 @@ class Signature:
                 and (i.batch is None or (type(i.batch) is int and i.batch > 0))
                 and len(i.features) > 0
                 and type(i.words) is int
-                and (i.words == 0 or (i.words > 0 and len(i.features) == 1 and i.element in ("float32", "float64")))
+                and (
+                    i.words == 0
+                    or (i.words > 0 and len(i.features) == 1 and i.element in ("float32", "float64"))
+                )
                 and all(type(n) is int and 0 <= n < len(features) for n in i.features)
                 for i in self.inputs
             )
