@@ -97,6 +97,3 @@ BEGIN ATOMIC
     FROM (SELECT distill._score_class(model, query, key_column, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot())) AS c) s;
 END;
 COMMENT ON FUNCTION distill.score_class(text, text, text) IS 'a key column, as text, and the class of every row of a relation or read-only query, in constant memory. The most probable one, or by the model''s class_threshold';
-CREATE FUNCTION distill._vector_bytes(numbers float4[]) RETURNS bytea
-LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE AS 'byteasend';
-COMMENT ON FUNCTION distill._vector_bytes(float4[]) IS 'internal: an array as the server keeps it';

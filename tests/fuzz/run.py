@@ -171,6 +171,15 @@ def text_seeds() -> list[bytes]:
     return found
 
 
+def transformer_seeds() -> list[bytes]:
+    """Return transformers with their tokenizers: of floats, and of products of bytes."""
+    from pg_distill.onnx_model.tokenizer import attach
+    from tiny_transformer import classifier
+
+    found = [classifier(), classifier(("a", "b", "c")).logits().quantised()]
+    return [attach(model.artifact, model.tokenizer) for model in found]
+
+
 def operator_seeds() -> list[bytes]:
     """Return the onnx package's own models of single operators: every operator with every attribute."""
     generated = [case.model.SerializeToString() for case in operator_cases()]
@@ -276,7 +285,7 @@ def main() -> int:
     trace = not given.untraced
     if trace and shutil.which("strace") is None:
         parser.error("there is no strace to list the files written: install it, or say --untraced")
-    material = seeds() + text_seeds()
+    material = [*seeds(), *text_seeds(), *transformer_seeds()]
     # Real exports are few beside the operators' models: as many of either, so that mutants of both reach deep.
     operators = operator_seeds()
     material = material * max(1, len(operators) // len(material)) + operators

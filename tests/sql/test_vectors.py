@@ -60,10 +60,14 @@ def test_a_model_over_a_vector_answers_alike_on_every_way(db: psycopg.Connection
     assert one(db, "SELECT accuracy FROM distill.models") == 1.0
     schema = one(db, "SELECT input_schema FROM distill.models")
     assert [(f["kind"], f["length"]) for f in schema["features"]] == [("vector", LENGTH)]
+    db.execute("SELECT distill.create_function('spam', 'f')")
     for form in (
         "distill.predict('spam', to_jsonb(t))",
         "distill.predict('spam', emb)",
         "distill.predict('spam', emb, '{}')",
+        "distill.predict('spam', '{}', '{}', emb::real[])",
+        "(distill.predict_proba('spam', '{}', '{}', emb::real[]))[2]",
+        "f(emb)",
         "(distill.predict_proba('spam', to_jsonb(t)))[2]",
         "(distill.predict_proba('spam', emb))[2]",
         "(distill.predict_batch('spam', array[emb]::float8[]))[1]",
@@ -72,6 +76,11 @@ def test_a_model_over_a_vector_answers_alike_on_every_way(db: psycopg.Connection
         assert np.allclose(found, documents.p, atol=1e-5), form
     scored = db.execute("SELECT prediction FROM distill.score('spam', 'documents', 'id') ORDER BY key::int")
     assert np.allclose([p for (p,) in scored], documents.p, atol=1e-5)
+    named = one(
+        db,
+        "SELECT array_agg(distill.predict_class('spam', '{}', '{}', emb::real[]) ORDER BY id) FROM documents",
+    )
+    assert [c == "true" for c in named] == documents.label.tolist()
     classes = db.execute("SELECT class FROM distill.score_class('spam', 'documents', 'id') ORDER BY key::int")
     assert [c == "true" for (c,) in classes] == documents.label.tolist()
 
@@ -92,6 +101,7 @@ def test_what_is_no_vector_of_the_model_is_refused_and_named(db: psycopg.Connect
     """A wrong length, arrays of arrays, NULL, NaN and infinity among the numbers: 22000 on every way, and in a sample the row."""
     documents = Documents(db)
     documents.register(db)
+    db.execute("SELECT distill.create_function('spam', 'f')")
     size = one(db, "SELECT size FROM documents WHERE id = 77")
     for value in REFUSED:
         db.execute(
@@ -106,7 +116,12 @@ def test_what_is_no_vector_of_the_model_is_refused_and_named(db: psycopg.Connect
             db.execute("SELECT * FROM distill.score('spam', 'odd', 'id')")
         assert refused.value.sqlstate == "22000"
         assert "id = 77" in str(refused.value), value
-        for form in ("distill.predict('spam', to_jsonb(t))", "distill.predict('spam', emb)"):
+        for form in (
+            "distill.predict('spam', to_jsonb(t))",
+            "distill.predict('spam', emb)",
+            "distill.predict('spam', '{}', '{}', emb)",
+            "f(emb)",
+        ):
             with pytest.raises(psycopg.Error) as failed:
                 db.execute(f"SELECT {form} FROM odd t WHERE id = 77")
             assert failed.value.sqlstate in ("22000", "42804"), (value, form)
@@ -132,6 +147,7 @@ def test_a_vector_that_is_null_is_answered_where_the_model_has_an_answer(db: psy
         "distill.predict('spam', jsonb_build_object('emb', NULL))",
         f"distill.predict('spam', array_fill(NULL::float8, array[{LENGTH}]))",
         f"distill.predict('spam', array_fill('NaN'::float8, array[{LENGTH}]))",
+        "distill.predict('spam', '{}', '{}', NULL)",
     ):
         with pytest.raises(errors.NullValueNotAllowed):
             db.execute(f"SELECT {form}")
@@ -175,12 +191,15 @@ def test_a_vector_stands_beside_numbers_in_a_model(db: psycopg.Connection) -> No
         "SELECT distill.register_model('both', %s, features => '{size,emb,age}', sample => 'documents', label => 'spam')",
         (artifact,),
     )
+    db.execute("SELECT distill.create_function('both', 'f')")
     rows = db.execute("SELECT size, age, emb FROM documents ORDER BY id").fetchall()
     x = np.array([[*emb, size, age] for size, age, emb in rows])
     expected = softmax(x @ weights)[:, 1]
     for form in (
         "distill.predict('both', to_jsonb(t))",
         "distill.predict('both', size || emb::float8[] || age)",
+        "distill.predict('both', array[size, age], '{}', emb)",
+        "f(size, emb, age)",
     ):
         found = one(db, f"SELECT array_agg({form} ORDER BY id) FROM documents t")
         assert np.allclose(found, expected, atol=1e-5), form
@@ -191,6 +210,11 @@ def test_a_vector_stands_beside_numbers_in_a_model(db: psycopg.Connection) -> No
 def test_a_student_of_a_vector_answers_as_its_teacher(db: psycopg.Connection) -> None:
     """Distil, predict in every way, and score; beside numbers and a category too."""
     documents = Documents(db)
+    rng = np.random.default_rng(3)  # slow enough for a student to be faster
+    hidden, weights = rng.standard_normal((LENGTH, 3000)), rng.standard_normal((3000, 2)) / 20
+    documents.artifact = head(weights, np.zeros(2), hidden=hidden)
+    documents.label = np.diff(np.maximum(documents.x @ hidden, 0) @ weights)[:, 0] > 0
+    db.execute("UPDATE documents SET spam = (%s::bool[])[id + 1]", (documents.label.tolist(),))
     documents.register(db)
     db.execute("SELECT distill_model('spam', metric => 'agreement', min_accuracy => 0, time_budget_s => 8)")
     accepted, fidelity = one(

@@ -24,6 +24,15 @@ def test_no_mutant_crashes_hangs_or_touches_a_file() -> None:
     assert len(outcome.results) >= 5
 
 
+def test_no_mutant_of_a_transformer_does() -> None:
+    """Of its graph, its signature, or the tokenizer in its metadata."""
+    pytest.importorskip("tokenizers")
+    outcome = run.fuzz(run.transformer_seeds(), 120, first=2_000_000)
+    assert outcome.faults == []
+    assert outcome.tried == 120
+    assert len(outcome.results) >= 4
+
+
 def test_a_trace_shows_what_was_written(tmp_path: Path) -> None:
     log = tmp_path / "trace"
     log.write_text(

@@ -53,7 +53,7 @@ from pg_distill.onnx_model.values import (
     whole_number,
     wrong_type,
 )
-from pg_distill.onnx_model.vectors import Segment, read_vector, spread
+from pg_distill.onnx_model.vectors import Segment, read_bytes, read_vector, spread
 from pg_distill.rows import canonical
 
 __all__ = [
@@ -297,6 +297,7 @@ class Model:
         self.predict_number: Callable[..., float] = self._fastest(
             lambda output: partial(output.item, output.size - 1), lambda answer: float(answer[-1])
         )
+        self.predict_vector = self._fastest_vector(lambda output: partial(output.item, output.size - 1))
         self.predict_position: Callable[..., int] = self._fastest(
             lambda output: cast(Callable[[], int], output.argmax) if output.size > 1 else None,
             lambda answer: int(np.argmax(answer)),
@@ -383,6 +384,25 @@ class Model:
         values = self.signature.row(numbers, strings)
         for slot in self._plan:
             slot.fill(slot.pick_mixed(values))
+        return self._finish()
+
+    def run_parts(
+        self, numbers: Sequence[Any], strings: Sequence[Any], vectors: Sequence[bytes | None]
+    ) -> FloatArray:
+        """Predict one row given as its other numbers, its strings, and the bytes of its vectors, each in order; None is NULL.
+
+        Returns
+        -------
+        (K,) float64 probabilities, or (1,) the value.
+
+        Raises
+        ------
+        InvalidData, NullNotAllowed, DatatypeMismatch
+            As `run_numbers`, and where a vector is not what the model takes.
+        """
+        row = self.signature.parts(numbers, strings, vectors)
+        for slot in self._plan:
+            slot.fill_parts(row)
         return self._finish()
 
     def _fill_numbers(self, values: Sequence[Any]) -> None:
@@ -511,6 +531,47 @@ class Model:
                 check()
             if refuses_nan and math.isnan(sum(numbers)):
                 return slow(numbers, *strings)  # NaN, or infinities of both signs
+            try:
+                run()
+            except runtime_errors as error:
+                raise _failed(error) from error
+            return answer()
+
+        return fast
+
+    def _fastest_vector(
+        self, read: Callable[[npt.NDArray[Any]], Callable[[], T] | None]
+    ) -> Callable[[Sequence[Any], Sequence[bytes | None]], T] | None:
+        """Return the shortest way from one row's other numbers and its vector's bytes; None where there is none."""
+        answer = None
+        if self._bound is not None and self.signature.output.form != "logits":
+            answer = read(self._bound)
+        run, slot = self._run_bound, self._plan[0]
+        if (
+            run is None
+            or answer is None
+            or len(self._plan) > 1
+            or len(slot.segments) != 1
+            or slot.pack is None
+        ):
+            return None
+        take, check, cells = slot.segments[0].take, slot.segments[0].check, slot.cells
+        places = np.array([place for _, place in slot.singles], np.intp)
+        others, number = len(places), partial(self.run_parts, strings=())
+
+        def fast(numbers: Sequence[Any], vectors: Sequence[bytes | None]) -> T:
+            if len(numbers) != others or len(vectors) != 1 or not slot.takes_nan:
+                number(numbers, vectors=vectors)  # which says what is wrong
+                return answer()
+            if others:
+                try:
+                    with np.errstate(over="ignore"):
+                        cells[places] = numbers
+                except (TypeError, ValueError, OverflowError):
+                    number(numbers, vectors=vectors)
+                    return answer()
+            take(vectors[0])
+            check()
             try:
                 run()
             except runtime_errors as error:
@@ -740,6 +801,7 @@ class _Slot:
             for f, start in zip(own, begins, strict=True)
             if f.is_vector
         ]
+        self.singles = [(f, start) for f, start in zip(own, begins, strict=True) if not f.is_vector]
         self._vectors = [
             (f, slice(start, start + f.width)) for f, start in zip(own, begins, strict=True) if f.is_vector
         ]
@@ -751,6 +813,26 @@ class _Slot:
     def fill(self, values: Sequence[Any]) -> None:
         """Write one row's ``values``."""
         self._write(values)
+        for segment in self.segments:
+            segment.check()
+
+    def fill_parts(self, row: Mapping[str, Any]) -> None:
+        """Write one row's values by name, vectors as bytes."""
+        if not self.segments:
+            self.fill([row[f.name] for f in self.features])
+            return
+        if self.pack is None:  # of whole numbers, each of which is looked at
+            read = {
+                s.feature.name: read_bytes(s.feature, row[s.feature.name]).tolist() for s in self.segments
+            }
+            self.fill(self.pick({**row, **read}))
+            return
+        for segment in self.segments:
+            segment.take(row[segment.feature.name])
+        for feature, place in self.singles:
+            value = row[feature.name]
+            number = exact_integer(feature, value) if feature.is_string else read_number(feature, value)
+            self.cells[place] = number
         for segment in self.segments:
             segment.check()
 

@@ -15,6 +15,7 @@ from pg_distill.errors import (
 from pg_distill.frame import MAX_LENGTH, STRINGS, Kind, Strings, Task
 
 __all__ = [
+    "MAX_TOKENS",
     "NULL_STRING",
     "Cost",
     "Element",
@@ -29,6 +30,9 @@ __all__ = [
 NULL_STRING = "\x1f<NULL>"
 """What a student's graph reads for a NULL string; no column holds its control character by accident."""
 
+
+MAX_TOKENS = 1024
+"""Most tokens of a text that any transformer reads: attention takes memory and time by the square."""
 
 Element = Literal["float32", "float64", "int64", "int32", "bool", "string"]
 Null = Literal["nan", "string", "empty", "error"]
@@ -212,7 +216,8 @@ class Signature:
     """What a model takes and gives.
 
     ``classes`` are texts, empty for regression. ``cost`` is None where nobody has worked it out; it is no part of what is
-    stored with a model, but is noted where the file was checked.
+    stored with a model, but is noted where the file was checked. ``max_tokens`` is that of a transformer, which reads its one
+    feature as the tokens of a text, so many of them at most; None for any other model.
     """
 
     features: tuple[FeatureSpec, ...]
@@ -223,6 +228,7 @@ class Signature:
     cost: Cost | None = field(default=None, compare=False)
     readers: Mapping[str, Reader] = field(default_factory=dict, compare=False)
     """By input those that read texts: of the file, as ``cost`` is, and not stored beside it."""
+    max_tokens: int | None = None
 
     @property
     def width(self) -> int:
@@ -274,6 +280,27 @@ class Signature:
             position += feature.width
         return tuple(found[feature.name] for feature in self.features)
 
+    def parts(
+        self, numbers: Sequence[Any], strings: Sequence[Any], vectors: Sequence[bytes | None]
+    ) -> dict[str, Any]:
+        """Return a row's values by name: its other numbers, its strings and the bytes of its vectors, each given in order.
+
+        Raises
+        ------
+        InvalidData
+            Where there are more or fewer than the model takes.
+        """
+        given = (numbers, strings, vectors)
+        kinds = [1 if f.is_string else 2 if f.is_vector else 0 for f in self.features]
+        expected = [kinds.count(kind) for kind in range(3)]
+        if [*map(len, given)] != expected:
+            raise InvalidData(
+                f"expected {expected[0]} other numbers, {expected[1]} strings and {expected[2]} vectors,"
+                f" not {len(numbers)}, {len(strings)} and {len(vectors)}"
+            )
+        rest = [iter(part) for part in given]
+        return {f.name: next(rest[kind]) for f, kind in zip(self.features, kinds, strict=True)}
+
     @property
     def is_numeric(self) -> bool:
         """Whether a row fits in an array of numbers: no feature is a string."""
@@ -281,8 +308,13 @@ class Signature:
 
     def to_json(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return ``(input_schema, output_schema)``, two values that JSON holds."""
+        tokens = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
         return (
-            {"features": [asdict(f) for f in self.features], "inputs": [asdict(i) for i in self.inputs]},
+            {
+                "features": [asdict(f) for f in self.features],
+                "inputs": [asdict(i) for i in self.inputs],
+                **tokens,
+            },
             {"task": self.task, "classes": list(self.classes), **asdict(self.output)},
         )
 
@@ -301,7 +333,8 @@ class Signature:
             inputs = [InputSpec(**{**i, "features": tuple(i["features"])}) for i in input_schema["inputs"]]
             features = tuple(FeatureSpec(**f) for f in input_schema["features"])
             output["labels"] = tuple(output.get("labels", ()))
-            signature = cls(features, tuple(inputs), OutputSpec(**output), task, classes)
+            tokens = input_schema.get("max_tokens")
+            signature = cls(features, tuple(inputs), OutputSpec(**output), task, classes, max_tokens=tokens)
             valid = signature._is_valid()
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ArtifactCorrupted(
@@ -329,6 +362,7 @@ class Signature:
             and len(output.labels) in (0, width)
             and all(isinstance(c, str) for c in output.labels)
             and len(features) > 0
+            and (self.max_tokens is None or self._reads_tokens())
             and all(
                 isinstance(f.name, str)
                 and f.kind in get_args(Kind)
@@ -359,4 +393,17 @@ class Signature:
                 )
                 for i in self.inputs
             )
+        )
+
+    def _reads_tokens(self) -> bool:
+        """Return whether inputs and features are a transformer's, so far as each of them is what it says."""
+        tokens, [first, *others] = self.max_tokens, self.features
+        return (
+            type(tokens) is int
+            and 0 < tokens <= MAX_TOKENS
+            and not others
+            and (first.kind, first.null) == ("string", "empty")
+            and len(self.inputs) > 0
+            and all((i.rank, i.batch, i.features) == (2, 1, (0,)) for i in self.inputs)
+            and all(i.element in ("int64", "int32") for i in self.inputs)
         )

@@ -61,6 +61,9 @@ CELL_BYTES = 32  # of a feature or an output in Python, as float64 and on its wa
 # A tensor of no elements is the shape of a single number, and nothing else: these read shapes, or join them.
 _READ_NOTHING = frozenset({"Cast", "Concat", "ConstantOfShape", "Expand", "Identity", "Reshape", "Slice"})
 
+_FETCHES = frozenset({"Gather", "GatherND"})
+"""What they fetch from is as large as it is: an embedding's table of a vocabulary, of which a text takes some rows."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -149,6 +152,8 @@ def survey(
     node_seconds: float,
     open_seconds: float,
     constant_bytes: int,
+    tokens: int | None = None,
+    before: Survey | None = None,
 ) -> Survey:
     """Walk ``graph``, whose nodes are in order and of known operators.
 
@@ -164,6 +169,10 @@ def survey(
         Limit of the time of one node, for one row, on a slow core.
     open_seconds, constant_bytes
         Limits of what is computed of constants where a session is opened: of its time and, initializers included, of its size.
+    tokens
+        Of the text that a transformer reads: the width of each of its inputs.
+    before
+        A walk of the same graph with other ``tokens``: what constants alone make is taken from it.
 
     Raises
     ------
@@ -178,17 +187,25 @@ def survey(
     texts = 0
     held = 0
     for initializer in graph.initializer:
-        tensors[initializer.name] = _initializer(initializer)
+        name = initializer.name
+        tensors[name] = _initializer(initializer) if before is None else before.tensors[name]
         texts = max(texts, *(len(s) for s in initializer.string_data)) if initializer.string_data else texts
         held += math.prod(initializer.dims) * item_bytes(initializer.data_type)
     single = any(spec.batch == 1 for spec in inputs)
     rows = ONE if single else Amount(0, 1)
     for spec in inputs:
-        shape = (rows, Amount(spec.columns)) if spec.rank == 2 else (rows,)
+        width = Amount(spec.columns if tokens is None else tokens)
+        shape = (rows, width) if spec.rank == 2 else (rows,)
         tensors[spec.name] = Tensor(ELEMENT_TYPES[spec.element], shape)
     steps: list[Step] = []
     opening_ns = 0
-    for node in graph.node:
+    varying = {spec.name for spec in inputs}
+    for position, node in enumerate(graph.node):
+        if before is not None and varying.isdisjoint(node.input):
+            steps.append(before.steps[position])
+            tensors.update((name, before.tensors[name]) for name in node.output if name)
+            continue
+        varying.update(filter(None, node.output))
         step, outputs = step_of(node, tensors, versions)
         tensors.update(zip(node.output, outputs, strict=False))
         steps.append(step)
@@ -208,6 +225,8 @@ def survey(
         if step.is_folded:
             opening_ns += step.ns.fixed
             held += step.bytes.fixed
+        if before is not None:
+            continue
         for attribute in node.attribute:
             if attribute.strings or attribute.s:
                 texts = max(texts, len(attribute.s), *(len(s) for s in attribute.strings), 0)
@@ -218,7 +237,7 @@ def survey(
         )
     if held > constant_bytes:
         raise LimitExceeded(f"model has constants of {held} bytes, limit is {constant_bytes}")
-    return Survey(tensors, steps, tuple(inputs), texts)
+    return Survey(tensors, steps, tuple(inputs), texts if before is None else before.text_bytes)
 
 
 def _initializer(tensor: TensorProto) -> Tensor:
@@ -254,7 +273,7 @@ def step_of(
     for tensor in outputs:
         if tensor.is_empty and not (tensor.values is not None and tensor.rank == 1):
             raise InvalidArtifact(f"{what} makes a tensor of shape {tensor.shape}")
-    sizes = [tensor.size for tensor in (*given, *outputs)]
+    sizes = [tensor.size for tensor in (*(given[1:] if node.op_type in _FETCHES else given), *outputs)]
     most = _largest(sizes)
     ns = [(NODE_NS, ONE), (rule.ns, most), *call.ns]
     if any(tensor.element == TensorProto.DOUBLE for tensor in given):

@@ -160,7 +160,8 @@ class Bags:
         return np.repeat(np.arange(len(self)), np.diff(self.starts))
 
     def take(self, rows: npt.NDArray[Any]) -> Bags:
-        """Return the bags of some rows, given by an index array."""
+        """Return the bags of some rows, given by an index array; -1 is the last row."""
+        rows = np.where(rows < 0, rows + len(self), rows)
         sizes = np.diff(self.starts)[rows]
         starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         places = np.arange(starts[-1]) + np.repeat(self.starts[rows] - starts[:-1], sizes)

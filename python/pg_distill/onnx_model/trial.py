@@ -6,9 +6,10 @@ import math
 import resource
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,10 @@ from pg_distill.onnx_model.signature import (
     Signature,
 )
 
-__all__ = ["peak_bytes", "run_extremes", "trial_run", "try_model"]
+if TYPE_CHECKING:
+    from pg_distill.onnx_model.text_model import TextModel
+
+__all__ = ["check_predictions", "peak_bytes", "run_extremes", "timed", "trial_run", "try_model"]
 
 _ROWS_ALONE = 8  # rows that are predicted alone and in a batch
 _TOGETHER_TOLERANCE = 1e-5  # between a row with some rows and with as many others
@@ -71,7 +75,7 @@ def try_model(model: Model, rows: Frame | None, limits: Limits, before: int) -> 
         batch = rows.take(np.resize(np.arange(len(rows)), size))
         started = time.perf_counter()
         try:
-            _check_predictions(_timed(model, batch, limits), signature)
+            check_predictions(_timed(model, batch, limits), signature)
         except (InvalidData, NullNotAllowed):
             if given:
                 raise
@@ -83,30 +87,32 @@ def try_model(model: Model, rows: Frame | None, limits: Limits, before: int) -> 
     if not given:
         return np.empty((0, signature.width))
     predictions = model.run_frame(rows)
-    _check_predictions(predictions, signature)
+    check_predictions(predictions, signature)
     _check_independence(model, rows, predictions)
     return predictions
 
 
 def _timed(model: Model, rows: Frame, limits: Limits) -> FloatArray:
-    """Return the predictions of ``rows``; LimitExceeded where they take too long, or more memory than there is."""
+    return timed(model, partial(model.run_frame, rows), len(rows), limits)
+
+
+def timed(model: Model | TextModel, run: Callable[[], FloatArray], count: int, limits: Limits) -> FloatArray:
+    """Return what a run of ``count`` rows gives; LimitExceeded where it takes too long, or more memory than there is."""
     timer = threading.Timer(limits.run_seconds, model.terminate)
     timer.start()
     started = time.perf_counter()
     try:
-        predictions = model.run_frame(rows)
+        predictions = run()
     except PgDistillError as error:
         if time.perf_counter() - started >= limits.run_seconds:
-            raise LimitExceeded(f"model takes over {limits.run_seconds} s for {len(rows)} rows") from error
+            raise LimitExceeded(f"model takes over {limits.run_seconds} s for {count} rows") from error
         if "alloc" in (error.detail or ""):
-            raise LimitExceeded(
-                f"model runs out of memory on {len(rows)} rows", detail=error.detail
-            ) from error
+            raise LimitExceeded(f"model runs out of memory on {count} rows", detail=error.detail) from error
         raise
     finally:
         timer.cancel()
     if time.perf_counter() - started >= limits.run_seconds:
-        raise LimitExceeded(f"model takes over {limits.run_seconds} s for {len(rows)} rows")
+        raise LimitExceeded(f"model takes over {limits.run_seconds} s for {count} rows")
     return predictions
 
 
@@ -319,7 +325,8 @@ def _companions(signature: Signature, rows: Frame, chosen: npt.NDArray[np.int64]
 _FLOATS = ("float32", "float64")
 
 
-def _check_predictions(predictions: FloatArray, signature: Signature) -> None:
+def check_predictions(predictions: FloatArray, signature: Signature) -> None:
+    """Raise InvalidData where predictions are not finite, or are to be probabilities and are none."""
     bad = np.flatnonzero(~np.isfinite(predictions).all(axis=1))
     if len(bad):
         raise InvalidData(

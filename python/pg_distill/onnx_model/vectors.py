@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,12 @@ from pg_distill.frame import VectorArray
 from pg_distill.onnx_model.signature import FeatureSpec
 from pg_distill.onnx_model.values import null_refused, wrong_type
 from pg_distill.rows import canonical
-from pg_distill.rows.vectors import not_finite, wrong_length
+from pg_distill.rows.vectors import kept_vectors, not_finite, wrong_length
 
-__all__ = ["Segment", "read_vector", "spread"]
+__all__ = ["Segment", "read_bytes", "read_vector", "spread"]
+
+_HEADER_BYTES = 20
+_SINGLE = 700  # the type of float4
 
 
 def read_vector(feature: FeatureSpec, value: Any, type_name: str | None = None) -> list[float]:
@@ -73,6 +77,12 @@ def spread(features: Sequence[FeatureSpec]) -> Callable[[Mapping[str, Any]], Seq
     return pick
 
 
+def read_bytes(feature: FeatureSpec, value: bytes | None) -> VectorArray:
+    """Return a vector's numbers from the bytes of the server's own array; NaN throughout for NULL."""
+    vector: VectorArray = kept_vectors([value], feature.name, lambda _: "", feature.length)[0]
+    return vector
+
+
 class Segment:
     """The place of one vector in an input's buffer for one row."""
 
@@ -81,6 +91,19 @@ class Segment:
         self._cells = cells
         self._zeros: npt.NDArray[Any] = np.zeros(len(cells), cells.dtype)
         self._dot = cells.dot
+
+        self._bytes = _HEADER_BYTES + 4 * len(cells)
+        self._view = memoryview(cells).cast("B") if cells.dtype == np.float32 else None  # type: ignore[arg-type]
+        self._header = struct.pack("=4i", 1, 0, _SINGLE, len(cells))  # of one dimension and no NULL
+
+    def take(self, value: bytes | None) -> None:
+        """Write a vector from its bytes, those of the server's own array; NULL is NaN throughout."""
+        if value is None:
+            self._cells[:] = math.nan
+        elif self._view is not None and len(value) == self._bytes and value.startswith(self._header):
+            self._view[:] = value[_HEADER_BYTES:]
+        else:
+            self._cells[:] = read_bytes(self.feature, value)
 
     def check(self) -> None:
         """Raise where a number is not finite, but that all are NaN is NULL."""

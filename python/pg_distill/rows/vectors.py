@@ -133,8 +133,10 @@ def _lengths(data: bytes, sizes: npt.NDArray[Any], order: str) -> Iterator[tuple
     start = 0
     for position, size in enumerate(sizes.tolist()):
         if size:
-            dimensions, flags = struct.unpack_from(f"{order}ii", data, start)
-            if dimensions == 0:
+            dimensions, flags = struct.unpack_from(f"{order}ii", data, start) if size >= 12 else (1, 0)
+            if dimensions == 1 and size < _HEADER_BYTES:
+                yield position, start, "is no array"
+            elif dimensions == 0:
                 yield position, start, 0
             elif dimensions > 1:
                 yield position, start, f"is an array of {dimensions} dimensions"
@@ -151,6 +153,8 @@ def _numbers(data: bytes, start: int, count: int, order: str) -> list[float]:
         return []
     size = 8 if struct.unpack_from(f"{order}i", data, start + 8)[0] == _DOUBLE else 4
     element = f"{'i' if order == '>' else ''}{'d' if size == 8 else 'f'}"
+    if start + _HEADER_BYTES + count * (size + 4 * (order == ">")) > len(data):
+        return []
     return list(struct.unpack_from(order + element * count, data, start + _HEADER_BYTES))[
         len(element) - 1 :: len(element)
     ]

@@ -68,8 +68,9 @@ class Rows:
 
     def kinds(self) -> tuple[str, ...]:
         """Return the kinds of augmented rows that can be had here."""
-        if self.label is None:
-            return ()
+        frame = self.problem.fit.frame
+        if self.label is None or not (frame.number_names or frame.string_names):
+            return ()  # texts and vectors are those of real rows
         return tuple(k for k in KINDS if k != "thresholds" or self.thresholds())
 
     def thresholds(self) -> dict[str, FloatArray]:

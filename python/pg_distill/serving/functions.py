@@ -355,6 +355,15 @@ def _argument(feature: FeatureSpec, sql_type: str | None) -> _Argument:
         # Without its modifier, which in a row's type is one character if nothing is said.
         known = "pg_catalog.bpchar" if base == "bpchar" else _DIGITS.get(base, sql_type)
         return _Argument(feature, known, f"{name}::pg_catalog.text")
+    if feature.is_vector:
+        known = (
+            "double precision[]" if base == "_float8" else "real[]" if base or sql_type is None else sql_type
+        )
+        if base == "_float8":
+            return _Argument(feature, known, f"distill._array_bytes({name})")
+        return _Argument(
+            feature, known, f"distill._vector_bytes({name}{'' if base else '::pg_catalog._float4'})"
+        )
     if feature.kind == "boolean":
         return _Argument(feature, "boolean", f"{name}::pg_catalog.int4::pg_catalog.float8")
     if feature.kind == "integer":
@@ -379,12 +388,24 @@ def _shown(db: Database, arguments: list[_Argument]) -> list[list[str]]:
 
 def _predict_body(model: Model, target: str, arguments: list[_Argument], wide: bool) -> str:
     source = [a.value if not wide else _of_row(a) for a in arguments]
-    numbers = [v for v, a in zip(source, arguments, strict=True) if not a.feature.is_string]
+    numbers = [
+        v
+        for v, a in zip(source, arguments, strict=True)
+        if not a.feature.is_string and not a.feature.is_vector
+    ]
+    vectors = [v for v, a in zip(source, arguments, strict=True) if a.feature.is_vector]
     strings = [v for v, a in zip(source, arguments, strict=True) if a.feature.is_string]
     given = f"ARRAY[{', '.join(numbers)}]::pg_catalog.float8[]"
     if strings:
         given += f", ARRAY[{', '.join(strings)}]::pg_catalog.text[]"
     function = "predict_proba" if model.task == "multiclass" else "predict"
+    if vectors:
+        # Their bytes, of which a list would take 40 us.
+        given = (
+            f"ARRAY[{', '.join(numbers)}]::pg_catalog.float8[], ARRAY[{', '.join(strings)}]::pg_catalog.text[],"
+            f" ARRAY[{', '.join(vectors)}], pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot())"
+        )
+        return f"SELECT distill._{function}({quote_literal(target)}, {given})"
     return f"SELECT distill.{function}({quote_literal(target)}, {given})"
 
 

@@ -21,19 +21,28 @@ from pg_distill.errors import (
     UndefinedColumn,
 )
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
-from pg_distill.onnx_model.session import Model as Session
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.onnx_model.values import read_number
-from pg_distill.onnx_model.vectors import read_vector
+from pg_distill.onnx_model.vectors import read_bytes, read_vector
 from pg_distill.rows.canonical import base_of, decode_row, json_readers
 
 if TYPE_CHECKING:
+    from pg_distill.onnx_model.session import Model as Session
+    from pg_distill.onnx_model.text_model import TextModel
     from pg_distill.registry.model import Model
 
 __all__ = ["Cascade", "OnnxPredictor", "Predictor", "SqlPredictor", "digits"]
 
-Features = list[Any] | tuple[list[Any], list[Any]] | str | dict[str, Any] | None
-"""A row: numbers in the order of the features; numbers and strings; the text of a JSON object; values by name."""
+Features = (
+    list[Any]
+    | tuple[list[Any], list[Any]]
+    | tuple[list[Any], list[Any], list[bytes | None]]
+    | str
+    | dict[str, Any]
+    | None
+)
+"""A row: numbers in the order of the features; numbers and strings; other numbers, strings and the bytes of vectors; the
+text of a JSON object; values by name."""
 
 digits = 1
 """extra_float_digits, as it was when `predict.find` last resolved a name: what a row that to_jsonb wrote may have lost."""
@@ -105,6 +114,10 @@ class Predictor:
         """Return the probability of the last class, or the value, for numbers, or numbers and strings, in order."""
         return self.last(numbers if strings is None else (numbers, strings))
 
+    def vector(self, numbers: list[Any], strings: list[Any], vectors: list[bytes | None]) -> float:
+        """Return the probability of the last class, or the value, for other numbers, strings, and vectors as bytes."""
+        return self.last((numbers, strings, vectors))
+
     def last(self, features: Features) -> float:
         """Return the probability of the last class, or the value, for one row.
 
@@ -156,7 +169,7 @@ class OnnxPredictor(Predictor):
     def __init__(
         self,
         name: str,
-        session: Session,
+        session: Session | TextModel,
         types: Mapping[str, str],
         class_threshold: float | None = None,
     ) -> None:
@@ -164,10 +177,11 @@ class OnnxPredictor(Predictor):
         self.session = session
         self._number = session.predict_number
         self._position = session.predict_position
+        self._vector = session.predict_vector
         self._hurry()
         # The closures refer to the session: without this way back, eviction frees all at once, and not when Python's
         # collector of cycles, which knows nothing of a session's size, comes by.
-        del session.predict_number, session.predict_position
+        del session.predict_number, session.predict_position, session.predict_vector
 
     def _hurry(self) -> None:
         """Answer by the shortest way, which nobody guards, where the model is fast."""
@@ -179,11 +193,18 @@ class OnnxPredictor(Predictor):
         self._hurry()
         return answer
 
+    def vector(self, numbers: list[Any], strings: list[Any], vectors: list[bytes | None]) -> float:
+        if self._vector is None or self.session.is_slow or strings or self.signature.task == "multiclass":
+            return super().vector(numbers, strings, vectors)
+        return float(self._vector(numbers, vectors))
+
     def run(self, features: Features) -> FloatArray:
         if isinstance(features, list):
             return self.session.run_numbers(features)
         if isinstance(features, tuple):
-            return self.session.run_mixed(*features)
+            return (
+                self.session.run_mixed(*features) if len(features) == 2 else self.session.run_parts(*features)
+            )
         return self.session.run_row(_row(self, features))
 
     def class_name(self, features: Features) -> str:
@@ -192,7 +213,7 @@ class OnnxPredictor(Predictor):
             return super().class_name(features)
         if isinstance(features, list):
             return self.signature.classes[self._position(features)]
-        if isinstance(features, tuple):
+        if isinstance(features, tuple) and len(features) == 2:
             return self.signature.classes[self._position(*features)]
         return super().class_name(features)
 
@@ -256,7 +277,16 @@ class SqlPredictor(Predictor):
             self._require_numbers(len(features))
             row: Mapping[str, Any] = _by_name(self.signature, features)
         elif isinstance(features, tuple):
-            row = _by_name(self.signature, self.signature.row(*features))
+            if len(features) == 2:
+                row = _by_name(self.signature, self.signature.row(*features))
+            else:
+                row = self.signature.parts(*features)
+                vectors = {
+                    f.name: read_bytes(f, row[f.name]).tolist()
+                    for f in self.signature.features
+                    if f.is_vector
+                }
+                row = {**row, **vectors}
         else:
             row = _row(self, features)
             readers = {name: read for name, read in self._readers.items() if name in row}

@@ -31,7 +31,7 @@ from pg_distill.onnx_model.signature import Signature
 from pg_distill.quoting import array_text, number_array_text, quote_identifier, quote_literal
 from pg_distill.registry.model import MeasuredOn, Model
 from pg_distill.registry.runs import server_figures
-from pg_distill.rows.canonical import constant_sql, from_canonical, rows_sql
+from pg_distill.rows.canonical import constant_sql, from_canonical, rows_sql, vector_text
 from pg_distill.serving.sql_forms import expression_of
 
 __all__ = [
@@ -85,14 +85,17 @@ class Timing:
     path: str
 
 
-def predict_path(numeric: bool, task: str) -> str:
+def predict_path(signature: Signature) -> str:
     """Name the predict form that a query would use for a model.
 
     Of more than two classes that is the class: PL/Python makes an array of their probabilities number by number, which takes
     longer than a small student (16 us of 27 with 26 classes).
     """
-    function = "predict_class" if task == "multiclass" else "predict"
-    return f"distill.{function}(text, {'float8[]' if numeric else 'float8[], text[]'})"
+    function = "predict_class" if signature.task == "multiclass" else "predict"
+    arrays = "float8[]" if signature.is_numeric else "float8[], text[]"
+    if sum(f.is_vector for f in signature.features) == 1:
+        arrays = "float8[], text[], float4[]"
+    return f"distill.{function}(text, {arrays})"
 
 
 def contender_for(db: Database, model: Model) -> Contender:
@@ -131,8 +134,10 @@ def sql_contender(name: str, expression: str, signature: Signature, types: Mappi
 
 def predict_contender(name: str, signature: Signature) -> Contender:
     """Return the contender of whatever predict finds under ``name``."""
-    path = predict_path(signature.is_numeric, signature.task)
+    path = predict_path(signature)
     arguments = "s.numbers" if signature.is_numeric else "s.numbers, s.strings"
+    if "float4" in path:
+        arguments = "s.numbers, s.strings, s.vector"
     call = f"{path.partition('(')[0]}({quote_literal(name)}, {arguments})"
     return Contender(name, path, call, lambda rows: _arrays(rows.select(signature.names)))
 
@@ -178,17 +183,22 @@ def _seconds(db: Database, statement: str) -> float:
 
 
 def _arrays(rows: Frame) -> tuple[str, tuple[Argument, ...]]:
-    """Give each row's numbers and strings as two arrays."""
-    source = (
-        "(SELECT u.numbers::pg_catalog.float8[] AS numbers, u.strings::pg_catalog.text[] AS strings FROM ROWS FROM"
-        " (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[])) AS u(numbers, strings))"
-    )
-    columns = [rows.strings(name).to_objects() for name in (f.name for f in rows.features if f.is_string)]
-    strings = [array_text(row) for row in zip(*columns, strict=True)] or ["{}"] * len(rows)
-    return source, (
-        ("text[]", [number_array_text(row) for row in rows.cells().tolist()]),
+    """Give each row's numbers and strings as two arrays; where one column is of vectors, it is beside them."""
+    alone = rows.vector_names if len(rows.vector_names) == 1 else ()
+    types = {"numbers": "float8[]", "strings": "text[]", **({"vector": "float4[]"} if alone else {})}
+    columns = ", ".join(f"u.{name}::pg_catalog.{kind} AS {name}" for name, kind in types.items())
+    arrays = ", ".join(f"pg_catalog.unnest(${i}::pg_catalog.text[])" for i in range(1, len(types) + 1))
+    source = f"(SELECT {columns} FROM ROWS FROM ({arrays}) AS u({', '.join(types)}))"
+    words = [rows.strings(name).to_objects() for name in (f.name for f in rows.features if f.is_string)]
+    strings = [array_text(row) for row in zip(*words, strict=True)] or ["{}"] * len(rows)
+    numbers = rows.numbers() if alone else rows.cells()
+    arguments: list[Argument] = [
+        ("text[]", [number_array_text(row) for row in numbers.tolist()]),
         ("text[]", strings),
-    )
+    ]
+    if alone:
+        arguments.append(("text[]", [vector_text(row) for row in rows.vector(alone[0])]))
+    return source, tuple(arguments)
 
 
 def _time_block(db: Database, contender: Contender, rows: Frame, lead: int = 0) -> FloatArray:

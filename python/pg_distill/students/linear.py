@@ -7,7 +7,8 @@ Its class is long, because a family answers for itself: sizes, training, ONNX an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import Any, ClassVar, Self
 
@@ -163,12 +164,11 @@ class Linear(Calibrated):
         spread[spread == 0.0] = 1.0
         dense, select_dense = (dense - mean) / spread, (select_dense - mean) / spread
         weight = objective.soft_weight + objective.hard_weight
-        ngrams = [
-            (t.matrix(frame.strings(t.name)), t.matrix(select.frame.strings(t.name))) for t in self.texts_
+        lines: list[Callable[[float, FloatArray], Block]] = [
+            partial(NgramLines, t.matrix(frame.strings(t.name)), t.matrix(select.frame.strings(t.name)))
+            for t in self.texts_
         ]
-        ngrams += [
-            (v.matrix(frame.vector(v.name)), v.matrix(select.frame.vector(v.name))) for v in self.vectors_
-        ]
+        lines += [v.lines(frame.vector(v.name), select.frame.vector(v.name)) for v in self.vectors_]
         parts = self._columns_of_many()
         words = [part.effect.copy() for part in parts]
         best = np.inf
@@ -187,8 +187,8 @@ class Linear(Calibrated):
                     ordered = len(self.thresholds_[j]) + 1 if j < self.columns_.n_numbers else 0
                     penalty = _penalty(len(effect), ordered, strength)
                     blocks.append(Steps(codes[:, j], select_codes[:, j], penalty, effect.copy()))
-            for matrices, effect in zip(ngrams, words, strict=True):
-                blocks.append(NgramLines(*matrices, text_strength, effect.copy()))
+            for make, effect in zip(lines, words, strict=True):
+                blocks.append(make(text_strength, effect.copy()))
             loss = backfit(blocks, objective, judge, sweeps=max(1, self.epochs), deadline=deadline)
             if not loss < best:
                 break
@@ -267,13 +267,16 @@ class Linear(Calibrated):
         if self._only_trees():
             return self.ensemble_.add_to(graph, self.columns_.add_to(graph), self.task)
         shift = 1 if self.task == "binary" else 0
+        vectors = list(self.vectors_)
         if len(self.ensemble_.used):
             total = self.ensemble_.add_to(graph, self.columns_.add_to(graph), self.task)
+        elif vectors:
+            total = vectors.pop(0).add_to(graph, shift, np.pad(self.ensemble_.base, (shift, 0)))
         else:
             total = graph.constant(np.pad(self.ensemble_.base, (shift, 0)).astype(np.float32))
         for text in self.texts_:
             total = graph.node("Add", [text.add_to(graph, shift), total])
-        for vector in self.vectors_:
+        for vector in vectors:
             total = graph.node("Add", [vector.add_to(graph, shift), total])
         return self._add_lines(graph, total, shift) if self.slopes_.any() else total
 
@@ -357,7 +360,7 @@ class Linear(Calibrated):
             out["ngrams"] = {text.name: text.tokeniser.size for text in self.texts_}
         if hasattr(self, "penalty_"):
             out["penalty"] = self.penalty_
-            if self.texts_:
+            if self._columns_of_many():
                 out["text_penalty"] = self.text_penalty_
         if hasattr(self, "sharpness_"):
             out["sharpness"] = self.sharpness_

@@ -25,6 +25,7 @@ DECOMPOSED = 512
 MOST_FLOPS = 1e10
 """Of the product of the vectors with themselves: half a second; a few rows a number are enough."""
 ROWS_A_NUMBER = 4
+LOGISTIC_STEPS = 40
 PENALTIES = 10.0 ** np.arange(-4, 3)
 """Of the ridge regression, in units of the mean variance of a component."""
 
@@ -68,7 +69,7 @@ class Projection:
         # Signs are not told by the decomposition: the largest share of each is positive, on every machine.
         largest = np.abs(directions).argmax(axis=0)
         directions = directions * np.sign(directions[largest, np.arange(len(order))])
-        found = _supervised(x @ directions / np.sqrt(variance), variance, _spread(target[known]), size)
+        found = _supervised(x @ directions / np.sqrt(variance), variance, target[known], size)
         matrix = np.concatenate(
             [directions / np.sqrt(variance) @ found, directions / np.sqrt(variance)], axis=1
         )
@@ -102,10 +103,38 @@ def _spread(target: FloatArray) -> FloatArray:
     return np.asarray(target - target.mean(axis=0))
 
 
+def _logistic(scores: FloatArray, variance: FloatArray, target: FloatArray, penalty: float) -> FloatArray:
+    """Return slopes (r, K) of a softmax regression on whitened ``scores`` (n, r), by Nesterov's accelerated gradients.
+
+    The scores being white, Boehning's bound of the curvature is a number a direction, and a step a division. The penalty is that
+    of the ridge regression on logarithms, in units of the curvature.
+    """
+    n, k = len(scores), target.shape[1]
+    small = scores.astype(np.float32)
+    bound = 0.5
+    weight = 0.05 * penalty / variance  # a usual p (1 - p): a squared logarithm weighs as 1 there
+    slopes = ahead = np.zeros((scores.shape[1], k))
+    base = np.log(np.maximum(target.mean(axis=0), CLIP))
+    moment = 1.0
+    for _ in range(LOGISTIC_STEPS):
+        z = small @ ahead.astype(np.float32) + base
+        z -= z.max(axis=1, keepdims=True)
+        p = np.exp(z)
+        p /= p.sum(axis=1, keepdims=True)
+        gradient = small.T @ (p - target).astype(np.float32) / n + weight[:, None] * ahead
+        moved = ahead - gradient / (bound + weight)[:, None]
+        following = (1 + np.sqrt(1 + 4 * moment**2)) / 2
+        ahead = moved + (moment - 1) / following * (moved - slopes)
+        slopes, moment = moved, following
+    return np.asarray(slopes - slopes.mean(axis=1, keepdims=True))
+
+
 def _supervised(scores: FloatArray, variance: FloatArray, target: FloatArray, most: int) -> FloatArray:
     """Return directions (r, m) in units of the whitened ``scores`` (n, r) that predict ``target`` (n, outputs)."""
-    n = len(scores)
+    n, probabilities = len(scores), target
+    target = _spread(target)
     slopes = scores.T @ target / n
+    chosen = 0.0
     best, least = np.zeros_like(slopes), np.inf
     for penalty in PENALTIES * variance.mean():
         kept = variance / (variance + penalty)
@@ -113,7 +142,9 @@ def _supervised(scores: FloatArray, variance: FloatArray, target: FloatArray, mo
         leverage = np.minimum((scores**2) @ kept / n + 1 / n, 0.999)
         error = float((((target - fitted) / (1 - leverage[:, None])) ** 2).mean())
         if error < least:
-            best, least = slopes * kept[:, None], error
+            best, least, chosen = slopes * kept[:, None], error, penalty
+    if probabilities.shape[1] > 1:
+        best = _logistic(scores, variance, probabilities, chosen)
     left, strength, _ = np.linalg.svd(best, full_matrices=False)
     some = strength > 1e-9 * max(float(strength[0]), 1e-300)
     left = left[:, some][:, : min(SUPERVISED, most)]
