@@ -159,10 +159,12 @@ def amount_of(value: Amount | int) -> Amount:
 
 def elements(shape: Sequence[Amount]) -> Amount:
     """Return how many elements a tensor of this shape has."""
-    total = ONE
+    fixed, a_row = 1, 0
     for size in shape:
-        total = total * size
-    return total
+        if a_row and size.a_row:
+            return Amount(fixed, a_row) * size  # which raises
+        fixed, a_row = fixed * size.fixed, fixed * size.a_row + a_row * size.fixed
+    return Amount(fixed, a_row)
 
 
 @dataclass(frozen=True, eq=False)
