@@ -159,12 +159,10 @@ def amount_of(value: Amount | int) -> Amount:
 
 def elements(shape: Sequence[Amount]) -> Amount:
     """Return how many elements a tensor of this shape has."""
-    fixed, a_row = 1, 0
+    total = ONE
     for size in shape:
-        if a_row and size.a_row:
-            return Amount(fixed, a_row) * size  # which raises
-        fixed, a_row = fixed * size.fixed, fixed * size.a_row + a_row * size.fixed
-    return Amount(fixed, a_row)
+        total = total * size
+    return total
 
 
 @dataclass(frozen=True, eq=False)
