@@ -1,7 +1,9 @@
 # make                  joins the SQL sources into the extension's script
 # make install          the extension and its Python module, for the server of PG_CONFIG; uninstall undoes it
 # make demo             one real distillation, start to end
-# make test             every test on every server that can be had here; make lint, make bench, make bench-quality
+# make quick            in under a minute: does a change hold? make lint; make bench, bench-sql, bench-text, bench-quality
+# make test             the tests, on every server that can be had here, in under 15 minutes
+# make test-all         the same, and then wheels, images, a pooler, dbt, a browser, and what takes longest
 # make fuzz             hostile ONNX files by the thousand; make third-party, which exports of other software are taken
 # make docs             the reference under extension/doc, from the comments of the SQL objects
 # make pictures         the picture of the architecture, from the imports
@@ -25,7 +27,8 @@ EXTRA_CLEAN = build docker/certs/*.crt
 
 .DEFAULT_GOAL := all
 .PHONY: all install uninstall clean install-dependencies freeze check-frozen dist \
-	images lock lint test test-packages test-faults test-long unit quick fuzz third-party docs demo bench bench-quality
+	images lock lint test test-all test-extra test-packages test-faults test-long unit quick fuzz third-party docs demo bench bench-sql bench-quality \
+	bench-text demo-text
 
 all: $(PRODUCTS)
 clean:
@@ -113,7 +116,7 @@ VENV = build/venv
 # frameworks, too: exports of PyTorch, XGBoost and CatBoost as teachers
 TEST_EXTRAS ?= client,convert,dask,plot,test,text
 PYTEST = $(VENV)/bin/python -m pytest --config-file=python/pyproject.toml --rootdir=.
-# One process a server: their tests wait more than they work.
+# One process for one server, and the last one's for the local cluster, too (tests/spread.py).
 PYTEST_FLAGS ?= --numprocesses=3
 # auto: every server that can be had here; local, pg15, pg17, pg18, none, or a connection string
 SERVER ?= auto
@@ -157,14 +160,20 @@ unit: $(VENV)/.made
 
 # Under a minute: units but those that train or wait, and the main job on a temporary local server.
 quick: $(VENV)/.made $(PRODUCTS)
-	$(PYTEST) --server=local --quick --numprocesses=2 -q tests/unit tests/sql/test_smoke.py
+	$(PYTEST) --server=local --tier=quick --numprocesses=2 -q tests/unit tests/sql/test_smoke.py
 
 # On Debian and Ubuntu, as root: the server where no Docker engine answers, and what a virtual environment needs.
 test-packages:
 	python3 python/demo/packages.py '$(SERVER)'
 
-test: test-packages $(VENV)/.made build/dbt/.made $(PRODUCTS)
-	$(PYTEST) --server='$(SERVER)' $(PYTEST_FLAGS) tests
+test: test-packages $(VENV)/.made $(PRODUCTS)
+	$(PYTEST) --server='$(SERVER)' --tier=test $(PYTEST_FLAGS) tests
+
+test-all: test test-extra
+
+# What is marked extra alone: what make test leaves out.
+test-extra: test-packages $(VENV)/.made build/dbt/.made $(PRODUCTS)
+	$(PYTEST) --server='$(SERVER)' --tier=extra $(PYTEST_FLAGS) tests
 
 # Hostile ONNX files, 20,000 unless FUZZ_FLAGS says otherwise; the frameworks extra adds their exports to the seeds.
 fuzz: $(VENV)/.made
@@ -199,9 +208,17 @@ pictures:
 
 demo:
 	python3 python/demo/run.py $(DEMO_FLAGS)
+demo-text:
+	python3 python/demo/run.py --text $(DEMO_FLAGS)
 
 bench: $(VENV)/.made $(PRODUCTS)
 	$(VENV)/bin/python tests/bench/serving.py $(BENCH_FLAGS)
 
+bench-sql: $(VENV)/.made $(PRODUCTS)
+	$(VENV)/bin/python tests/bench/sql_forms.py $(BENCH_FLAGS)
+
 bench-quality: $(VENV)/.made $(PRODUCTS)
 	$(VENV)/bin/python tests/bench/quality.py $(BENCH_FLAGS)
+
+bench-text: $(VENV)/.made $(PRODUCTS)
+	$(VENV)/bin/python tests/bench/texts.py $(BENCH_FLAGS)

@@ -28,7 +28,7 @@ CREATE TABLE distill.owners (
     name text PRIMARY KEY,
     role oid NOT NULL UNIQUE
 );
-COMMENT ON TABLE distill.owners IS 'which role the name of an owner stands for; a role keeps what it owns when it is renamed, and leaves it to nobody when it is dropped';
+COMMENT ON TABLE distill.owners IS 'which role the name of an owner stands for. A role keeps what it owns when it is renamed, and leaves it to nobody when it is dropped';
 COMMENT ON COLUMN distill.owners.name IS 'name of an owner, as models and runs have it';
 COMMENT ON COLUMN distill.owners.role IS 'oid of the role that it stands for, which may have another name now, or be gone';
 CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON distill.owners FOR EACH STATEMENT EXECUTE FUNCTION distill._guard();

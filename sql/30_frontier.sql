@@ -4,7 +4,7 @@ from pg_distill import sqlapi
 return sqlapi.dominates_pareto(plpy, latency, accuracy, frontier)
 $$;
 COMMENT ON FUNCTION distill.dominates_pareto(float8, float8, float8[]) IS
-    'whether a point improves a frontier of {latency, accuracy} rows: none of them dominates or equals it; the empty frontier is improved by any point';
+    'whether a point improves a frontier of {latency, accuracy} rows. None of them dominates or equals it; any point improves the empty frontier';
 
 -- Views read as who asks, not as their owner: a policy on the tables holds in them too.
 

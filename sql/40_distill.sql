@@ -36,4 +36,4 @@ from pg_distill import sqlapi
 return sqlapi.run_rows(plpy, run_id)
 $$;
 COMMENT ON FUNCTION distill.run_rows(uuid) IS
-    'the rows of a run''s sample and the split that each is in (fit, select, test, unlabelled; NULL for rows left out), so that its figures can be recomputed';
+    'the rows of a run''s sample and the split of each, so that its figures can be recomputed. Splits are fit, select, test and unlabelled; NULL for rows left out';

@@ -96,4 +96,4 @@ BEGIN ATOMIC
                ELSE pg_catalog.string_to_array((s.c).classes, (s.c).class_separator) END)
     FROM (SELECT distill._score_class(model, query, key_column, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot())) AS c) s;
 END;
-COMMENT ON FUNCTION distill.score_class(text, text, text) IS 'a key column, as text, and the most probable class, or by the model''s class_threshold, of every row of a relation or read-only query, in constant memory';
+COMMENT ON FUNCTION distill.score_class(text, text, text) IS 'a key column, as text, and the class of every row of a relation or read-only query, in constant memory. The most probable one, or by the model''s class_threshold';

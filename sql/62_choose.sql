@@ -8,7 +8,7 @@ CREATE FUNCTION distill.choose_model(name text, max_latency_ms float8 DEFAULT NU
 LANGUAGE sql STABLE
 RETURN distill._choose_model(name, max_latency_ms, min_accuracy, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
 COMMENT ON FUNCTION distill.choose_model(text, float8, float8) IS
-    'the most accurate model of the name''s family (teacher, students, versions) within both bounds, as name:version; an error where there is none';
+    'the most accurate model within both bounds, as name:version. It is one of the name''s family: teacher, students, versions. An error where there is none';
 
 CREATE FUNCTION distill.warm_up(models text[], OUT model text, OUT milliseconds float8) RETURNS SETOF record
 LANGUAGE plpython3u STABLE AS $$

@@ -11,7 +11,7 @@ LEFT JOIN (
     GROUP BY 1
 ) k USING (id);
 COMMENT ON VIEW distill.sizes IS
-    'the registry''s size by model: its own bytes, and those of the candidates that its run keeps (a run without a student counts for its teacher)';
+    'the registry''s size by model: its own bytes, and those of the candidates that its run keeps. A run without a student counts for its teacher';
 
 CREATE FUNCTION distill.prune(
     keep_versions int DEFAULT NULL, older_than interval DEFAULT NULL, model_name text DEFAULT NULL, dry_run boolean DEFAULT true,
@@ -22,4 +22,4 @@ from pg_distill import sqlapi
 return sqlapi.prune(plpy, keep_versions, older_than, model_name, dry_run)
 $$;
 COMMENT ON FUNCTION distill.prune(int, interval, text, boolean) IS
-    'remove versions, and candidates'' files, that are both beyond the newest keep_versions and older than older_than (at least one given), but none that is active, a teacher, or named by a view or function; a row each, removed only with dry_run => false';
+    'remove old versions, and candidates'' files: beyond the newest keep_versions and older than older_than. At least one of the two is given. None goes that is active, a teacher, or named by a view or function. One row for each; removed only with dry_run => false';

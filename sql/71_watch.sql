@@ -9,7 +9,7 @@ from pg_distill import sqlapi
 return sqlapi.check(plpy, model, sample, label, max_rows, seed, include_learned)
 $$;
 COMMENT ON FUNCTION distill.check(text, text, text, int, bigint, boolean) IS
-    'fidelity, accuracy and latency on fresh rows beside those recorded, one row per figure, and whether the model still holds its place; without a sample: the test split of its run''s rows as they are now. Rows that the model or its teacher has learned from are left out, and their share is said';
+    'fidelity, accuracy and latency on fresh rows beside those recorded, and whether the model still holds its place. One row per figure. Without a sample: the test split of its run''s rows as they are now. Rows that the model or its teacher has learned from are left out, and their share is said';
 
 CREATE FUNCTION distill.remeasure(
     model text, OUT name text, OUT version text, OUT avg_latency_ms float8, OUT latency_low_ms float8, OUT latency_high_ms float8,
@@ -19,7 +19,7 @@ from pg_distill import sqlapi
 return sqlapi.remeasure(plpy, model)
 $$;
 COMMENT ON FUNCTION distill.remeasure(text) IS
-    'measure a model''s whole family again, on its run''s test rows and this machine, and store the figures; a row a model, with what was stored before';
+    'measure a model''s whole family again, on its run''s test rows and this machine, and store the figures. One row per model, with what was stored before';
 
 -- What an exporter scrapes every few seconds: counts, and sizes that stand in the rows. No artifact is read for it. It reads as its owner, unlike
 -- the other views: a role that may scrape needs no right to models, and learns no name of any.
@@ -47,4 +47,4 @@ FROM (SELECT count(*) AS models, count(DISTINCT name) AS names, count(teacher_id
              date_part('epoch', clock_timestamp() - min(submitted_at) FILTER (WHERE state = 'queued')) AS oldest_queued_job_seconds
       FROM distill.job_queue) j;
 COMMENT ON VIEW distill.metrics IS
-    'one row for a Prometheus exporter: models, names, students, bytes of models and of kept candidates, runs by outcome, the last run, trainings active, jobs of all roles by state and the age of the oldest that waits; reads no artifact';
+    'one row for a Prometheus exporter. Models, names, students, bytes of models and of kept candidates; runs by outcome, the last run, active trainings. Jobs of all roles by state, and the age of the oldest that waits. It reads no artifact';

@@ -6,18 +6,24 @@ import contextlib
 import re
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 import servers
+import spread
 from psycopg import sql
 from servers import create_database, drop_database
 
 TEMPLATE = "pg_distill_template"
-DEFAULT_SERVER = "pg17"
 HOW_MANY = ("every_server", "one_server")
+TESTS = Path(__file__).parent
+
+# Which marked tests a tier leaves out, beside those marked long: see the targets quick, test and test-all of the Makefile.
+TIERS = {"quick": {"slow", "extra"}, "test": {"extra"}, "extra": set(), "all": set()}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,18 +38,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="a released version: the tests' databases are made with it and brought up by ALTER EXTENSION UPDATE",
     )
     parser.addoption("--long", action="store_true", help="also the tests that take minutes each")
-    parser.addoption("--quick", action="store_true", help="only what is not marked slow: see make quick")
+    parser.addoption(
+        "--tier",
+        choices=list(TIERS),
+        default="all",
+        help="quick: without what is marked slow or extra; test: without extra; extra: that alone; all (default)",
+    )
+    parser.addoption(
+        "--second-try",
+        action="store_true",
+        help="with --last-failed: it is an error unless all that failed is in tests/second_try.txt",
+    )
+    parser.addoption(
+        "--write-seconds", action="store_true", help="write tests/seconds.txt anew for the modules that run"
+    )
     parser.addoption(
         "--seed", type=int, help="the seed of the tests of faults; a new one each time unless given"
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left_out = {"long": not config.getoption("--long"), "slow": config.getoption("--quick")}
-    for mark in [mark for mark, out in left_out.items() if out]:
-        marked = [item for item in items if item.get_closest_marker(mark) is not None]
-        config.hook.pytest_deselected(items=marked)
-        items[:] = [item for item in items if item.get_closest_marker(mark) is None]
+    tier = config.getoption("--tier")
+    out = TIERS[tier] | (set() if config.getoption("--long") else {"long"})
+
+    def is_asked_for(item: pytest.Item) -> bool:
+        marks = {mark.name for mark in item.iter_markers()}
+        return not out & marks and (tier != "extra" or "extra" in marks)
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_asked_for(item)])
+    items[:] = [item for item in items if is_asked_for(item)]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -57,7 +80,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class OneProcessAServer(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             of = SERVER.search(nodeid)
-            return of[1] if of else nodeid
+            return spread.process_of(of[1], config.stash[CHOSEN]) if of else nodeid
 
     return OneProcessAServer(config, log)
 
@@ -66,23 +89,21 @@ SERVER = re.compile(rf"\[(?:.*-)?({'|'.join((*servers.CONTAINERS, 'local'))})(?:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers",
-        f"every_server: asks the server, and runs on each; a test without it on {DEFAULT_SERVER} alone",
-    )
-    config.addinivalue_line(
-        "markers", "one_server(name): runs on this server where it is there, so that servers share the work"
-    )
-    config.addinivalue_line("markers", "long: takes minutes, and runs with --long only")
-    config.addinivalue_line("markers", "slow: of the units those that train or wait; not run with --quick")
-    config.addinivalue_line(
-        "markers",
+    for line in (
+        "every_server: asks the server, and runs on each; a test without it on one, as spread.py says",
+        "one_server(name): needs this server, and runs there where it can be had",
         "local: runs on the local cluster too where there are containers",
-    )
+        "long: takes minutes, and runs with --long only",
+        "slow: of the units those that train or wait; not run by make quick",
+        "extra: wheels, images, a pooler, dbt, a browser, or what takes longest; run by make test-all, not by make test",
+    ):
+        config.addinivalue_line("markers", line)
     # A test run that is told to end removes its servers first. A shell's background job ignores SIGINT, and so would the programs
     # that the tests interrupt, were it not handled here.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
+    if config.getoption("--second-try"):
+        _require_listed(config)
     chosen, missing = _choose(config.getoption("--server"))
     config.stash[CHOSEN] = chosen
     config.stash[MISSING] = missing
@@ -111,6 +132,16 @@ def _choose(option: str) -> tuple[list[str], dict[str, str]]:
     return [name for name in names if name not in missing], missing
 
 
+def _require_listed(config: pytest.Config) -> None:
+    """Have the last run's failures run again, if they all may be: a fault that comes and goes is a fault."""
+    assert config.cache is not None
+    failed = {name.partition("[")[0] for name in config.cache.get("cache/lastfailed", {})}
+    lines = (TESTS / "second_try.txt").read_text().splitlines()
+    others = sorted(failed - {line.split()[0] for line in lines if not line.startswith("#")})
+    if others or not failed:
+        raise pytest.UsageError(f"no second try: {', '.join(others) or 'nothing failed that is known'}")
+
+
 def pytest_report_header(config: pytest.Config) -> list[str]:
     chosen, missing = config.stash[CHOSEN], config.stash[MISSING]
     named = [name if name in (*servers.CONTAINERS, "local") else "dsn" for name in chosen]
@@ -120,9 +151,10 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show how many faults the tests of faults injected, from which seeds."""
-    reports = [
-        r for found in terminalreporter.stats.values() for r in found if getattr(r, "when", "") == "teardown"
-    ]
+    reports = [r for found in terminalreporter.stats.values() for r in found if hasattr(r, "when")]
+    if terminalreporter.config.getoption("--write-seconds"):
+        _write_seconds(reports)
+    reports = [report for report in reports if report.when == "teardown"]
     tallies = [(r.nodeid, value) for r in reports for key, value in r.user_properties if key == "faults"]
     if tallies:
         terminalreporter.section("faults injected")
@@ -134,24 +166,65 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
 
 
+def _how_many(node: pytest.Item, chosen: list[str]) -> str | None:
+    """Say "every", or the one server that a test needs, or None for one that any server can run.
+
+    The nearest mark holds: a test's own over its module's.
+    """
+    nearest = next((mark for mark in node.iter_markers() if mark.name in HOW_MANY), None)
+    if nearest is not None and nearest.name == "every_server":
+        return "every"
+    return str(nearest.args[0]) if nearest is not None and nearest.args[0] in chosen else None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test that uses a server on one of those chosen, or on each where it asks for that."""
     if "server" not in metafunc.fixturenames:
         return
-    chosen = metafunc.config.stash[CHOSEN]
-    mark = metafunc.definition.get_closest_marker
-    # The nearest mark holds: a test's own over its module's.
-    nearest = next((m.name for m in metafunc.definition.iter_markers() if m.name in HOW_MANY), None)
-    one = mark("one_server")
-    if nearest == "every_server":
-        names = [name for name in chosen if name != "local" or mark("local") or len(chosen) == 1]
-    elif one is not None and nearest == "one_server" and one.args[0] in chosen:
-        names = [one.args[0]]
+    chosen, node = metafunc.config.stash[CHOSEN], metafunc.definition
+    # A test that is marked so runs on the local cluster beside a container; others have it only where there is none.
+    containers = [name for name in chosen if name != "local"] or chosen
+    also = [name for name in chosen if name == "local" and node.get_closest_marker("local")]
+    asked = _how_many(node, chosen)
+    if asked == "every":
+        names = [*containers, *also]
+    elif asked is not None:
+        names = [asked]
+    elif chosen:
+        places = metafunc.config.stash.setdefault(PLACES, spread.spread(containers, chosen))
+        names = [spread.place(_module(node), places, containers), *also]
     else:
-        default = DEFAULT_SERVER if DEFAULT_SERVER in chosen else next(iter(chosen), None)
-        names = [name for name in chosen if name == default or (name == "local" and mark("local"))]
+        names = []
+    names = list(dict.fromkeys(names))
     ids = [name if name in (*servers.CONTAINERS, "local") else "dsn" for name in names]
     metafunc.parametrize("server", names or [None], ids=ids or ["none"], indirect=True, scope="session")
+
+
+PLACES = pytest.StashKey[dict[str, str]]()
+
+
+def _module(node: pytest.Item) -> str:
+    return str(node.path.relative_to(TESTS))
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Note where a test runs, for the table of seconds."""
+    name = getattr(item, "callspec", None) and item.callspec.params.get("server")  # type: ignore[attr-defined]
+    if name in (*servers.CONTAINERS, "local") and item.config.getoption("--write-seconds"):
+        chosen = item.config.stash[CHOSEN]
+        is_spread = _how_many(item, chosen) is None and (name != "local" or chosen == ["local"])
+        tier = "extra" if item.get_closest_marker("extra") else "test"
+        item.user_properties.append(("where", f"{_module(item)} {spread.ANY if is_spread else name} {tier}"))
+
+
+def _write_seconds(reports: list[pytest.TestReport]) -> None:
+    where = {r.nodeid: value for r in reports for key, value in r.user_properties if key == "where"}
+    seconds: Counter[spread.Key] = Counter()
+    for report in reports:
+        if report.nodeid in where:
+            module, server, tier = where[report.nodeid].split()
+            seconds[module, server, tier] += report.duration  # type: ignore[assignment]
+    spread.write(dict(seconds))
 
 
 @pytest.fixture(scope="session")

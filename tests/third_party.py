@@ -146,13 +146,14 @@ def main() -> int:
     backend = backend_table()
     TABLE.write_text(
         "# Models of other software\n\nMade by `make third-party`; a test holds the exports' table against what it finds.\n\n"
-        f"## Pipelines that pg-distill register converts\n\nOn {pipelines.ROWS} rows with NULL, texts, truth values and seconds since 1970, every one of them: the largest difference\n"
-        "of a probability, and of a value relative to its standard deviation; no class differs. The last ones are refused.\n\n"
+        f"## Pipelines that pg-distill register converts\n\nEach was asked about {pipelines.ROWS} rows with NULL, texts, truth values and seconds since 1970. No class\n"
+        "differs. The table has the largest difference of a probability, or of a value relative to its standard deviation. The last\n"
+        "ones are refused.\n\n"
         f"{pipelines_table()}\n\n{_real_rows()}"
-        f"## Exports\n\nProbabilities within {TOLERANCE:g} of the framework's own on {models.ROWS} rows, values within as much of their spread.\n\n"
+        f"## Exports\n\nAsked about {models.ROWS} rows. Probabilities are within {TOLERANCE:g} of the framework's own, values within as much of their spread.\n\n"
         f"{exports_table()}\n\n"
-        f"## The backend test models of onnx {onnx.__version__}\n\nHardly any is a tabular model; what counts is that each ends in an answer or\n"
-        f"in an error with its SQLSTATE.\n\n{backend}\n"
+        f"## The backend test models of onnx {onnx.__version__}\n\n"
+        f"Hardly any is a tabular model. Each has to end in an answer, or in an error with its SQLSTATE.\n\n{backend}\n"
     )
     return 1 if re.search(r"^\| (crashed|hung|none) ", backend, re.MULTILINE) else 0
 

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 # numpy and onnxruntime start threads when they are imported. A backend's signals are for its one thread, so the others
 # must be born with all of them blocked; and a matrix product of one row needs no second core.
@@ -35,6 +35,9 @@ from pg_distill.errors import (  # noqa: E402
 from pg_distill.serving import batch, predictors  # noqa: E402
 from pg_distill.serving import predict as serving  # noqa: E402
 
+if TYPE_CHECKING:
+    from pg_distill.teachers.registration import Registration
+
 __all__ = [
     "activate_model",
     "cancel",
@@ -56,9 +59,12 @@ __all__ = [
     "predict_class",
     "predict_class_batch",
     "predict_class_mixed",
+    "predict_class_vectors",
     "predict_mixed",
     "predict_proba",
     "predict_proba_mixed",
+    "predict_proba_vectors",
+    "predict_vectors",
     "promote_candidate",
     "prune",
     "record_job",
@@ -243,21 +249,17 @@ def register_model(
     expected: str | None,
     allow_difference: bool | None,
     class_threshold: float | None,
+    text_columns: Sequence[str] | None,
     tokenizer: bytes | None,
     max_tokens: int | None,
 ) -> str:
     from pg_distill.teachers import register
 
+    db = _database(plpy)
     return register.register_onnx(
-        _database(plpy),
-        name=name,
+        db,
+        _registration(db, name, features, sample, label, version, task, classes, text_columns),
         artifact=artifact,
-        features=_texts(features, "features"),
-        sample=sample,
-        label=label,
-        version=version,
-        task=task,
-        classes=_texts(classes, "classes"),
         expected=expected,
         allow_difference=bool(allow_difference),
         class_threshold=class_threshold,
@@ -288,17 +290,12 @@ def register_claimed(
 
     if rows is None or expected is None or origin is None:
         raise NullNotAllowed("rows, expected and origin must not be NULL")
+    db = _database(plpy)
     claim = claims.read_claim(_texts(rows, "rows") or [], _texts(arrays, "arrays"), expected, origin)
     return register.register_onnx(
-        _database(plpy),
-        name=name,
+        db,
+        _registration(db, name, features, sample, label, version, task, classes),
         artifact=artifact,
-        features=_texts(features, "features"),
-        sample=sample,
-        label=label,
-        version=version,
-        task=task,
-        classes=_texts(classes, "classes"),
         claim=claim,
         allow_difference=bool(allow_difference),
         class_threshold=class_threshold,
@@ -319,6 +316,7 @@ def register_model_file(
     expected: str | None,
     allow_difference: bool | None,
     class_threshold: float | None,
+    text_columns: Sequence[str] | None,
     tokenizer: str | None,
     max_tokens: int | None,
 ) -> str:
@@ -346,6 +344,7 @@ def register_model_file(
         expected,
         allow_difference,
         class_threshold,
+        text_columns,
         None if tokenizer is None else read(tokenizer),
         max_tokens,
     )
@@ -362,19 +361,15 @@ def register_sql_model(
     version: str | None,
     task: Any,
     classes: Sequence[str] | None,
+    text_columns: Sequence[str] | None,
 ) -> str:
     from pg_distill.teachers import register
 
+    db = _database(plpy)
     return register.register_sql(
-        _database(plpy),
-        name=name,
+        db,
+        _registration(db, name, features, sample, label, version, task, classes, text_columns),
         expression=expression,
-        features=_texts(features, "features"),
-        sample=sample,
-        label=label,
-        version=version,
-        task=task,
-        classes=_texts(classes, "classes"),
     )
 
 
@@ -390,20 +385,42 @@ def register_logged_model(
     task: Any,
     classes: Sequence[str] | None,
     latency_ms: float | None,
+    text_columns: Sequence[str] | None,
 ) -> str:
     from pg_distill.teachers import register
 
+    db = _database(plpy)
     return register.register_logged(
-        _database(plpy),
-        name=name,
+        db,
+        _registration(db, name, features, sample, label, version, task, classes, text_columns),
         outputs=_texts(outputs, "outputs"),
-        features=_texts(features, "features"),
-        sample=sample,
-        label=label,
+        latency_ms=latency_ms,
+    )
+
+
+def _registration(
+    db: protocol.Database,
+    name: str | None,
+    features: Sequence[str] | None,
+    sample: str | None,
+    label: str | None,
+    version: str | None,
+    task: str | None,
+    classes: Sequence[str] | None,
+    text_columns: Sequence[str] | None = None,
+) -> Registration:
+    from pg_distill.teachers import registration
+
+    return registration.checked(
+        db,
+        name=name,
         version=version,
         task=task,
         classes=_texts(classes, "classes"),
-        latency_ms=latency_ms,
+        features=_texts(features, "features"),
+        sample=sample,
+        label=label,
+        text_columns=_texts(text_columns, "text_columns"),
     )
 
 
@@ -458,7 +475,8 @@ def _distill_arguments(arguments: Sequence[Any]) -> dict[str, Any]:
     from pg_distill.runs.options import Options
 
     given = dict(zip(Options.__dataclass_fields__, arguments, strict=True))
-    given["families"] = _texts(given["families"], "families")
+    for name in ("families", "text_columns"):
+        given[name] = _texts(given[name], name)
     return given
 
 
@@ -675,6 +693,40 @@ def predict_class_mixed(
         raise
 
 
+def _parts(numbers: Any, strings: Any, vectors: Any) -> tuple[list[Any], list[Any], list[bytes | None]]:
+    if numbers is None or strings is None or vectors is None:
+        raise NullNotAllowed("numbers and strings must not be NULL")
+    return numbers, strings, vectors
+
+
+def predict_vectors(
+    plpy: Any, model: str | None, numbers: Any, strings: Any, vectors: Any, snapshot: bytes | None
+) -> float:
+    try:
+        return serving.find(_serving(plpy), model, snapshot).vector(*_parts(numbers, strings, vectors))
+    except PgDistillError as error:
+        _raise(plpy, error)
+        raise
+
+
+@_boundary
+def predict_proba_vectors(
+    plpy: Any, model: str | None, numbers: Any, strings: Any, vectors: Any, snapshot: bytes | None
+) -> list[float]:
+    predictor = serving.find(_serving(plpy), model, snapshot)
+    return predictor.probabilities(_parts(numbers, strings, vectors)).tolist()  # type: ignore[no-any-return]
+
+
+def predict_class_vectors(
+    plpy: Any, model: str | None, numbers: Any, strings: Any, vectors: Any, snapshot: bytes | None
+) -> str:
+    try:
+        return serving.find(_serving(plpy), model, snapshot).class_name(_parts(numbers, strings, vectors))
+    except PgDistillError as error:
+        _raise(plpy, error)
+        raise
+
+
 @_boundary
 def predict_batch(
     plpy: Any, model: str | None, features: bytes | None, snapshot: bytes | None
@@ -760,6 +812,7 @@ def create_function(
     as_sql: bool | None,
     replace: bool | None,
     keep_dependents: bool | None,
+    pgvector: bool | None,
 ) -> str:
     from pg_distill.serving import functions
 
@@ -772,16 +825,17 @@ def create_function(
         as_sql=bool(as_sql),
         replace=bool(replace),
         keep_dependents=bool(keep_dependents),
+        pgvector=pgvector,
     )
 
 
 @_boundary
-def to_sql(plpy: Any, model: str | None) -> str:
+def to_sql(plpy: Any, model: str | None, pgvector: bool | None) -> str:
     from pg_distill.serving import functions
 
     if model is None:
         raise NullNotAllowed("model must not be NULL")
-    return functions.to_sql(_database(plpy), model)
+    return functions.to_sql(_database(plpy), model, pgvector=pgvector)
 
 
 @_boundary

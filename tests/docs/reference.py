@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -42,6 +43,23 @@ is named by `name`, which is its active version, or by `name:version`.
 """
 
 
+WIDTH = 100  # of a signature in one line
+
+
+def _signature(name: str, arguments: str) -> str:
+    """Write a function with its arguments, one a line where they are many."""
+    plain = re.sub(r"(DEFAULT (?:NULL|'[^']*'))::[\w \[\]]+", r"\1", arguments)
+    if len(plain) <= WIDTH:
+        return f"{name}({plain})"
+    each = re.split(r', (?=(?:(?:OUT|INOUT|VARIADIC) )?["\w]+ )', plain)
+    return f"{name}(\n    " + ",\n    ".join(each) + "\n)"
+
+
+def _sentence(comment: str) -> str:
+    """Write a comment, which begins as a phrase of psql's, as the document's sentences."""
+    return comment[0].upper() + comment[1:] + ("" if comment.endswith(".") else ".")
+
+
 def _cell(text: str | None) -> str:
     return (text or "").replace("|", "\\|")
 
@@ -51,8 +69,10 @@ def reference(connection: psycopg.Connection) -> str:
     parts = [HEAD, "## Functions\n"]
     for name, arguments, result, comment in connection.execute(_FUNCTIONS):
         # What it gives stands in the arguments already where they are OUT ones.
-        given = "" if " OUT " in f" {arguments}" or "INOUT " in arguments else f" → `{result}`"
-        parts.append(f"### `{name}`\n\n`{name}({arguments})`{given}\n\n{comment}\n")
+        given = "" if " OUT " in f" {arguments}" or "INOUT " in arguments else f" → {result}"
+        parts.append(
+            f"### `{name}`\n\n{_sentence(comment)}\n\n```text\n{_signature(name, arguments)}{given}\n```\n"
+        )
     parts.append(
         "## Settings\n\nRead by `distill.show_settings()`, set by `distill.change_setting(name, value)`.\n"
     )
@@ -67,7 +87,7 @@ def reference(connection: psycopg.Connection) -> str:
     parts.append("## Tables and views\n")
     for oid, name, comment in connection.execute(_RELATIONS).fetchall():
         columns = connection.execute(_COLUMNS, (oid,)).fetchall()
-        parts.append(f"### `distill.{name}`\n\n{comment}\n")
+        parts.append(f"### `distill.{name}`\n\n{_sentence(comment)}\n")
         rows = "".join(f"| `{column}` | {kind} | {_cell(text)} |\n" for column, kind, text in columns)
         parts.append(f"| column | type | |\n|---|---|---|\n{rows}")
     return "\n".join(parts)

@@ -10,7 +10,7 @@ import pytest
 from docs.conftest import FEATURES, Pooler, distill_fraud, fraud
 from psycopg import errors
 
-pytestmark = pytest.mark.one_server("pg15")
+pytestmark = pytest.mark.extra
 
 ROW = [120.0, 3.0, 0.7]
 STATEMENTS = {

@@ -36,13 +36,11 @@ from pg_distill.frame import Kind
 from pg_distill.onnx_model import limits, tokenizer_rules
 from pg_distill.registry import settings
 
-pytestmark = pytest.mark.one_server("pg17")
-
 DBT = ROOT / "sql" / "dbt" / "README.md"
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", DBT, *sorted(DOC.glob("*.md"))]
 
 NOT_RUN = {
-    ROOT / "README.md": 3,
+    ROOT / "README.md": 1,
     ROOT / "CONTRIBUTING.md": 1,
     DOC / "pg_distill-how-to.md": 4,
     DOC / "pg_distill-jobs.md": 1,
@@ -81,6 +79,7 @@ def reader(server: servers.Server, database: str, tmp_path: Path) -> Reader:
     return Reader(conninfo, tmp_path, {**variables(conninfo), "PATH": path, "NO_COLOR": "1"})
 
 
+@pytest.mark.extra
 def test_applications(reader: Reader, db: psycopg.Connection, pooler: Callable[[], Pooler]) -> None:
     distill_fraud(db)
     reader.environment["POOLER"] = pooler().conninfo
@@ -94,13 +93,14 @@ def test_readme(reader: Reader, db: psycopg.Connection) -> None:
     db.execute("SELECT lo_export(%s, 'fraud.onnx')", made)
     db.execute("DROP EXTENSION pg_distill")
     reader.replaced["/srv/models/"] = ""  # the data directory, where the server works
-    assert reader.follow(ROOT / "README.md", without=STORY) == 7
+    assert reader.follow(ROOT / "README.md", without=STORY) == 5
     students = db.execute(
         "SELECT count(*) FROM distill.frontier WHERE name = 'fraud_detector_distilled'"
     ).fetchone()
     assert students == (1,)
 
 
+@pytest.mark.extra
 @pytest.mark.timeout(900)
 def test_readme_from_a_pipeline_to_a_dbt_model(
     reader: Reader, db: psycopg.Connection, dbt_command: str
@@ -125,6 +125,7 @@ def test_readme_from_a_pipeline_to_a_dbt_model(
     assert np.corrcoef(taught, [row[3] for row in rows])[0, 1] > 0.8
 
 
+@pytest.mark.extra
 def test_tutorial(reader: Reader, db: psycopg.Connection, dbt_command: str) -> None:
     reader.replaced["/srv/pg_distill/"] = f"{ROOT}/"
     reader.environment |= {"DBT_PROFILES_DIR": str(reader.folder), "DBT_SEND_ANONYMOUS_USAGE_STATS": "false"}
@@ -138,6 +139,19 @@ def test_tutorial(reader: Reader, db: psycopg.Connection, dbt_command: str) -> N
     assert (counts[1], counts[3]) == (1, 1)
 
 
+def test_texts(reader: Reader, db: psycopg.Connection) -> None:
+    """From a table of texts and a language model's answers to predict."""
+    assert reader.follow(DOC / "pg_distill-texts.md") == 7
+    given = db.execute(
+        "SELECT student_accuracy, metric, resolved -> 'text_columns' FROM distill.runs"
+    ).fetchone()
+    assert given is not None
+    assert given[0] > 0.9
+    assert given[1:] == ("agreement", ["body"])
+    assert db.execute("SELECT sort_ticket('where is my parcel') IS NOT NULL").fetchone() == (True,)
+
+
+@pytest.mark.extra
 def test_how_to(reader: Reader, db: psycopg.Connection, server: servers.Server) -> None:
     distill_fraud(db)
     export_reviewer(db, reader.folder / "exported")
@@ -204,6 +218,7 @@ def test_command_line(reader: Reader, db: psycopg.Connection) -> None:
     assert found == [("true",)] * 3
 
 
+@pytest.mark.extra
 def test_dbt_package(reader: Reader, db: psycopg.Connection, dbt_command: str) -> None:
     """From a repository with a release's tag, as its README installs it; the hook distils."""
     register_fraud(db)

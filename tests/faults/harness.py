@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import servers
-from sql.conftest import cancer, load_table
+from sql.conftest import cancer, load_table, register
 
 DATABASE = "pg_distill_faults"
 TRAINER = r"-m pg_distill\.child\.workshop"
@@ -50,7 +50,7 @@ def load_few(connection: psycopg.Connection) -> None:
     columns = {**dict.fromkeys(FEATURES, "float8"), "malignant": "int"}
     rows = zip(x[:FEW, : len(FEATURES)], y[:FEW], strict=True)
     load_table(connection, "few", columns, ([*map(float, row), int(label)] for row, label in rows))
-    connection.execute(REGISTER_FEW, (few_teacher(),))
+    register(connection, "few", REGISTER_FEW, (few_teacher(),))
 
 
 def constant_model(value: float) -> bytes:

@@ -17,7 +17,6 @@ Connect = Callable[..., psycopg.Connection]
 Role = Callable[..., str]
 
 DATABASE = "pg_distill_stale"
-pytestmark = pytest.mark.one_server("pg15")
 
 
 def two_versions(connection: psycopg.Connection, name: str = "m") -> None:

@@ -25,8 +25,6 @@ from faults.test_attacks_functions import Connect, Role, fails
 from sql.test_privilege_matrix import GRANTS
 from sql.test_serving import adder, register, value
 
-pytestmark = pytest.mark.one_server("pg15")
-
 PYTHON = Path(__file__).resolve().parents[2] / "python"
 HOSTILE = "x\x1b[2J\x1b]0;owned\x07\u202eevil\u2066\u200b\x9b31m\x7f\rdone\nforged: ok\u2028z\u00ad"
 REGISTER = "SELECT distill.register_sql_model(%s, '0.5 + 0 * x', '{x}', 'SELECT 1.0::float8 AS x', task => 'regression')"

@@ -10,6 +10,8 @@ import pytest
 import servers
 from faults.harness import Tally, constant_model
 
+pytestmark = pytest.mark.extra
+
 MODELS = 1000
 PREDICTIONS, LONG_PREDICTIONS = 100_000, 10_000_000
 SESSIONS, LONG_SESSIONS = 250, 2500  # opened between two samples
@@ -23,7 +25,6 @@ NOISE = 1e-6  # of a straight line through equal numbers
 PREDICT = "SELECT sum(distill.predict('m' || (i / {run} % {models}), ARRAY[i::float8])) FROM generate_series({start}, {end}) i"
 
 
-@pytest.mark.one_server("local")
 @pytest.mark.timeout(3600)
 def test_memory_of_a_backend_is_flat(
     server: servers.Server, db: psycopg.Connection, long: bool, tally: Tally

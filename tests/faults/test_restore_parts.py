@@ -11,7 +11,7 @@ import servers
 from conftest import create_database, drop_database
 from faults.harness import DISTIL_FEW, load_few
 
-pytestmark = pytest.mark.one_server("local")
+pytestmark = pytest.mark.extra
 
 RESTORED = "pg_distill_parts"
 FIGURES = (

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from pg_distill.errors import InvalidParameter, PgDistillError
 from pg_distill.onnx_model.approve import approve
-from pg_distill.onnx_model.check import check
+from pg_distill.onnx_model.check import check_file
 from pg_distill.onnx_model.limits import Limits
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.onnx_model.teacher import TeacherModel, tree_thresholds
@@ -32,16 +32,8 @@ VALUES = (
     *(-(2**63), 2**63 - 1, -(2**31), 2**31 - 1, 2**53 + 1, 5e-324),
 )
 TOKENS = 24  # of a text that a transformer reads: it is walked for each number of them
-TEXTS = (
-    None,
-    "",
-    " ",
-    "the film was great",
-    "x" * 10_000,
-    "\u202e\U0001f600\x01e\u0301",
-    "\ufdfa" * 500,
-    "[CLS]" * 500,
-)
+TEXTS = ("\u202e", "", "refund late thanks great", "é😀東京 \x01", "a b " * 5000, "x" * 200_000, None, " ", "the film was great",
+         "\u202e\U0001f600\x01e\u0301", "\ufdfa" * 500, "[CLS]" * 500)  # fmt: skip
 SCHEMA_VALUES = (
     None, True, -1, 0, 1, 7, 2**31, 2**63, 1e300, "", "x", "string", "double", "a\x00", "a\nb", [], {}, [[]],
 )  # fmt: skip
@@ -50,7 +42,7 @@ SCHEMA_VALUES = (
 def take(artifact: bytes) -> tuple[str, str]:
     """Return what became of ``artifact``: an SQLSTATE or "accepted", and a message."""
     try:
-        model = check(artifact)
+        model, _ = check_file(artifact)
         try:
             signature = approve(artifact, limits=LIMITS, max_tokens=TOKENS).signature
         except InvalidParameter:  # one number, which may be a value or a probability
@@ -79,7 +71,7 @@ def serve(artifact: bytes, signature: Any) -> None:
         others = VALUES if position >= len(VALUES) else (value,)
         cells = [value, *(others[(position + i) % len(others)] for i in range(1, len(signature.features)))]
         row = {
-            f.name: "\u202e" if f.kind == "string" else cell
+            f.name: TEXTS[position % len(TEXTS)] if f.is_string else cell
             for f, cell in zip(signature.features, cells, strict=False)
         }
         try:

@@ -19,6 +19,7 @@ from pg_distill import probe
 ROOT = Path(__file__).resolve().parents[2]
 DATABASE = "pg_distill_patient"
 Check = Callable[..., tuple[int, list[dict[str, Any]]]]
+pytestmark = pytest.mark.extra
 
 # What the snippets of shell below are about, in a container of the image; found while it is whole.
 PLACES = """

@@ -34,7 +34,7 @@ $$;
 SELECT current_setting('test.found')
 """
 
-pytestmark = pytest.mark.timeout(2 * INSTALL_TIMEOUT_S)
+pytestmark = [pytest.mark.extra, pytest.mark.timeout(2 * INSTALL_TIMEOUT_S)]
 
 
 @dataclass

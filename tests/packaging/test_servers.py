@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import servers
 
-pytestmark = pytest.mark.every_server
+pytestmark = [pytest.mark.extra, pytest.mark.every_server]
 
 MAX_IMAGE_BYTES = 850_000_000
 """A tenth more than the larger image's 769 MB: another framework or a compiler that stayed behind would be seen."""

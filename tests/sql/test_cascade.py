@@ -11,8 +11,6 @@ from psycopg import errors
 from sql.conftest import distil, load_diabetes_table, load_digits_table
 from sql.test_serving import cascade_over, sigmoid, value
 
-pytestmark = pytest.mark.one_server("local")  # training is the same on every server
-
 THRESHOLD = 0.7
 
 

@@ -15,8 +15,6 @@ import servers
 from pg_distill.cli import main
 from sql.conftest import load_table
 
-pytestmark = pytest.mark.one_server("pg15")
-
 TYPES = {"i": "bigint", "f": "float8", "b": "boolean"}
 
 

@@ -9,8 +9,6 @@ import psycopg
 import pytest
 from sql.conftest import one
 
-pytestmark = pytest.mark.one_server("pg17")
-
 ROWS = 2000
 SLOW = "0 * (SELECT sum(sin(i + x1)) FROM generate_series(1, 500) i)"  # some hundred microseconds: students are faster
 AT_ONCE = "min_accuracy => 1, time_budget_s => 60"  # more than any student could learn: nothing is trained

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import psycopg
-import pytest
 from fuzz import run
 from fuzz.mutation import mutate
-
-pytestmark = pytest.mark.one_server("pg17")
 
 INPUTS = 15
 WITHOUT_SQLSTATE = {"38000", "XX000", None}

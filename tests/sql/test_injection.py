@@ -12,8 +12,6 @@ import pytest
 from psycopg import sql
 from sql.test_cascade import sigmoid
 
-pytestmark = pytest.mark.one_server("pg17")
-
 # Each would change the canary, or break a statement, where it is put into SQL text unquoted.
 HOSTILE = (
     "'; UPDATE canary SET n = 1; --",

@@ -15,8 +15,6 @@ from psycopg import errors
 from psycopg.rows import dict_row
 from sql.conftest import one
 
-pytestmark = pytest.mark.one_server("pg17")
-
 DATABASE = "pg_distill_many_runs"
 ROWS, COLUMNS, GROUPS = 3000, 4, 300
 QUICK = "families => '{linear}', time_budget_s => 1, min_accuracy => 0"

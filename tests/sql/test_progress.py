@@ -14,8 +14,6 @@ import pytest
 from psycopg import errors
 from sql.conftest import load_cancer
 
-pytestmark = pytest.mark.one_server("pg17")
-
 Connect = Callable[..., psycopg.Connection]
 DISTIL = (
     "SELECT distill_model('cancer', families => '{linear,boosted}', time_budget_s => 6, min_accuracy => 0)"

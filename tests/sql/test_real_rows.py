@@ -7,8 +7,6 @@ import pytest
 import real_rows
 import servers
 
-pytestmark = pytest.mark.one_server("pg15")
-
 ALL = [(t, lib, n) for t in real_rows.SETS for lib, names in real_rows.USUAL.items() for n in names]
 FEW = [
     ("penguins", "scikit-learn", "imputed, scaled, one-hot, linear"),

@@ -18,7 +18,7 @@ import pytest
 from psycopg import errors
 from sql.conftest import load_cancer, survival
 
-pytestmark = pytest.mark.one_server("pg15")
+pytestmark = pytest.mark.extra
 
 TEACHER = "t<script>document.title=1</script>&amp;$\\frac$"
 STUDENT = "\"><img src=x onerror='document.title=2'><!-- </style>"

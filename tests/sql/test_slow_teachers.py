@@ -10,8 +10,6 @@ import pytest
 from psycopg import errors
 from sql.conftest import one
 
-pytestmark = pytest.mark.one_server("pg15")
-
 # Its seconds a row are a setting, so that it can be quick where its time is not what is tested.
 SETUP = """
 SET test.nap = '0';

@@ -14,8 +14,6 @@ from psycopg import errors
 from sql.conftest import distil, load_survival
 from sql.test_serving import value
 
-pytestmark = pytest.mark.one_server("local")
-
 SQL_FORM = "families => '{tree,sql}', target_latency_ms => 1000"
 
 

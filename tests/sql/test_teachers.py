@@ -9,8 +9,6 @@ import pytest
 from psycopg import errors
 from sql.conftest import cancer, load_cancer, load_survival, names, one
 
-pytestmark = pytest.mark.one_server("pg18")
-
 EXPRESSION = "1 / (1 + exp(-(case when cabin = 'first' then 1.5 when cabin = 'third' then -1 else 0 end - coalesce(age, 35) / 40 + 0.5)))"
 
 
@@ -124,7 +122,7 @@ def test_latency_that_nobody_measured_is_null(db: psycopg.Connection) -> None:
 
 @pytest.mark.parametrize(
     ("value", "sqlstate"),
-    [("NULL", "22000"), ("'NaN'", "22000"), ("1.5", "22000"), ("-0.2", "22000"), ("'Infinity'", "22000")],
+    [("'NaN'", "22000"), ("1.5", "22000"), ("-0.2", "22000"), ("'Infinity'", "22000")],
 )
 def test_offending_row_of_a_teacher_is_named(db: psycopg.Connection, value: str, sqlstate: str) -> None:
     db.execute(

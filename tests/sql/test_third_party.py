@@ -12,8 +12,6 @@ import pytest
 import third_party
 from pg_distill.frame import Strings
 
-pytestmark = pytest.mark.one_server("pg17")
-
 ROWS = 50
 MUST_PASS = (
     "sklearn pipeline, logistic",

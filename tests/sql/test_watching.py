@@ -11,8 +11,6 @@ from psycopg import errors
 from psycopg.rows import dict_row
 from sql.conftest import held_place, load_cancer, load_survival, student_of_cancer
 
-pytestmark = pytest.mark.one_server("pg17")
-
 Query = Callable[..., list[tuple[Any, ...]]]
 
 

@@ -16,7 +16,7 @@ INPUTS = 400
 
 
 def test_no_mutant_crashes_hangs_or_touches_a_file() -> None:
-    outcome = run.fuzz(run.seeds(run.QUICK), INPUTS, first=1_000_000)
+    outcome = run.fuzz([*run.seeds(run.QUICK), *run.text_seeds()], INPUTS, first=1_000_000)
     assert outcome.faults == []
     assert outcome.tried == INPUTS
     # Both ends are reached, or the mutants test nothing but the parser.

@@ -488,6 +488,17 @@ def external_in_a_list_of_graphs(m: onnx.ModelProto) -> None:
     m.graph.node[0].attribute.append(helper.make_attribute("branches", [inner]))
 
 
+def subgraph(m: onnx.ModelProto) -> None:
+    """On an operator that is known: the graph itself is refused, whatever holds it."""
+    inner = helper.make_graph([helper.make_node("Identity", ["h"], ["i"])], "inner", [], [])
+    m.graph.node[0].attribute.append(helper.make_attribute("body", inner))
+
+
+def list_of_subgraphs(m: onnx.ModelProto) -> None:
+    inner = helper.make_graph([helper.make_node("Identity", ["h"], ["i"])], "inner", [], [])
+    m.graph.node[0].attribute.append(helper.make_attribute("bodies", [inner]))
+
+
 def external_in_a_function(m: onnx.ModelProto) -> None:
     node = helper.make_node("Constant", [], ["c"], value=external())
     m.functions.append(helper.make_function("d", "f", [], ["c"], [node], [helper.make_opsetid("", 17)]))
@@ -663,6 +674,8 @@ HOSTILE: list[tuple[Callable[[onnx.ModelProto], None], type[PgDistillError]]] = 
     (external_sparse_initializer, FeatureNotSupported),
     (external_in_a_subgraph, FeatureNotSupported),
     (external_in_a_list_of_graphs, FeatureNotSupported),
+    (subgraph, FeatureNotSupported),
+    (list_of_subgraphs, FeatureNotSupported),
     (external_in_a_function, FeatureNotSupported),
     (external_in_training, FeatureNotSupported),
     (local_function, FeatureNotSupported),

@@ -24,15 +24,15 @@ from pg_distill.errors import (
     PgDistillError,
 )
 from pg_distill.frame import Feature, Frame, Strings
-from pg_distill.onnx_model import tokenizer_rules, tokens
+from pg_distill.onnx_model import tokenizer_rules
 from pg_distill.onnx_model.approve import approve
 from pg_distill.onnx_model.check import check
 from pg_distill.onnx_model.limits import Limits
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.onnx_model.teacher import TeacherModel
 from pg_distill.onnx_model.text_model import TextModel
+from pg_distill.onnx_model.tokenizer import TOKENIZER_KEY, Tokens, attach, metadata
 from pg_distill.onnx_model.tokenizer_rules import PATTERNS, check_tokenizer, open_tokenizer
-from pg_distill.onnx_model.tokens import Tokens, attach, metadata
 from pg_distill.onnx_model.transformer import text_inputs, walk
 from tiny_transformer import classifier, encoder, reviews, tokenizer, vocabulary
 
@@ -221,7 +221,7 @@ def test_it_stands_in_the_file_and_is_found_there() -> None:
     assert metadata(file) == tiny.tokenizer.decode()
     assert metadata(tiny.artifact) is None
     model = onnx.load_from_string(file)
-    assert {p.key: p.value for p in model.metadata_props}[tokens.TOKENIZER_KEY] == tiny.tokenizer.decode()
+    assert {p.key: p.value for p in model.metadata_props}[TOKENIZER_KEY] == tiny.tokenizer.decode()
     with pytest.raises(InvalidArtifact):
         metadata(attach(file, tiny.tokenizer))
     with pytest.raises(InvalidArtifact):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self, TypedDict
+from typing import Any, NamedTuple, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,51 @@ class Surveyed(TypedDict):
     """See ``decisions.class_order``."""
     falls: bool
     """See ``decisions.falls``."""
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """What a search is asked for: the fields of ``search.problem.Config``, and where its candidates are trained."""
+
+    target_latency_ms: float
+    call_overhead_ms: float
+    temperature: float
+    epochs: int
+    seed: int
+    families: Sequence[str]
+    time_budget_s: float
+    transfer_bytes: int
+    threads: int
+    executor: str
+    sql: bool
+
+
+class Reported(TypedDict, total=False):
+    """The child's progress in its work: ``done`` is 0 to 1, and ``number`` of ``count`` says which candidate is trained."""
+
+    stage: str
+    done: float
+    candidate: str
+    number: int
+    count: int
+    seconds: float
+    rows: int
+    estimated_seconds: float
+    rows_left_out: int
+
+
+class Cascaded(TypedDict):
+    """A student that asks its teacher below a confidence, with the figures of `Trial` on the select rows."""
+
+    student: int
+    threshold: float
+    share: float
+    """Of the rows for which it asks."""
+    class_threshold: float | None
+    select_accuracy: float | None
+    tie_break_select: float | None
+    jackknife_select: Sequence[float | None]
+    select_classes: int | None
 
 
 @dataclass(frozen=True)
@@ -137,6 +182,14 @@ class Trial:
         return cls(**known, artifact=artifact, signature=signature)
 
 
+class Searched(NamedTuple):
+    """What a search found: its candidates; on the select rows the teacher's metric, and how many classes it names."""
+
+    trials: list[Trial]
+    teacher_select: float | None
+    teacher_classes: int | None
+
+
 def pack(frame: Frame, fields: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], prefix: str) -> None:
     """Write a frame into the fields and arrays of a message, under a prefix."""
     fields[f"{prefix}features"] = [[f.name, f.kind] for f in frame.features]
@@ -159,7 +212,7 @@ def unpack(message: Message, prefix: str) -> Frame:
     columns: dict[str, Column] = {}
     for position, feature in enumerate(features):
         array = message.arrays[f"{prefix}{position}"]
-        if feature.kind != "string":
+        if not feature.is_string:
             columns[feature.name] = array
             continue
         text = message.arrays[f"{prefix}{position}/text"].tobytes()

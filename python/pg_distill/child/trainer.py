@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -26,8 +27,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.child.messages import (
+    Cascaded,
     Inspection,
     Loaded,
+    Reported,
+    Searched,
+    SearchRequest,
     Surveyed,
     Trial,
     pack,
@@ -41,7 +46,7 @@ from pg_distill.frame import Feature, FloatArray, Frame, Task
 from pg_distill.measure.scores import Compared, Evaluation
 from pg_distill.onnx_model.session import RUN_BYTES
 from pg_distill.onnx_model.signature import Signature
-from pg_distill.onnx_model.tokens import DEFAULT_TOKENS
+from pg_distill.onnx_model.tokenizer import DEFAULT_TOKENS
 
 if TYPE_CHECKING:
     from pg_distill.probe import Finding
@@ -78,7 +83,7 @@ class Trainer:
         self,
         limits: Limits,
         check_interrupts: Callable[[], None],
-        report: Callable[[Mapping[str, Any]], None] = lambda progress: None,
+        report: Callable[[Reported], None] = lambda progress: None,
         label: Callable[[Frame], FloatArray] | None = None,
     ) -> None:
         self._child = ChildProcess("pg_distill.child.workshop", limits)
@@ -99,7 +104,7 @@ class Trainer:
         if message.kind == "label" and self._label is not None:
             return Message("labels", {}, {"outputs": self._label(unpack(message, "rows/"))}, {})
         if message.kind == "progress":
-            self._report(message.fields)
+            self._report(cast(Reported, message.fields))
             return None
         raise TrainerDied(f'training process sent a message "{message.kind}" that was not expected')
 
@@ -137,7 +142,7 @@ class Trainer:
         """
         fields: dict[str, Any] = {
             "names": None if names is None else list(names),
-            "features": None if features is None else [[f.name, f.kind] for f in features],
+            "features": None if features is None else [[f.name, f.kind, f.length] for f in features],
             "task": task,
             "classes": None if classes is None else list(classes),
             "max_bytes": max_bytes,
@@ -224,20 +229,15 @@ class Trainer:
         )
         return cast(Loaded, reply.fields)
 
-    def search(self, configuration: Mapping[str, Any]) -> tuple[list[Trial], float | None, int | None]:
-        """Train candidates by ``search.Config(**configuration)``.
-
-        Returns
-        -------
-        The candidates; on the select rows the teacher's metric, and how many classes it names.
-        """
-        seconds = configuration["time_budget_s"] * OVERRUN + SEARCH_GRACE_SECONDS
-        reply = self._call(Message("search", dict(configuration), {}, {}), seconds)
+    def search(self, request: SearchRequest) -> Searched:
+        """Train candidates."""
+        seconds = request.time_budget_s * OVERRUN + SEARCH_GRACE_SECONDS
+        reply = self._call(Message("search", asdict(request), {}, {}), seconds)
         trials = [
             Trial.of_reply(fields, reply.blobs.get(str(fields["number"])))
             for fields in reply.fields["candidates"]
         ]
-        return trials, reply.fields["teacher_select"], reply.fields["teacher_classes"]
+        return Searched(trials, reply.fields["teacher_select"], reply.fields["teacher_classes"])
 
     def survey(self, floor: tuple[str, float] | None) -> Surveyed:
         """Say what the teacher is worth on the select rows, before anything is trained.
@@ -256,7 +256,7 @@ class Trainer:
         reply = self._call(Message("probe", {}, {}, {}))
         return reply.blobs["artifact"], read_signature(reply.fields), reply.fields["latency_ms"]
 
-    def cascade(self, shares: Mapping[int, float], first: int, most: int) -> list[Mapping[str, Any]]:
+    def cascade(self, shares: Mapping[int, float], first: int, most: int) -> list[Cascaded]:
         """Find thresholds below which students ask the teacher, on the select rows.
 
         Parameters
@@ -268,14 +268,10 @@ class Trainer:
         most
             How many to return, the most accurate first.
 
-        Returns
-        -------
-        For each its ``student``, ``threshold``, ``share``, and what ``search`` says of the select rows.
         """
         request = {"shares": [[n, share] for n, share in shares.items()], "first": first, "most": most}
         reply = self._call(Message("cascade", request, {}, {}), EVALUATION_SECONDS)
-        found: list[Mapping[str, Any]] = reply.fields["cascades"]
-        return found
+        return cast(list[Cascaded], reply.fields["cascades"])
 
     def evaluate(
         self,

@@ -87,7 +87,9 @@ class Workshop:
         rows = unpack(request, "rows/") if "rows/features" in fields else None
         approval = approve.approve(
             artifact,
-            features=None if fields["features"] is None else [Feature(n, k) for n, k in fields["features"]],
+            features=None
+            if fields["features"] is None
+            else [Feature(*found) for found in fields["features"]],
             names=fields["names"],
             task=fields["task"],
             classes=fields["classes"],
@@ -155,8 +157,11 @@ class Workshop:
 
             self.label = ask
 
+        silent = np.zeros(len(frame), bool)
         if "outputs" in request.arrays:
             logits, kept = to_logits(request.arrays["outputs"]), split != LEFT_OUT
+            # Rows that a log has no answer for have a label, which alone teaches them.
+            silent = np.isnan(request.arrays["outputs"]).all(axis=1) & (split == FIT)
         else:
             assert self.label is not None
             logits, kept = self._label_within(
@@ -167,7 +172,7 @@ class Workshop:
                 len(fields["classes"]) or 1,
                 channel,
             )
-        bad = kept & ~np.isfinite(logits).all(axis=1)
+        bad = kept & ~silent & ~np.isfinite(logits).all(axis=1)
         if bad.any():
             raise InvalidData(
                 f"the teacher gives NaN or infinity for {bad.sum()} rows",
@@ -320,11 +325,13 @@ class Workshop:
         artifact = student.prototype(few)
         if artifact is None:
             artifact = student.fit(few, few, deadline=None).to_onnx()
+        model, readers = onnx_graph.check_file(artifact)
         signature = derive.derive_signature(
-            onnx_graph.check(artifact),
+            model,
             features=few.frame.features,
             task=problem.task,
             classes=problem.classes or None,
+            readers=readers,
         )
         fields = {
             **write_signature(signature),
@@ -364,11 +371,13 @@ class Workshop:
             signature, classes = None, None
             if c.artifact:
                 # Our own files pass the same check as anybody's.
+                model, readers = onnx_graph.check_file(c.artifact)
                 signature = derive.derive_signature(
-                    onnx_graph.check(c.artifact),
+                    model,
                     features=self.problem.fit.frame.features,
                     task=self.problem.task,
                     classes=self.problem.classes or None,
+                    readers=readers,
                 )
                 self.signatures[c.number] = signature
                 blobs[str(c.number)] = c.artifact

@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def export_options(parser: argparse.ArgumentParser) -> None:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Write a model's ONNX file, its SQL expression where it has one, a model card, and a manifest for import."""
+    """Write a model's ONNX file, its SQL expressions where it has any, a model card, and a manifest for import."""
     import psycopg
 
     with connect(arguments) as connection:
@@ -54,12 +54,18 @@ def export(arguments: argparse.Namespace) -> int:
                 f'model "{arguments.model}" is a cascade: its file alone is not what it predicts',
                 hint="Export its student and its teacher.",
             )
-        try:
-            expression = rows_of(connection, "SELECT distill.to_sql(%s) AS text", arguments.model)[0]["text"]
-        except psycopg.Error as error:
-            if error.sqlstate not in ("0A000", "54000", "55000"):
-                raise
-            expression = None  # it has none
+        # Without pgvector first: that runs on any server.
+        expressions = {}
+        for pgvector in (False, True) if model["kind"] == "onnx" else (False,):
+            try:
+                found = rows_of(
+                    connection, "SELECT distill.to_sql(%s, %s) AS text", arguments.model, pgvector
+                )
+            except psycopg.Error as error:
+                if error.sqlstate not in ("0A000", "54000", "55000"):
+                    raise
+            else:
+                expressions[".pgvector.sql" if pgvector else ".sql"] = found[0]["text"]
         teacher = rows_of(
             connection, "SELECT m.name, m.version FROM distill.models m WHERE m.id = %s", model["teacher_id"]
         )
@@ -88,9 +94,9 @@ def export(arguments: argparse.Namespace) -> int:
     files = {f"{stem}.json": json.dumps(manifest, indent=2).encode() + b"\n"}
     if model["artifact"] is not None:
         files[f"{stem}.onnx"] = bytes(model["artifact"])
-    if expression is not None:
-        files[f"{stem}.sql"] = expression.encode() + b"\n"
-    files[f"{stem}.md"] = _model_card(model, manifest, expression is not None).encode()
+    for ending, expression in expressions.items():
+        files[f"{stem}{ending}"] = expression.encode() + b"\n"
+    files[f"{stem}.md"] = _model_card(model, manifest, list(expressions)).encode()
     for name, content in files.items():
         write_file(arguments.to / name, content)
     show(arguments, [{"file": str(arguments.to / name), "bytes": len(c)} for name, c in files.items()])
@@ -112,7 +118,7 @@ def _code(text: object) -> str:
     return f"{fence} {shown} {fence}" if "`" in shown else f"`{shown}`"
 
 
-def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], has_sql: bool) -> str:
+def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], sql: Sequence[str]) -> str:
     """Return a model card (Mitchell et al. 2019) in Markdown: what the registry knows, and nothing else."""
     from pg_distill.measure.comparison import describe
 
@@ -138,7 +144,8 @@ def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], has_sql: 
         f"- Distilled from: {_markdown(manifest['teacher'] or 'none: it was registered as it is')}",
         *([f"- Predictions held against {_markdown(describe(model['origin']))}"] if model["origin"] else []),
         f"- Registered: {model['created_at']:%Y-%m-%d} by {_markdown(model['owner'])}",
-        f"- As plain SQL: {'yes' if has_sql else 'no'}",
+        f"- As plain SQL: {'yes' if '.sql' in sql else 'no'}"
+        + ("; with pgvector: yes" if ".pgvector.sql" in sql else ""),
         *(
             [f"- `{manifest['classes'][1]}` is named from a probability of {model['class_threshold']:.4g} on"]
             if model["class_threshold"] is not None

@@ -11,7 +11,7 @@ from typing import Any
 
 from pg_distill.cli.terminal import read_file
 from pg_distill.errors import FeatureNotSupported, InvalidArtifact, InvalidParameter
-from pg_distill.onnx_model.tokens import DEFAULT_TOKENS
+from pg_distill.onnx_model.tokenizer import DEFAULT_TOKENS
 from pg_distill.text import printable, storable
 
 __all__ = ["Folder", "read_folder"]

@@ -26,6 +26,7 @@ class Limits:
     initializer_bytes: int = 256 << 20  # as declared by dims and type, and of what is computed from them
     features: int = 10_000  # a relation has 1,600 columns, an array may have more
     classes: int = 10_000
+    readers: int = 64  # of texts, a millisecond each for the longest text; a blend has a dozen
     tensor_elements: int = 1 << 26  # of one tensor, for one row: 256 MB of float32
     run_bytes: int = RUN_BYTES  # for one run, by the rules and as measured; the setting predict_memory_mb
     run_seconds: float = 10.0  # for one run; the trial's batches stop growing before they would take as long

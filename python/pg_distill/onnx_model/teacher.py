@@ -14,6 +14,7 @@ from pg_distill.errors import (
     PgDistillError,
 )
 from pg_distill.frame import FloatArray, Frame
+from pg_distill.onnx_model.cut import cut_texts
 from pg_distill.onnx_model.derive import LOGITS_TOLERANCE
 from pg_distill.onnx_model.nodes import (
     Producers,
@@ -125,6 +126,9 @@ class TeacherModel:
     """
 
     def __init__(self, artifact: bytes, signature: Signature, rows: Frame | None = None) -> None:
+        artifact, readers = cut_texts(artifact)
+        if readers:
+            signature = replace(signature, readers={reader.target: reader for reader in readers})
         self.signature = signature
         self.is_text = signature.max_tokens is not None
         found = _with_logits(artifact, signature, rows)

@@ -36,7 +36,7 @@ from pg_distill.onnx_model.session import (
     runtime_errors,
 )
 from pg_distill.onnx_model.signature import Signature
-from pg_distill.onnx_model.tokens import Tokens, metadata
+from pg_distill.onnx_model.tokenizer import Tokens, metadata
 from pg_distill.onnx_model.values import decode, wrong_type
 from pg_distill.rows import canonical
 
@@ -128,6 +128,7 @@ class TextModel:
         self._read = canonical.json_readers(signature.features, types or {}).get(self._name)
         self.predict_number: Callable[..., float] = lambda *row: float(self.run_mixed(*row)[-1])
         self.predict_position: Callable[..., int] = lambda *row: int(np.argmax(self.run_mixed(*row)))
+        self.predict_vector: Callable[..., float] | None = None
 
     def _stop(self, flag: bool) -> None:
         self._options.terminate = flag
@@ -173,6 +174,14 @@ class TextModel:
             return self.run_numbers(numbers)
         [value] = self.signature.row(numbers, strings)
         return self.run_text(self._text(value))
+
+    def run_parts(
+        self, numbers: Sequence[Any], strings: Sequence[Any], vectors: Sequence[bytes | None]
+    ) -> FloatArray:
+        """Predict one row given as numbers, strings and vectors: one string, and nothing else."""
+        if vectors:
+            raise InvalidData(f"expected no vectors, not {len(vectors)}")
+        return self.run_mixed(numbers, strings)
 
     def run_row(self, row: Mapping[str, Any]) -> FloatArray:
         """Predict one row given by feature name: a JSON object's values; other keys are ignored."""

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from pg_distill.errors import FeatureNotSupported, InvalidArtifact, LimitExceeded
-from pg_distill.onnx_model.tokens import CHARACTERS_A_TOKEN, MAX_TOKENIZER_BYTES, Tokens, check_size
+from pg_distill.onnx_model.tokenizer import CHARACTERS_A_TOKEN, MAX_TOKENIZER_BYTES, Tokens, check_size
 
 __all__ = ["MAX_GROWTH", "MAX_TOKENIZER_BYTES", "PATTERNS", "check_tokenizer", "open_tokenizer"]
 

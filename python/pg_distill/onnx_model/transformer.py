@@ -39,7 +39,7 @@ from pg_distill.onnx_model.session import first_line, open_session, runtime_erro
 from pg_distill.onnx_model.signature import Cost, FeatureSpec, InputSpec, Signature
 from pg_distill.onnx_model.survey import Survey
 from pg_distill.onnx_model.text_model import TextModel
-from pg_distill.onnx_model.tokens import INPUT_IDS, INPUT_NAMES, Tokens
+from pg_distill.onnx_model.tokenizer import INPUT_IDS, INPUT_NAMES, Tokens
 from pg_distill.onnx_model.trial import check_predictions, peak_bytes, timed
 
 __all__ = ["derive_text", "hold_tokens", "shape_feeds", "text_inputs", "try_text", "walk"]
@@ -232,7 +232,7 @@ def derive_text(
     elif classes:
         raise InvalidParameter("classes do not fit a regression")
     spec = FeatureSpec(feature.name, "string", "empty")
-    signature = Signature((spec,), inputs, output, task, names, cost, tokens.max_tokens)
+    signature = Signature((spec,), inputs, output, task, names, cost, max_tokens=tokens.max_tokens)
     if scores is not None and labels is not None:
         frame = _frame(signature, [""] * len(reads)) if rows is None else rows.take(np.arange(len(reads)))
         check_labels(signature, scores, labels, frame, class_threshold)

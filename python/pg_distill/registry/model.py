@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypedDict
 
 from pg_distill.database.protocol import Database, Row
 from pg_distill.errors import (
@@ -15,13 +15,14 @@ from pg_distill.errors import (
 )
 from pg_distill.frame import ModelForm, Task
 from pg_distill.onnx_model.signature import Signature
-from pg_distill.rows.canonical import stored_types
+from pg_distill.rows.canonical import stored_texts, stored_types
 from pg_distill.text import name_fault, printable
 
 __all__ = [
     "MAX_NAME_BYTES",
     "MODEL_COLUMNS",
     "Dropped",
+    "MeasuredOn",
     "Model",
     "ModelKind",
     "StoredSql",
@@ -41,6 +42,29 @@ MODEL_COLUMNS = (
     " m.latency_declared, m.teacher_id::pg_catalog.text as teacher_id, m.owner, m.form, m.threshold,"
     " m.class_threshold"
 )
+
+
+class MeasuredOn(TypedDict, total=False):
+    """Where a model's figures come from: the JSON of ``distill.models.measured_on``.
+
+    ``rows`` and ``rows_test`` count rows, ``path`` is what was called so many ``calls`` in so many ``blocks``. The
+    ``comparable_`` bounds are of the accuracy beside those of its family. ``accuracy_run_id`` stands where the accuracy is of
+    another run than ``run_id``.
+    """
+
+    run_id: str | None
+    rows: int | None
+    rows_test: int
+    comparable_low: float | None
+    comparable_high: float | None
+    accuracy_run_id: str
+    path: str | None
+    calls: int
+    blocks: int
+    cold_ms: float | None
+    machine: Mapping[str, Any]
+    predict_latency_ms: float
+    predict_latency_high_ms: float
 
 
 @dataclass(frozen=True)
@@ -90,6 +114,8 @@ class Model:
     """Of two classes: the probability from which the last one is named; None: it is named where it is the more probable."""
     types: Mapping[str, str]
     """SQL type of each feature's column, where SQL is to be run over rows of them."""
+    text_columns: Sequence[str] | None = None
+    """Columns of strings that are texts, as whoever registered it said; None: its rows say."""
 
     @property
     def qualified_name(self) -> str:
@@ -137,7 +163,9 @@ def model_of_row(row: Row) -> Model:
         if row[what] is not None:
             said = f'the {what} of model "{row["name"]}:{row["version"]}"'
             row[what] = StoredSql(row[what], row["owner"], said)
-    return Model(signature=signature, types=stored_types(input_schema), **row)
+    return Model(
+        signature=signature, types=stored_types(input_schema), text_columns=stored_texts(input_schema), **row
+    )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pg_distill.errors import (
     UndefinedObject,
 )
 from pg_distill.quoting import quote_identifier
-from pg_distill.registry.model import Model
+from pg_distill.registry.model import MeasuredOn, Model
 from pg_distill.registry.rights import current_role, own_name
 
 __all__ = [
@@ -99,7 +99,7 @@ def find_run(db: Database, run_id: str) -> Row:
     return rows[0]
 
 
-def predict_latency(db: Database, run_id: str, sha256: str) -> Row:
+def predict_latency(db: Database, run_id: str, sha256: str) -> MeasuredOn:
     """Return what predict took, in a run, for the student of this digest."""
     rows = db.query(
         "select c.avg_latency_ms as predict_latency_ms, c.latency_high_ms as predict_latency_high_ms"
@@ -108,7 +108,11 @@ def predict_latency(db: Database, run_id: str, sha256: str) -> Row:
         ("uuid", run_id),
         ("text", sha256),
     )
-    return rows[0] if rows else {}
+    found: MeasuredOn = {}
+    for row in rows:
+        found["predict_latency_ms"] = row["predict_latency_ms"]
+        found["predict_latency_high_ms"] = row["predict_latency_high_ms"]
+    return found
 
 
 def find_candidate(db: Database, run_id: str, number: int) -> Row:
@@ -184,7 +188,7 @@ def recorded_figures(db: Database, ids: Sequence[str]) -> dict[str, Row]:
     return {row["id"]: row for row in rows}
 
 
-def measured_on(db: Database, ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+def measured_on(db: Database, ids: Iterable[str]) -> dict[str, MeasuredOn]:
     """Return where models were measured, by id; what others have dropped meanwhile, and what never was, is left out."""
     rows = db.query(
         "select m.id::pg_catalog.text as id, m.measured_on::pg_catalog.text as measured_on from distill.models m"

@@ -12,7 +12,7 @@ from pg_distill.errors import InvalidParameter
 from pg_distill.measure import confidence
 from pg_distill.registry import families, runs
 from pg_distill.registry import models as registry
-from pg_distill.registry.model import Model
+from pg_distill.registry.model import MeasuredOn, Model
 from pg_distill.runs import verdict
 from pg_distill.runs.choice import stands_in
 from pg_distill.runs.contest import fits
@@ -204,7 +204,8 @@ def _latency(
     if timing is None:
         return _row(figure, "ms", then, (None, None, None), "it predicts elsewhere") | {"row_count": 0}
     measured = timing.latency
-    where = (json.loads(recorded["measured_on"]) if recorded["measured_on"] else {}).get("machine") or {}
+    stored: MeasuredOn = json.loads(recorded["measured_on"]) if recorded["measured_on"] else {}
+    where = stored.get("machine") or {}
     moved = [key for key in SAME_MACHINE if where.get(key) != machine.get(key)]
     note = (
         f"recorded on another machine ({', '.join(moved)}): run distill.remeasure"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
+from pg_distill.child.messages import Reported
 from pg_distill.database.protocol import Database
 from pg_distill.runs.progress import SEARCH, STAGES, Progress, Watch
 
@@ -56,7 +56,7 @@ class Clock:
             self.warnings.append(text)
             self.db.warning(text)
 
-    def progress(self, fields: Mapping[str, Any]) -> None:
+    def progress(self, fields: Reported) -> None:
         """Pass on the child's progress, without a flood."""
         # A stage of the search's own that is not trained in, such as its end, is the search still.
         stage = str(fields.get("stage"))

@@ -13,7 +13,7 @@ from pg_distill.measure import metrics, pareto
 from pg_distill.measure.metrics import default_metric
 from pg_distill.measure.scores import Evaluation, Scores
 from pg_distill.onnx_model.signature import Signature
-from pg_distill.registry.model import Model
+from pg_distill.registry.model import MeasuredOn, Model
 from pg_distill.rows.split import FIT, SELECT, TEST, UNLABELLED
 from pg_distill.runs import choice, verdict
 from pg_distill.runs.choice import is_offered, offer_name, stands_in
@@ -42,21 +42,24 @@ def accuracy_origin(
     scores: Scores | None,
     rows_test: int,
     comparable: tuple[float, float] | None,
-    before: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+    before: MeasuredOn | None,
+) -> MeasuredOn:
     """Return what ``measured_on`` says of an accuracy: how many rows judged, or that it is of another run and which."""
     if scores is not None:
-        found: dict[str, Any] = {"rows": scores["rows"]}
+        found: MeasuredOn = {"rows": scores["rows"]}
         if "against" in scores:
             low, high = comparable or (None, None)
             found |= {"rows_test": rows_test, "comparable_low": low, "comparable_high": high}
         return found
-    known = before or {}
-    return {
+    known: MeasuredOn = before or {}
+    found = {
         "rows": known.get("rows"),
         "accuracy_run_id": known.get("accuracy_run_id") or known.get("run_id") or UNKNOWN_RUN,
-        **{key: known[key] for key in ("rows_test", "comparable_low", "comparable_high") if key in known},
     }
+    for key in ("rows_test", "comparable_low", "comparable_high"):
+        if key in known:
+            found[key] = known[key]
+    return found
 
 
 UNKNOWN_RUN = "unknown"  # stands for the run of an accuracy that is of no run that is known
@@ -151,7 +154,8 @@ def run_and_candidates(
         "metric": material.metric,
         "trained_on": material.trained_on.query if material.trained_on is not None else None,
         "student_name": student_name,
-        "families": list(found.configuration["families"]),
+        "families": list(options.student_families),
+        "text_columns": list(material.reading.texts),
     }
     row = {
         "run_id": run.id,
@@ -177,7 +181,9 @@ def run_and_candidates(
             **_compared(material.metric, ours, found),
             "asked": len(decision.refused) + decision.accepted,
             "labelling": dict(loaded),
-            "search": dict(found.configuration),
+            "search": asdict(found.request)
+            if found.request is not None
+            else {"families": list(options.student_families)},
             "chosen": chosen.number if chosen is not None else None,
             "teacher_latency": asdict(timings[teacher.id].latency) if teacher.id in timings else None,
             "student_latency": asdict(timing.latency) if timing is not None else None,

@@ -6,12 +6,11 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.child.messages import Surveyed, Trial
+from pg_distill.child.messages import SearchRequest, Surveyed, Trial
 from pg_distill.child.trainer import Trainer
 from pg_distill.database.protocol import Database
 from pg_distill.errors import FeatureNotSupported
@@ -123,6 +122,9 @@ def _distill(
             identities=identities_of_family(db, teacher),
         )
     clock.say(f'distilling "{teacher.qualified_name}": {material.counts_text}')
+    if material.reading.notice is not None:
+        clock.say(material.reading.notice)
+    clock.warn(material.warnings)
 
     # Label, in the child: it holds the rows from here on.
     clock.enter("label")
@@ -174,7 +176,7 @@ def _refused_at_once(
         trainer.evaluate([], {}, {}, {}),
         Verdict(False, None, reason, None, {}),
         f"no student was trained: {reason}",
-        {"families": options.student_families},
+        None,
     )
 
 
@@ -197,8 +199,8 @@ def _search(
     overhead = call_overhead(db, trainer, material.timing_rows, options.seed)
     # What rows of many columns or long texts take longer than others is the search's loss, not the caller's.
     labelled_s += max(time.monotonic() - began - USUAL_PROBE_SECONDS, 0.0)
-    configuration = _search_configuration(db, options, overhead, labelled_s)
-    trials, teacher_select, teacher_classes = trainer.search(configuration)
+    request = _search_request(db, options, overhead, labelled_s)
+    trials, teacher_select, teacher_classes = trainer.search(request)
 
     # Measure: latency here, where it is spent; accuracy there, on rows that nothing has looked at.
     clock.enter("latency")
@@ -253,7 +255,7 @@ def _search(
         knee = ranked("knee")[0]
         summary += verdict.faster_alternative(chosen, knee, options, metric, teacher, timings, figures)
     return Measured(
-        teacher, figures, decision, summary, configuration, trials, finalists, control, members, before, timings, compared
+        teacher, figures, decision, summary, request, trials, finalists, control, members, before, timings, compared
     )  # fmt: skip
 
 
@@ -325,19 +327,17 @@ def known_to_registered(db: Database, member: Model) -> Learned | None:
     return Learned(identity, Digest.of(hashes, nothing), Digest.of(nothing, nothing))
 
 
-def _search_configuration(
-    db: Database, options: Options, overhead_ms: float, labelled_s: float
-) -> dict[str, Any]:
-    return {
-        "target_latency_ms": options.target_latency_ms,
-        "call_overhead_ms": overhead_ms,
-        "temperature": options.temperature,
-        "epochs": options.epochs,
-        "seed": options.seed,
-        "families": options.student_families,
-        "time_budget_s": max(options.time_budget_s - labelled_s, 1.0),
-        "transfer_bytes": int(TRANSFER_SHARE * settings.get_setting(db, "trainer_memory_mb") * 2**20),
-        "threads": settings.get_setting(db, "trainer_threads"),
-        "executor": settings.get_text_setting(db, "executor"),
-        "sql": options.sql_wanted,
-    }
+def _search_request(db: Database, options: Options, overhead_ms: float, labelled_s: float) -> SearchRequest:
+    return SearchRequest(
+        target_latency_ms=options.target_latency_ms,
+        call_overhead_ms=overhead_ms,
+        temperature=options.temperature,
+        epochs=options.epochs,
+        seed=options.seed,
+        families=options.student_families,
+        time_budget_s=max(options.time_budget_s - labelled_s, 1.0),
+        transfer_bytes=int(TRANSFER_SHARE * settings.get_setting(db, "trainer_memory_mb") * 2**20),
+        threads=settings.get_setting(db, "trainer_threads"),
+        executor=settings.get_text_setting(db, "executor"),
+        sql=options.sql_wanted,
+    )

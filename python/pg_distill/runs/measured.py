@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from pg_distill.child.messages import Trial
+from pg_distill.child.messages import SearchRequest, Trial
 from pg_distill.measure.scores import Compared, Evaluation, Scores
-from pg_distill.registry.model import Model
+from pg_distill.registry.model import MeasuredOn, Model
 from pg_distill.runs.choice import offer_name
 from pg_distill.runs.verdict import Verdict
 from pg_distill.serving.timing import Timing
@@ -24,8 +23,8 @@ class Measured:
     ----------
     figures
         Accuracy on the test rows, of teacher, candidates and members.
-    configuration
-        What the search was asked for.
+    request
+        What the search was asked for; None where nothing was searched.
     trials, finalists
         All candidates, and those that were timed in the backend.
     control
@@ -40,12 +39,12 @@ class Measured:
     figures: Evaluation
     decision: Verdict
     summary: str
-    configuration: Mapping[str, Any]
+    request: SearchRequest | None
     trials: Sequence[Trial] = ()
     finalists: Sequence[Trial] = ()
     control: Trial | None = None
     members: Mapping[str, Model] = field(default_factory=dict)
-    before: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    before: Mapping[str, MeasuredOn] = field(default_factory=dict)
     timings: Mapping[str, Timing] = field(default_factory=dict)
     compared: Compared = field(default_factory=lambda: Compared(intervals={}, versus={}))
 

@@ -14,6 +14,7 @@ from pg_distill.errors import InvalidParameter, UndefinedModel
 from pg_distill.measure.scores import Scores
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry import locks, model, models, queue, rights, runs
+from pg_distill.registry.model import MeasuredOn
 from pg_distill.registry.queue import Job
 from pg_distill.rows.split import TEST
 from pg_distill.runs import verdict
@@ -21,7 +22,7 @@ from pg_distill.runs.choice import offer_name, predict_name
 from pg_distill.runs.columns import Run, accuracy_columns, accuracy_origin, column_types
 from pg_distill.runs.material import Material
 from pg_distill.runs.measured import Measured
-from pg_distill.serving.timing import Timing, latency_figures
+from pg_distill.serving.timing import Timing, how_timed, latency_figures
 
 __all__ = ["Outcome", "Report", "family", "store", "store_job", "student"]
 
@@ -33,7 +34,7 @@ def _figures(
     timing: Timing | None,
     by_predict: Timing | None = None,
     *,
-    before: Mapping[str, Any] | None = None,
+    before: MeasuredOn | None = None,
     comparable: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """Return columns of ``distill.models``.
@@ -48,26 +49,15 @@ def _figures(
     comparable
         See `verdict.comparable_interval`.
     """
+    measured_on: MeasuredOn = {
+        "run_id": run.id,
+        **accuracy_origin(scores, material.sample.count(TEST), comparable, before),
+        **how_timed(timing, run.machine, by_predict),
+    }
     return {
         **accuracy_columns(material.metric, scores),
         **(latency_figures(timing) if timing is not None else {}),
-        "measured_on": {
-            "run_id": run.id,
-            **accuracy_origin(scores, material.sample.count(TEST), comparable, before),
-            "path": timing.path if timing else None,
-            "calls": timing.latency.n_calls if timing else 0,
-            "blocks": timing.latency.n_blocks if timing else 0,
-            "cold_ms": timing.cold_ms if timing else None,
-            "machine": dict(run.machine),
-            **(
-                {
-                    "predict_latency_ms": by_predict.latency.mean_ms,
-                    "predict_latency_high_ms": by_predict.latency.high_ms,
-                }
-                if by_predict is not None
-                else {}
-            ),
-        },
+        "measured_on": measured_on,
         "measured_at": datetime.now(UTC).isoformat(),
     }
 

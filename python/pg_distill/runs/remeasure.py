@@ -10,7 +10,7 @@ from pg_distill.database.protocol import Database
 from pg_distill.measure.scores import Scores
 from pg_distill.registry import families, locks, runs
 from pg_distill.registry import models as registry
-from pg_distill.registry.model import Model
+from pg_distill.registry.model import MeasuredOn, Model
 from pg_distill.runs.choice import predict_name
 from pg_distill.runs.columns import accuracy_columns, accuracy_origin
 from pg_distill.runs.contest import fits
@@ -19,6 +19,7 @@ from pg_distill.runs.options import Options
 from pg_distill.runs.verdict import comparable_interval
 from pg_distill.serving.timing import (
     describe_machine,
+    how_timed,
     latency_figures,
     require_expressions,
 )
@@ -65,27 +66,18 @@ def remeasure(db: Database, name: str) -> list[dict[str, Any]]:
         # A metric that nobody can measure on these rows stays as it is; so does that of another run.
         if scores is not None and (scores["score"] is None or measured.metric not in (None, rows.metric)):
             scores = None
-        stored = json.loads(old["measured_on"]) if old["measured_on"] else {}
+        stored: MeasuredOn = json.loads(old["measured_on"]) if old["measured_on"] else {}
         figures |= accuracy_columns(rows.metric, scores)
         if (
             scores is not None and timing is not None
         ):  # all that a worker may have said of it is this server's word now
             figures["attested"] = True
-        figures["measured_on"] = {
+        measured_on: MeasuredOn = {
             "run_id": run["run_id"] if run is not None else None,
             **accuracy_origin(scores, found.rows, _comparable(found, model, scores), stored),
-            "path": timing.path if timing is not None else None,
-            "calls": timing.latency.n_calls if timing is not None else 0,
-            "blocks": timing.latency.n_blocks if timing is not None else 0,
-            "cold_ms": timing.cold_ms if timing is not None else None,
-            "machine": machine,
+            **how_timed(timing, machine, found.timings.get(predict_name(measured))),
         }
-        if predict_name(measured) in found.timings:
-            by_predict = found.timings[predict_name(measured)].latency
-            figures["measured_on"] |= {
-                "predict_latency_ms": by_predict.mean_ms,
-                "predict_latency_high_ms": by_predict.high_ms,
-            }
+        figures["measured_on"] = measured_on
         figures["measured_at"] = datetime.now(UTC).isoformat()
         registry.update_figures(db, key, figures)
         report.append(

@@ -24,22 +24,24 @@ from pg_distill.frame import Column, Feature, FloatArray, Frame, Task
 from pg_distill.measure import confidence, metrics
 from pg_distill.measure.metrics import default_metric
 from pg_distill.onnx_model.signature import MAX_TOKENS, Signature
-from pg_distill.onnx_model.tokens import DEFAULT_TOKENS, attach, check_size
+from pg_distill.onnx_model.tokenizer import DEFAULT_TOKENS, attach, check_size
 from pg_distill.quoting import quote_identifier
-from pg_distill.registry import models, rights
-from pg_distill.registry.model import Model, check_name
+from pg_distill.registry import models
+from pg_distill.registry.model import Model
 from pg_distill.rows.sample import Label, draw_rows
 from pg_distill.rows.source import Source, check_columns, integers_beyond, lost_microseconds, resolve_source
 from pg_distill.serving.approval import inspector, model_limits
-from pg_distill.serving.sql_models import check_outputs, label_by_sql, logged_outputs, signature_without_graph
+from pg_distill.serving.sql_models import label_by_sql, signature_without_graph
 from pg_distill.serving.timing import (
     contender_for,
     latency_figures,
     measure_latency,
     measured_here,
 )
-from pg_distill.teachers import claims
+from pg_distill.teachers import claims, logged
 from pg_distill.teachers.labels import as_labelled, positions, task_of, warn_of_classes
+from pg_distill.teachers.reading import check_texts
+from pg_distill.teachers.registration import Registration
 
 __all__ = ["register_logged", "register_onnx", "register_sql"]
 
@@ -71,39 +73,10 @@ def _accuracy_figures(
     }
 
 
-def _checked_arguments(
-    db: Database,
-    name: str | None,
-    version: str | None,
-    task: str | None,
-    classes: Sequence[str | None] | None,
-    features: Sequence[str] | None,
-) -> None:
-    if name is None:
-        raise NullNotAllowed("name must not be NULL")
-    check_name(name)
-    rights.require_name(db, name)
-    if version is not None:
-        check_name(version, "version")
-    if task not in (None, "binary", "multiclass", "regression"):
-        raise InvalidParameter(
-            f'task "{task}" does not exist', hint="Tasks are binary, multiclass and regression."
-        )
-    if features is not None and not features:
-        raise InvalidParameter("features must name at least one column")
-    if classes is not None:
-        if any(c is None for c in classes):
-            raise NullNotAllowed("classes must not be NULL")
-        if len(set(classes)) < len(classes):
-            raise InvalidParameter("a class is named more than once")
-
-
-def _say_what_is_missing(
-    db: Database, sample: str | None, label: str | None, figures: Mapping[str, Any]
-) -> None:
-    if sample is None:
+def _say_what_is_missing(db: Database, asked: Registration, figures: Mapping[str, Any]) -> None:
+    if asked.sample is None:
         db.notice("the model was not run on rows and nothing was measured, because no sample is named")
-    elif label is None:
+    elif asked.label is None:
         db.notice("accuracy was not measured, because no label column is named")
     elif figures.get("accuracy") is None:
         db.notice(f"accuracy was not measured, because the model was run on fewer than {MIN_ROWS} rows")
@@ -116,7 +89,7 @@ def _rows(
     frame, labels, others = draw_rows(db, source, columns, label=label, extra=extra, seed=SEED, limit=ROWS)
     if len(frame) == 0:
         raise InvalidData("the sample has no rows" + (" with a label" if label else ""))
-    return columns, frame, labels, others
+    return frame.features, frame, labels, others  # which know how long vectors are
 
 
 MAX_LISTED = 30  # names in a message
@@ -140,15 +113,9 @@ def _read_as_text(db: Database, source: Source, names: Sequence[str]) -> Source:
 
 def register_onnx(
     db: Database,
+    asked: Registration,
     *,
-    name: str | None,
     artifact: bytes | None,
-    features: Sequence[str] | None,
-    sample: str | None,
-    label: str | None,
-    version: str | None,
-    task: Task | None,
-    classes: Sequence[str] | None,
     expected: str | None = None,
     claim: claims.Claim | None = None,
     allow_difference: bool = False,
@@ -180,13 +147,11 @@ def register_onnx(
     InvalidData, DatatypeMismatch, UndefinedColumn
         It does not fit the rows, or predicts otherwise than expected.
     """
-    _checked_arguments(db, name, version, task, classes, features)
-    assert name is not None
     if artifact is None:
         raise NullNotAllowed("artifact must not be NULL")
-    if label is not None and sample is None:
+    if asked.label is not None and asked.sample is None:
         raise InvalidParameter("a label column needs a sample that has it")
-    if expected is not None and sample is None:
+    if expected is not None and asked.sample is None:
         raise InvalidParameter("a column of expected predictions needs a sample that has it")
     if class_threshold is not None and not 0 < class_threshold < 1:
         raise InvalidParameter(f"class_threshold must be between 0 and 1, not {class_threshold}")
@@ -215,8 +180,8 @@ def register_onnx(
                 names=names,
                 features=columns,
                 rows=rows,
-                task=task,
-                classes=classes,
+                task=asked.task,
+                classes=asked.classes,
                 max_bytes=limit,
                 run_bytes=run_bytes,
                 class_threshold=class_threshold,
@@ -224,24 +189,29 @@ def register_onnx(
             )
 
     # No child lives while the sample runs: it is the caller's SQL, and may take as long as it likes.
-    if sample is None:
+    features = asked.features
+    if asked.sample is None:
         found = inspect(features)
     else:
-        source = resolve_source(db, sample, stored=True)
+        source = resolve_source(db, asked.sample, stored=True)
         if features is None:
             # A graph with an input a column names its columns; one with a tensor takes what the sample has.
-            graph = inspect().signature if tokenizer is None else None
-            if graph is None or graph.max_tokens is not None:
-                features = [_text_column(source, label, expected)]
+            signature = inspect().signature if tokenizer is None else None
+            if signature is None or signature.max_tokens is not None:
+                features = [_text_column(source, asked.label, expected)]
                 db.notice(f'the model is taken to read column "{features[0]}"')
-            elif set(graph.names) <= set(source.columns):
-                features = graph.names
+            elif set(signature.names) <= set(source.columns):
+                features = signature.names
+            elif set(inputs := [spec.name for spec in signature.inputs]) <= set(source.columns):
+                features = inputs
             else:
-                features = [c for c in source.kinds if c not in (label, expected)]
+                features = [c for c in source.kinds if c not in (asked.label, expected)]
+                single = [c for c in features if source.kinds[c] != "vector"]
+                features = single if len(single) == len(signature.names) else features
                 db.notice(
                     f"the model's inputs are taken to be these columns, in this order: {_list(features)}"
                 )
-        columns, frame, labels, _ = _rows(db, source, features, label)
+        columns, frame, labels, _ = _rows(db, source, features, asked.label)
         beyond = integers_beyond(source, frame)
         if beyond:
             whole = set(beyond)
@@ -252,43 +222,45 @@ def register_onnx(
                 db.notice(f"the model takes floats: integers beyond 2**53 are rounded in {_list(rounded)}")
             if exact := [name for name in beyond if name in whole]:
                 source = _read_as_text(db, source, exact)
-                columns, frame, labels, _ = _rows(db, source, features, label)
+                columns, frame, labels, _ = _rows(db, source, features, asked.label)
         types = {f.name: source.types[f.name] for f in columns}
         found = inspect(columns=columns, rows=frame)
     signature = found.signature
+    check_texts(signature.features, asked.text_columns)
     if class_threshold is not None and signature.task != "binary":
         raise InvalidParameter("class_threshold is of a model of two classes")
-    own_classes = classes is None or (claim is not None and claim.own_classes)
+    own_classes = asked.classes is None or (claim is not None and claim.own_classes)
     if labels is not None and own_classes and signature.task != "regression":
         renamed = as_labelled(signature, labels)
         if claim is not None:
             claim = claim.renamed(dict(zip(signature.classes, renamed.classes, strict=True)))
         signature = renamed
     figures: dict[str, Any] = {}
-    if task is None and classes is None:
+    if asked.task is None and asked.classes is None:
         _require_classes(signature, labels)
     if frame is not None and source is not None:
         figures.update(
             _accuracy_figures(signature.task, signature.classes, labels, found.outputs, class_threshold)
         )
-        warn_of_classes(db, name, signature.task, signature.classes, labels, found.outputs)
+        warn_of_classes(db, asked.name, signature.task, signature.classes, labels, found.outputs)
         if len(found.outputs) < len(frame):
             db.notice(
                 f"measured on {len(found.outputs)} of {len(frame)} rows, because the model is a transformer, which takes its time"
             )
     model = models.insert_model(
         db,
-        name=name,
-        version=version,
+        name=asked.name,
+        version=asked.version,
         task=signature.task,
         kind="onnx",
         artifact=artifact,
         expression=None,
         signature=signature,
         sample=source.query if source is not None else None,
-        label=label,
+        label=asked.label,
         figures={},
         types=types,
+        text_columns=asked.text_columns,
         class_threshold=class_threshold,
     )
     if expected is not None and source is not None:
@@ -298,7 +270,7 @@ def register_onnx(
     if frame is not None:
         figures.update(_timed(db, model, frame))
     models.update_figures(db, model.id, figures)
-    _say_what_is_missing(db, sample, label, figures)
+    _say_what_is_missing(db, asked, figures)
     return model.id
 
 
@@ -335,50 +307,44 @@ def _require_classes(signature: Signature, label: Label | None) -> None:
 
 def register_sql(
     db: Database,
+    asked: Registration,
     *,
-    name: str | None,
     expression: str | None,
-    features: Sequence[str] | None,
-    sample: str | None,
-    label: str | None,
-    version: str | None,
-    task: Task | None,
-    classes: Sequence[str] | None,
 ) -> str:
     """Register a SQL expression over the features; return the model's id."""
-    _checked_arguments(db, name, version, task, classes, features)
-    assert name is not None
-    if expression is None or features is None or sample is None:
+    if expression is None or asked.features is None or asked.sample is None:
         raise NullNotAllowed("expression, features and sample must not be NULL")
-    source = resolve_source(db, sample, stored=True)
-    columns, frame, labels, _ = _rows(db, source, features, label)
+    source = resolve_source(db, asked.sample, stored=True)
+    columns, frame, labels, _ = _rows(db, source, asked.features, asked.label)
     if beyond := integers_beyond(source, frame):
         source = _read_as_text(db, source, beyond)
-        columns, frame, labels, _ = _rows(db, source, features, label)
+        columns, frame, labels, _ = _rows(db, source, asked.features, asked.label)
     for column, first in lost_microseconds(db, source, frame).items():
         db.warning(
             f'column "{column}" has timestamps whose microseconds double precision does not hold, such as {first}:'
             " the expression gets them rounded"
         )
     found_task, found_classes = task_of(
-        task, classes, labels, len(classes or ()) if (task == "multiclass") else 1
+        asked.task, asked.classes, labels, len(asked.classes or ()) if asked.task == "multiclass" else 1
     )
     signature = signature_without_graph(columns, found_task, found_classes)
+    check_texts(columns, asked.text_columns)
     types = {f.name: source.types[f.name] for f in columns}
     with db.subtransaction():
         model = models.insert_model(
             db,
-            name=name,
-            version=version,
+            name=asked.name,
+            version=asked.version,
             task=found_task,
             kind="sql",
             artifact=None,
             expression=expression,
             signature=signature,
             sample=source.query,
-            label=label,
+            label=asked.label,
             figures={},
             types=types,
+            text_columns=asked.text_columns,
         )
         started = time.monotonic()
         outputs = label_within(
@@ -396,62 +362,67 @@ def register_sql(
             frame = frame.take(np.arange(len(outputs)))
             labels = labels if len(outputs) >= MIN_ROWS else None
         figures = _accuracy_figures(found_task, found_classes, labels, outputs)
-        warn_of_classes(db, name, found_task, found_classes, labels, outputs)
+        warn_of_classes(db, asked.name, found_task, found_classes, labels, outputs)
         figures.update(_timed(db, model, frame))
         models.update_figures(db, model.id, figures)
-        _say_what_is_missing(db, sample, label, figures)
+        _say_what_is_missing(db, asked, figures)
     return model.id
 
 
 def register_logged(
     db: Database,
+    asked: Registration,
     *,
-    name: str | None,
     outputs: Sequence[str] | None,
-    features: Sequence[str] | None,
-    sample: str | None,
-    label: str | None,
-    version: str | None,
-    task: Task | None,
-    classes: Sequence[str] | None,
     latency_ms: float | None,
 ) -> str:
     """Register a teacher that runs elsewhere by its logged outputs; return the model's id."""
     import json
 
-    _checked_arguments(db, name, version, task, classes, features)
-    assert name is not None
-    if outputs is None or features is None or sample is None:
+    if outputs is None or asked.features is None or asked.sample is None:
         raise NullNotAllowed("outputs, features and sample must not be NULL")
     if not outputs:
         raise InvalidParameter("a logged model has at least one output column")
     if latency_ms is not None and not (latency_ms > 0 and np.isfinite(latency_ms)):
         raise InvalidParameter(f"latency_ms must be above 0, not {latency_ms}")
-    source = resolve_source(db, sample, stored=True)
-    columns, frame, labels, extra = _rows(db, source, features, label, outputs)
+    source = logged.read_logged(resolve_source(db, asked.sample, stored=True), outputs, asked.label)
+    columns, frame, labels, extra = _rows(db, source, asked.features, asked.label, outputs)
     if beyond := integers_beyond(source, frame):
         source = _read_as_text(db, source, beyond)
-        columns, frame, labels, extra = _rows(db, source, features, label, outputs)
-    found_task, found_classes = task_of(task, classes, labels, len(outputs))
-    raw = logged_outputs(extra, outputs)
-    checked = check_outputs(raw, found_task, found_classes, frame)
+        columns, frame, labels, extra = _rows(db, source, asked.features, asked.label, outputs)
+    check_texts(columns, asked.text_columns)
+    classes = asked.classes
+    if classes is None and asked.task != "regression":
+        known = labels.names() if labels is not None and labels.texts is not None else []
+        classes = logged.class_names(db, source, outputs, known)
+    found_task, found_classes = task_of(asked.task, classes, labels, len(outputs))
+    answers = logged.read_answers(extra, outputs, source, found_task, found_classes, frame)
+    for text in answers.warnings:
+        db.warning(text)
+    answered = np.flatnonzero(answers.given)
+    if len(answered) < len(frame):
+        db.notice(f"{len(frame) - len(answered)} of {len(frame)} rows have no answer of the teacher")
+        frame = frame.take(answered)
+        labels = labels.take(answered) if labels is not None else None
+    checked = answers.outputs[answered]
     figures = _accuracy_figures(found_task, found_classes, labels, checked)
-    warn_of_classes(db, name, found_task, found_classes, labels, checked)
+    warn_of_classes(db, asked.name, found_task, found_classes, labels, checked)
     figures.update(measured_here(db, len(frame), "declared" if latency_ms is not None else "none", None))
     figures.update({"avg_latency_ms": latency_ms, "latency_declared": latency_ms is not None})
     model = models.insert_model(
         db,
-        name=name,
-        version=version,
+        name=asked.name,
+        version=asked.version,
         task=found_task,
         kind="logged",
         artifact=None,
         expression=json.dumps(list(outputs)),
         signature=signature_without_graph(columns, found_task, found_classes),
         sample=source.query,
-        label=label,
+        label=asked.label,
         figures=figures,
         types={f.name: source.types[f.name] for f in columns},
+        text_columns=asked.text_columns,
     )
-    _say_what_is_missing(db, sample, label, figures)
+    _say_what_is_missing(db, asked, figures)
     return model.id
