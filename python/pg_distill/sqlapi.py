@@ -250,6 +250,8 @@ def register_model(
     allow_difference: bool | None,
     class_threshold: float | None,
     text_columns: Sequence[str] | None,
+    tokenizer: bytes | None,
+    max_tokens: int | None,
 ) -> str:
     from pg_distill.teachers import register
 
@@ -261,6 +263,8 @@ def register_model(
         expected=expected,
         allow_difference=bool(allow_difference),
         class_threshold=class_threshold,
+        tokenizer=tokenizer,
+        max_tokens=max_tokens,
     )
 
 
@@ -313,15 +317,24 @@ def register_model_file(
     allow_difference: bool | None,
     class_threshold: float | None,
     text_columns: Sequence[str] | None,
+    tokenizer: str | None,
+    max_tokens: int | None,
 ) -> str:
     if path is None:
         raise NullNotAllowed("path must not be NULL")
-    # pg_read_binary_file decides who may read which file of the server.
-    rows = _database(plpy).query("select pg_catalog.pg_read_binary_file($1) as artifact", ("text", path))
+    db = _database(plpy)
+
+    def read(file: str) -> bytes:
+        # pg_read_binary_file decides who may read which file of the server.
+        content: bytes = db.query("select pg_catalog.pg_read_binary_file($1) as bytes", ("text", file))[0][
+            "bytes"
+        ]
+        return content
+
     return register_model(
         plpy,
         name,
-        rows[0]["artifact"],
+        read(path),
         features,
         sample,
         label,
@@ -332,6 +345,8 @@ def register_model_file(
         allow_difference,
         class_threshold,
         text_columns,
+        None if tokenizer is None else read(tokenizer),
+        max_tokens,
     )
 
 

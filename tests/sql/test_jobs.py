@@ -430,6 +430,7 @@ def test_a_job_whose_connection_is_refused_waits(
     assert value(db, "SELECT takeovers FROM distill.job_queue") == 0
 
 
+@pytest.mark.one_server("local")  # a container that starts again has another port
 def test_a_job_outlives_restarts_of_the_server(
     start_server: Callable[..., servers.Server], work_here: Callable[..., threading.Thread]
 ) -> None:

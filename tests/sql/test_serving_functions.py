@@ -296,7 +296,8 @@ def test_networks_and_classes_serve_indexes_columns_and_parallel_plans(
     rng = np.random.default_rng(0)
     weights = [rng.normal(size=shape) for shape in ((1, 5), (5, 4), (4, 1))]
     biases = [rng.normal(size=n) for n in (5, 4, 1)]
-    network = Perceptron(['"x"::float'], [], [], [], weights, biases, "_")
+    number = native.Clipped('"x"::float', 'CASE WHEN "x"::float < \'NaN\' THEN "x"::float END', 0.0, 0.0, 1.0)
+    network = Perceptron([number], [], [], [], weights, biases, "_")
     set_expression(
         student, "m", native.either(lambda v: native.output(network.sums(vectors=v), "regression"))
     )

@@ -83,6 +83,7 @@ def export(arguments: argparse.Namespace) -> int:
         "kinds": [feature["kind"] for feature in model["input_schema"]["features"]],
         "classes": model["output_schema"].get("classes") or None,
         "class_threshold": model["class_threshold"],
+        "max_tokens": model["input_schema"].get("max_tokens"),
         "sha256": model["sha256"],
         "sample": model["sample"],
         "label": model["label"],
@@ -198,7 +199,8 @@ def import_options(parser: argparse.ArgumentParser) -> None:
 def import_(arguments: argparse.Namespace) -> int:
     """Register what export wrote, checked and, with --sample, measured here."""
     manifest = _manifest(arguments.manifest)
-    if arguments.sample is None and "string" in manifest["kinds"]:
+    tokens = manifest.get("max_tokens")
+    if arguments.sample is None and "string" in manifest["kinds"] and tokens is None:
         # A graph takes one matrix of strings and one of numbers: which column is in which only rows can say.
         raise InvalidParameter(
             f'model "{manifest["name"]}" has features that are strings',
@@ -211,7 +213,7 @@ def import_(arguments: argparse.Namespace) -> int:
         [row] = rows_of(
             connection, REGISTER, arguments.name or manifest["name"], artifact, manifest["features"], arguments.sample,
             arguments.label, arguments.version or manifest["version"], manifest["task"], manifest["classes"], None, False,
-            manifest.get("class_threshold"),
+            manifest.get("class_threshold"), None, tokens,
         )  # fmt: skip
         show(arguments, rows_of(connection, MODELS + " WHERE m.id = %s", row["id"]))
     return DONE
@@ -251,6 +253,8 @@ def _manifest(path: Path) -> dict[str, Any]:
     if manifest.get("onnx") is None:
         raise InvalidArtifact(f'file "{path}" holds no ONNX model')
     wrong = [key for key, holds in _MANIFEST.items() if key not in manifest or not holds(manifest[key])]
+    if type(manifest.get("max_tokens")) not in (type(None), int):
+        wrong.append("max_tokens")
     if not wrong and len(manifest["features"]) != len(manifest["kinds"]):
         wrong = ["kinds"]
     if wrong:

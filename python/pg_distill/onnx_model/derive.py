@@ -57,6 +57,7 @@ from pg_distill.onnx_model.signature import (
     Signature,
 )
 from pg_distill.onnx_model.survey import Survey, survey
+from pg_distill.onnx_model.tokenizer import INPUT_IDS
 
 __all__ = ["LOGITS_TOLERANCE", "cost_of", "costed", "derive_signature", "input_shape", "survey_of"]
 
@@ -169,22 +170,31 @@ def derive_signature(
 def costed(artifact: bytes, signature: Signature) -> Signature:
     """Return the signature of a file that was approved, with what a run costs and what reads its texts."""
     served, readers = cut_texts(artifact)
-    model = parse(served)
-    found = survey_of(model, signature.inputs, DEFAULT_LIMITS)
-    cost = found.cost([signature.output.name], DEFAULT_LIMITS.node_seconds * 1e9)
+    model, tokens = parse(served), signature.max_tokens
+    found = survey_of(model, signature.inputs, DEFAULT_LIMITS, tokens)
+    seconds = DEFAULT_LIMITS.node_seconds if tokens is None else DEFAULT_LIMITS.text_node_seconds
+    cost = found.cost([signature.output.name], seconds * 1e9)
     return replace(signature, cost=cost, readers={reader.target: reader for reader in readers})
 
 
-def survey_of(model: onnx.ModelProto, inputs: Sequence[InputSpec], limits: Limits) -> Survey:
-    """Return what a walk over the graph finds, without running it, within ``limits``."""
+def survey_of(
+    model: onnx.ModelProto,
+    inputs: Sequence[InputSpec],
+    limits: Limits,
+    tokens: int | None = None,
+    before: Survey | None = None,
+) -> Survey:
+    """Return what a walk over the graph finds, without running it, within ``limits``; of a transformer for so many tokens."""
     return survey(
         model.graph,
         inputs,
         opset_versions(model),
         tensor_elements=limits.tensor_elements,
-        node_seconds=limits.node_seconds,
+        node_seconds=limits.node_seconds if tokens is None else limits.text_node_seconds,
         open_seconds=limits.open_seconds,
         constant_bytes=limits.initializer_bytes,
+        tokens=tokens,
+        before=before,
     )
 
 
@@ -228,6 +238,11 @@ def _inputs(
     names = [value.name for value in given]
     columns = readers[0].columns if readers else ()
     unknown = [i for i, (_, _, width, _) in enumerate(shapes) if width is None]
+    if unknown and INPUT_IDS in names:
+        raise InvalidData(
+            "model reads the tokens of texts, and holds no tokenizer",
+            hint="Pass its tokenizer.json: tokenizer => ... ; pg-distill register reads it from an exported folder.",
+        )
     if unknown:
         if features is None or len(unknown) > 1:
             raise InvalidData(

@@ -31,6 +31,13 @@ class Limits:
     run_bytes: int = RUN_BYTES  # for one run, by the rules and as measured; the setting predict_memory_mb
     run_seconds: float = 10.0  # for one run; the trial's batches stop growing before they would take as long
     node_seconds: float = 0.2  # of one node, by the rules: what an interrupt waits for
+    text_node_seconds: float = 1.0  # the same of a transformer, whose every run is guarded
+    text_seconds: float = (
+        60.0  # of a run of a transformer, by the rules, which are for a slow core and the worst values
+    )
+    text_steps: int = (
+        1_000_000  # nodes x tokens of a transformer: each length is walked, which takes some 30 s
+    )
     open_seconds: float = 0.2  # by the rules, of what is computed of constants where a session is opened
 
 

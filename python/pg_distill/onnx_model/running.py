@@ -69,6 +69,10 @@ def run_graph(
     run_bytes: int = RUN_BYTES,
 ) -> dict[str, npt.NDArray[Any]]:
     """Run the graph on ``frame`` and return the tensors ``names``, outputs or not."""
+    if signature.max_tokens is not None:
+        from pg_distill.onnx_model.text_model import run_texts
+
+        return run_texts(model.SerializeToString(), signature, frame, names)
     session = open_session(prune(model.SerializeToString(), names))
     rows = 1 if signature.cost is None else max(signature.cost.rows(run_bytes, longest(frame)), 1)
     if len(frame) <= rows:

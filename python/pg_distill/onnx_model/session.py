@@ -178,10 +178,13 @@ def open_session(artifact: bytes, *, threads: int = 1, guard: Guard = NO_GUARD) 
         )
     except runtime_errors as error:
         kind = FeatureNotSupported if "NOT_IMPLEMENTED" in str(error) else InvalidArtifact
+        local = "locale" in str(error)
         newer = re.search(r"IR version: \d+, max supported IR version: (\d+)", str(error))
         hint = None
         if newer is not None:
             hint = f"Save it with an IR version of {newer[1]} or less: model.ir_version = {newer[1]}, onnx.save(model, path)."
+        if local:
+            hint = "The server has no such locale. Export StringNormalizer with the locale C, or C.UTF-8."
         raise kind("model cannot be opened by onnxruntime", detail=first_line(error), hint=hint) from error
     if hasattr(session, "_model_bytes"):
         session._model_bytes = None  # kept only to open the session again on another provider
@@ -315,9 +318,9 @@ class Model:
             self._fast_runs = 0
         return result
 
-    def _may_take_long(self, rows: int) -> bool:
+    def _may_take_long(self, rows: int, text_bytes: int = 0) -> bool:
         cost = self.signature.cost
-        return cost is not None and cost.fixed_ns + rows * cost.row_ns > SLOW_NS
+        return cost is not None and cost.ns(rows, text_bytes) > SLOW_NS
 
     # -- one row
 
@@ -426,8 +429,9 @@ class Model:
         """Run the graph on the buffers."""
         for lookup in self._row_lookups:
             lookup.fill()
+        guarded = self.is_slow
         if self._texts:
-            self._refuse_long_texts()
+            guarded = self._may_take_long(1, self._checked_texts()) or guarded
         try:
             if self._run_bound is not None and self._bound is not None:
                 self._one_run(self._run_bound) if self.is_slow else self._run_bound()
@@ -436,17 +440,18 @@ class Model:
                 raw = self._bound
             else:
                 run = partial(self._run, self._outputs, self._feeds, self._options)
-                raw = np.asarray((self._one_run(run) if self.is_slow else run())[0])
+                raw = np.asarray((self._one_run(run) if guarded else run())[0])
         except runtime_errors as error:
             raise _failed(error) from error
         return cast(FloatArray, decode(self.signature, raw, 1)[0])
 
-    def _refuse_long_texts(self) -> None:
-        """Raise LimitExceeded where the row's strings, which onnxruntime copies, would take too much memory."""
-        longest = TEXT_BYTES_A_CHARACTER * max(len(text) for cells in self._texts for text in cells)
+    def _checked_texts(self) -> int:
+        """Return the bytes of the row's longest string; LimitExceeded where it would take too much memory, or too long."""
+        longest = max(map(_most_bytes, (text for cells in self._texts for text in cells)))
         cost = self.signature.cost
-        if longest > MAX_TEXT_BYTES or (cost is not None and cost.bytes(1, longest) > self._run_bytes):
+        if longest > MAX_TEXT_BYTES or (cost is not None and cost.rows(self._run_bytes, longest) < 1):
             raise _too_long(longest)
+        return longest
 
     def _bind(self) -> Callable[[], None] | None:
         """Bind inputs and output to buffers; None where the graph does not allow it.
@@ -675,9 +680,8 @@ class Model:
             fed = {name: array for name, array in given.items() if name not in self._looked_up}
             fed |= {lookup.target: lookup.numbers(given[lookup.source]) for lookup in self._lookups}
             try:
-                raw = self._batch_run(
-                    partial(self._run, self._outputs, fed, self._options), rows.stop - start
-                )[0]
+                run = partial(self._run, self._outputs, fed, self._options)
+                raw = self._batch_run(run, rows.stop - start, text_bytes)[0]
             except runtime_errors as error:
                 raise _failed(error) from error
             out[rows] = decode(self.signature, np.asarray(raw), rows.stop - start, logits=logits)
@@ -696,13 +700,13 @@ class Model:
             raise _too_long(text_bytes)
         return rows
 
-    def _batch_run(self, run: Callable[[], T], rows: int) -> T:
+    def _batch_run(self, run: Callable[[], T], rows: int, text_bytes: int) -> T:
         """Make a run of many rows, under the guard where it may take long."""
         each = self._seconds_a_row
         guarded = (
             each is None
             or rows * each > SLOW_SECONDS
-            or self._may_take_long(rows)
+            or self._may_take_long(rows, text_bytes)
             or (rows == 1 and self.is_slow)
         )
         began = perf_counter()
@@ -715,20 +719,26 @@ class Model:
 
 def _longest(array: npt.NDArray[Any]) -> int:
     """Return the bytes that the longest of some strings may have."""
-    return TEXT_BYTES_A_CHARACTER * max(map(len, array.reshape(-1).tolist()), default=0)
+    return max(map(_most_bytes, array.reshape(-1).tolist()), default=0)
+
+
+def _most_bytes(text: str) -> int:
+    """Return how many bytes a string has at most, without a look at its characters."""
+    return len(text) if text.isascii() else TEXT_BYTES_A_CHARACTER * len(text)
 
 
 def _longest_of(signature: Signature, frame: Frame) -> int:
     """Return the bytes that the longest of a frame's strings may have."""
     names = [f.name for f in signature.features if f.is_string and f.name in frame.columns]
     texts = (text for name in names for text in frame.strings(name).categories)
-    return TEXT_BYTES_A_CHARACTER * max(map(len, texts), default=0)
+    return max(map(_most_bytes, texts), default=0)
 
 
 def _too_long(text_bytes: int) -> LimitExceeded:
     return LimitExceeded(
-        f"a string of {text_bytes // TEXT_BYTES_A_CHARACTER} characters is too long for the model",
-        hint="Shorten it, or have an administrator raise the setting predict_memory_mb.",
+        f"a string of up to {text_bytes} bytes is too long for the model",
+        hint="Shorten it in the query: left(column, n). Where it is memory that it takes, an administrator may raise the setting"
+        " predict_memory_mb.",
     )
 
 

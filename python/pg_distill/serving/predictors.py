@@ -21,13 +21,14 @@ from pg_distill.errors import (
     UndefinedColumn,
 )
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
-from pg_distill.onnx_model.session import Model as Session
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.onnx_model.values import read_number
 from pg_distill.onnx_model.vectors import read_bytes, read_vector
 from pg_distill.rows.canonical import base_of, decode_row, json_readers
 
 if TYPE_CHECKING:
+    from pg_distill.onnx_model.session import Model as Session
+    from pg_distill.onnx_model.text_model import TextModel
     from pg_distill.registry.model import Model
 
 __all__ = ["Cascade", "OnnxPredictor", "Predictor", "SqlPredictor", "digits"]
@@ -168,7 +169,7 @@ class OnnxPredictor(Predictor):
     def __init__(
         self,
         name: str,
-        session: Session,
+        session: Session | TextModel,
         types: Mapping[str, str],
         class_threshold: float | None = None,
     ) -> None:

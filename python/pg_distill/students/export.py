@@ -7,7 +7,7 @@ arrive as one tensor, strings as another, texts as a third.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -114,6 +114,7 @@ class Graph(Builder):
         super().__init__()
         self._inputs = numbers
         self._readers: list[dict[str, Any]] = []
+        self._read: dict[tuple[int, Tokeniser, bytes, bytes], str] = {}
 
     @property
     def numbers(self) -> str:
@@ -180,9 +181,18 @@ class Graph(Builder):
     def read_text(self, name: str, tokeniser: Tokeniser, table: FloatArray, units: FloatArray) -> str:
         """Add what reads a column of texts; return the name of its float tensor (n, w). See `texts.TextReader`."""
         column = self.texts.index(name)
-        said = add_reader(self, column, tokeniser, table, units)
-        self._readers.append(said)
-        return str(said["output"])
+        key = column, tokeniser, table.tobytes(), units.tobytes()
+        if key not in self._read:  # the parts of a blend may read alike
+            said = add_reader(self, column, tokeniser, table, units)
+            self._readers.append(said)
+            self._read[key] = str(said["output"])
+        return self._read[key]
+
+    def joined(self, parts: Sequence[str]) -> str:
+        """Return the name of float tensors (n, any) side by side."""
+        if len(parts) == 1:
+            return parts[0]
+        return self.shared(("joined", *parts), "Concat", parts, axis=1)
 
     @property
     def texts(self) -> list[str]:

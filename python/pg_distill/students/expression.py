@@ -70,7 +70,7 @@ MAX_CHAIN = 4
 """Values that are compared one by one; more are halved first."""
 FLOAT32_TERM = 4.0
 """Float32 rounds a term of this size by 2e-7: larger ones are rounded in SQL too, or predictions would drift apart."""
-SMALLEST_SHIFT = 1e-3
+SMALLEST_SHIFT = 2.0**-10
 """Of a column's scale: what a number is shifted by at least, so that no difference from it is tiny."""
 LARGEST_SCALE = 1e6
 """Scales within this, and its inverse, are left to the weights, which are float4 in a vector."""
@@ -446,26 +446,45 @@ def line_term(column: Number, line: Line) -> tuple[str, float]:
 
 @dataclass(frozen=True)
 class Clipped:
-    """A number between two ends, less a shift and times a factor: ``sql`` is of type float8, neither NULL, NaN, huge nor tiny.
+    """A number between two ends, less a shift and times a factor: SQL of type float8, neither NaN, huge nor tiny.
 
-    ``y`` being what the graph has of the number after centring, filling and clipping: ``sql = (y - shift) * factor``.
+    Parameters
+    ----------
+    known
+        NULL where the number is NULL or NaN.
+    at_fill
+        What is to stand there for it.
+    shift, factor
+        ``y`` being what the graph has of the number after centring, filling and clipping, this is ``(y - shift) * factor``.
     """
 
-    sql: str
+    column: str
+    known: str
+    at_fill: float
     shift: float
     factor: float
 
+    @property
+    def filled(self) -> str:
+        """SQL that is never NULL."""
+        return f"{self.known.removesuffix(' END')} ELSE {literal(self.at_fill)} END"
+
+    @property
+    def is_missing(self) -> str:
+        """SQL of type float8: 1 where the number is NULL or NaN, 0 elsewhere."""
+        return f"CASE WHEN {self.column} < 'NaN' THEN {literal(0.0)} ELSE {literal(1.0)} END"
+
 
 def clip(column: Number, fill: float, low: float, high: float, scale: float) -> Clipped:
-    """Return a column filled with ``fill`` and clipped to ``low`` .. ``high``, these after centring.
+    """Return a column clipped to ``low`` .. ``high``; these and ``fill`` are of after centring.
 
     ``scale`` is what counts as a step of it. A difference from the shift is 0 or no less than the shift's own last bit, and so
     no product with a weight underflows; a factor brings in range what is not.
     """
     ends = [v + column.centre for v in (fill, low, high)]
-    at = next((v for v in ends if abs(v) >= SMALLEST_SHIFT * scale), scale)
+    at = ends[0] if abs(ends[0]) >= SMALLEST_SHIFT * scale else SMALLEST_SHIFT * scale
     factor = 1.0 if 1.0 / LARGEST_SCALE <= scale <= LARGEST_SCALE else 1.0 / scale
-    at_fill, at_low, at_high = ((v - at) * factor for v in ends)
+    at_fill, _, at_high = ((v - at) * factor for v in ends)
     x = column.sql
     inside = f"GREATEST({x}, {literal(ends[1])})"
     if column.centre == 0.0 and ends[1] * ends[2] > 0 and max(map(abs, ends)) > FLOAT32_TERM * scale:
@@ -473,14 +492,8 @@ def clip(column: Number, fill: float, low: float, high: float, scale: float) -> 
     inside = f"({inside} - {literal(at)})"
     if factor != 1.0:
         inside = f"{inside} * {literal(factor)}"
-    if low == high:
-        return Clipped(literal(at_low), at - column.centre, factor)
-    return Clipped(
-        f"CASE WHEN {x} <= {literal(ends[2])} THEN {inside} WHEN {x} < 'NaN' THEN {literal(at_high)}"
-        f" ELSE {literal(at_fill)} END",
-        at - column.centre,
-        factor,
-    )
+    known = f"CASE WHEN {x} <= {literal(ends[2])} THEN {inside} WHEN {x} < 'NaN' THEN {literal(at_high)} END"
+    return Clipped(x, known, at_fill, at - column.centre, factor)
 
 
 # -- from sums to predictions

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.onnx_model.signature import NULL_STRING
 from pg_distill.students import expression
@@ -28,6 +29,7 @@ from pg_distill.students.mlp_encoding import Encoded, Encoding, Float32
 from pg_distill.students.network import Layers, NetworkTrainer
 from pg_distill.students.network_expression import Perceptron, Table
 from pg_distill.students.objective import Calibrated, resolve_targets
+from pg_distill.students.text_numbers import PROTOTYPE_TEXTS, TextNumbers
 from pg_distill.students.transfer_set import TransferSet
 
 __all__ = ["Mlp"]
@@ -77,9 +79,7 @@ class Mlp(Calibrated):
 
     @classmethod
     def sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
-        """Return widths and bins, fastest first; none for a table of texts."""
-        if shape.only_texts:
-            return []
+        """Return widths and bins, fastest first."""
         hidden = [[32], [64, 64], [128, 128], [256, 256], [512, 512]]
         numbers = any(f.kind in ("number", "integer", "timestamp") for f in shape.features)
         out = []
@@ -89,9 +89,10 @@ class Mlp(Calibrated):
                 out.append({"hidden": widths, "bins": 16})
         return out
 
-    def _prepare(self, data: TransferSet) -> Layers:
+    def _prepare(self, data: TransferSet, *, prototype: bool = False) -> Layers:
         target = resolve_targets(self, data).mean if data.frame.vector_names else None
-        self.encoding_ = Encoding(data.frame, self.bins, target)
+        texts = self._learn_texts(data, prototype=prototype)
+        self.encoding_ = Encoding(data.frame, self.bins, texts, target)
         layers = Layers([self.encoding_.width, *self.hidden, self.n_classes])
         rng = np.random.default_rng(self.seed)
         for weights in layers.weights:
@@ -106,8 +107,17 @@ class Mlp(Calibrated):
     def prototype(self, data: TransferSet) -> bytes:
         """Return the untrained network: its latency depends on its shape alone."""
         twin = Mlp(**self._arguments())
-        twin.layers_ = twin._prepare(data)
+        twin.layers_ = twin._prepare(data, prototype=True)
         return twin.to_onnx()
+
+    def _learn_texts(self, data: TransferSet, *, prototype: bool) -> TextNumbers:
+        if not data.frame.text_names:
+            return TextNumbers([])
+        if prototype:
+            data = data.take(np.arange(min(len(data), PROTOTYPE_TEXTS)))
+        goal = resolve_targets(self, data)
+        learn = TextNumbers.prototype if prototype else TextNumbers.learn
+        return learn(data.frame, goal, self.task, self.n_classes, self.temperature)
 
     def fit(self, data: TransferSet, select: TransferSet, *, deadline: float | None = None) -> Self:
         """Train for at most ``epochs`` passes over ``data``; keep the average that was best on ``select``."""
@@ -128,7 +138,7 @@ class Mlp(Calibrated):
         self.layers_ = layers
         if self.task == "regression":
             self._standardise(data)
-        fit_rows, fit_targets = self._rows(data)
+        fit_rows, fit_targets = self._rows(data, training=True)
         select_rows, select_targets = self._rows(select)
         trainer = NetworkTrainer(self, layers, len(fit_rows.numbers))
         trainer.run(fit_rows, fit_targets, select_rows, select_targets, epochs, deadline)
@@ -145,14 +155,15 @@ class Mlp(Calibrated):
         variance = float(np.average((goal.mean[:, 0] - mean) ** 2, weights=goal.weight))
         self.value_mean_, self.value_scale_ = mean, float(np.sqrt(variance)) or 1.0
 
-    def _rows(self, data: TransferSet) -> tuple[Encoded, tuple[Float32, ...]]:
+    def _rows(self, data: TransferSet, *, training: bool = False) -> tuple[Encoded, tuple[Float32, ...]]:
         goal = resolve_targets(self, data)
         soft, hard = goal.soft, goal.hard
         if self.task == "regression":
             soft = (soft - self.value_mean_) / self.value_scale_
             hard = (hard - self.value_mean_) / self.value_scale_
         arrays = (soft, hard, goal.soft_weight, goal.hard_weight)
-        return self.encoding_.encode(data.frame), tuple(np.ascontiguousarray(a, np.float32) for a in arrays)
+        rows = self.encoding_.encode(data.frame, training=training)
+        return rows, tuple(np.ascontiguousarray(a, np.float32) for a in arrays)
 
     def _forward(self, rows: Encoded) -> Float32:
         """Return the last layer's (n, K) float32 output, batch by batch."""
@@ -217,6 +228,10 @@ class Mlp(Calibrated):
                 rows += encoding.n_nulls
         else:
             rows = 0
+        if encoding.n_texts:
+            x = graph.joined([*([x] if x else []), encoding.texts.add_to(graph)])
+            bias = bias - encoding.text_mean @ first[rows : rows + encoding.n_texts]
+            rows += encoding.n_texts
         c = (
             self._look_up(graph, first[rows:], bias)
             if encoding.n_categories
@@ -300,6 +315,8 @@ class Mlp(Calibrated):
         self, columns: Mapping[str, str] | None, *, vectors: bool, place: str = ""
     ) -> expression.Sums:
         """Return the last layer as SQL; what standardises a number is folded into the first layer."""
+        if self.encoding_.n_texts:
+            raise FeatureNotSupported("a network that reads texts has no form in SQL")
         encoding, layers = self.encoding_, self.layers_
         found = expression.sources(encoding.numbers.features, columns)
         weights = [w.astype(np.float64) for w in layers.weights]
@@ -343,12 +360,9 @@ class Mlp(Calibrated):
                 )
             )
         network = Perceptron(
-            [c.sql for c in clipped],
+            clipped,
             ramps,
-            [
-                f"CASE WHEN {found[names[j]]} < 'NaN' THEN {expression.literal(0.0)} ELSE {expression.literal(1.0)} END"
-                for j in encoding.null_columns
-            ],
+            encoding.null_columns.tolist(),
             tables,
             [weights[0][:rows], *weights[1:]],
             biases,
@@ -379,6 +393,8 @@ class Mlp(Calibrated):
             "epochs": self.epochs,
             "seed": self.seed,
         }
+        if hasattr(self, "encoding_") and self.encoding_.n_texts:
+            out["ngrams"] = self.encoding_.texts.describe()
         if hasattr(self, "sharpness_"):
             out["sharpness"] = self.sharpness_
         return out

@@ -18,7 +18,7 @@ import numpy as np
 from pg_distill.errors import LimitExceeded
 from pg_distill.frame import FloatArray
 from pg_distill.students import expression
-from pg_distill.students.expression import Sums, balanced_sum, literal
+from pg_distill.students.expression import Clipped, Sums, balanced_sum, literal
 
 __all__ = ["Perceptron", "Table"]
 
@@ -60,23 +60,23 @@ class Perceptron:
     Parameters
     ----------
     numbers
-        SQL of type float8 that is neither NULL, NaN, huge nor tiny.
+        The numbers.
     ramps
         Piecewise-linear encoding: (position of a number, low, inverse); they stand in for the numbers. Empty for none.
-    flags
-        SQL of type float8, 0 or 1.
+    flagged
+        Which of the numbers have an input that says whether they are missing.
     tables
         One for each string column.
     weights, biases
-        Of each layer, (from, to) and (to,), of the first one for numbers or ramps, then flags; of the last layer one output
+        Of each layer, (from, to) and (to,), of the first one from numbers or ramps, then flags; of the last layer one output
         for regression and for two classes.
     prefix
         How the names of stages start.
     """
 
-    numbers: Sequence[str]
+    numbers: Sequence[Clipped]
     ramps: Sequence[tuple[int, float, float]]
-    flags: Sequence[str]
+    flagged: Sequence[int]
     tables: Sequence[Table]
     weights: Sequence[FloatArray]
     biases: Sequence[FloatArray]
@@ -102,14 +102,16 @@ class Perceptron:
 
     def _inputs(self) -> tuple[list[str], str]:
         """Return SQL of each input of the first layer but the strings, and the FROM clause that it reads."""
+        flags = [self.numbers[j].is_missing for j in self.flagged]
+        filled = [number.filled for number in self.numbers]
         if not self.ramps:
-            return [*self.numbers, *self.flags], ""
-        source = self._stage(self.numbers, "x", "")
+            return [*filled, *flags], ""
+        source = self._stage(filled, "x", "")
         spread = [
             f"LEAST(GREATEST(({self.prefix}x{position} - {literal(low)}) * {literal(inverse)}, {literal(0.0)}), {literal(1.0)})"
             for position, low, inverse in self.ramps
         ]
-        return [*spread, *self.flags], source
+        return [*spread, *flags], source
 
     def _stage(self, items: Sequence[str], letter: str, source: str) -> str:
         """Return a FROM clause that names ``items``; OFFSET 0 keeps the planner from writing them out where they are read."""
@@ -119,8 +121,23 @@ class Perceptron:
     # -- PostgreSQL's own operators
 
     def _plain(self) -> Sums:
-        inputs, source = self._inputs()
+        """Write layers as sums of products.
+
+        A number that may be missing is NULL where it is, and so is its product, for which a constant stands: that costs less
+        than the product of a flag, which is another input.
+        """
         prefix = self.prefix
+        first = self.weights[0]
+        merged: dict[int, FloatArray] = {}
+        if self.ramps:
+            inputs, source = self._inputs()
+        else:
+            d, source = len(self.numbers), ""
+            merged = {
+                j: first[j] * self.numbers[j].at_fill + first[d + i] for i, j in enumerate(self.flagged)
+            }
+            inputs = [n.known if j in merged else n.filled for j, n in enumerate(self.numbers)]
+            first = first[:d]
         codes = [
             expression.choose(
                 table.sql,
@@ -136,21 +153,23 @@ class Perceptron:
             source = f" FROM (SELECT {', '.join(named)}{source} OFFSET 0) {prefix}s"
         names = [f"{prefix}i{i}" for i in range(len(inputs))]
         sums: list[str] = []
-        for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        for number, bias in enumerate(self.biases):
+            weight = first if number == 0 else self.weights[number]
             sums = []
             for unit in range(weight.shape[1]):
-                terms = [
-                    f"{name} * {_short(w)}"
-                    for name, w in zip(names, weight[:, unit], strict=True)
-                    if w != 0.0
-                ]
+                terms = []
+                for i, (name, w) in enumerate(zip(names, weight[:, unit], strict=True)):
+                    if number == 0 and i in merged:
+                        terms.append(f"COALESCE({name} * {_short(w)}, {_short(merged[i][unit])})")
+                    elif w != 0.0:
+                        terms.append(f"{name} * {_short(w)}")
                 if number == 0:
                     terms += [
-                        f"('{{{','.join(_digits(v) for v in table.rows[:, unit])}}}'::float[])[{prefix}c{m}]"
+                        f"('{{{','.join(map(_digits, table.rows[:, unit]))}}}'::float[])[{prefix}c{m}]"
                         for m, table in enumerate(self.tables)
                     ]
                 sums.append(balanced_sum([*terms, _short(bias[unit])]))
-            if number < len(self.weights) - 1:
+            if number < len(self.biases) - 1:
                 rectified = [f"GREATEST({z}, {literal(0.0)})" for z in sums]
                 if self.weights[number + 1].shape[1] == 1:  # each unit is read once
                     names = rectified

@@ -71,17 +71,32 @@ class TextEffect:
         cls, name: str, column: Strings, objective: Objective, *, most: int = MOST_NGRAMS, seed: int = 42
     ) -> TextEffect:
         """Learn the vocabulary of a column on the targets of ``objective``; all effects are 0."""
-        column = column.compact()
         gradient, curvature = objective.derivatives(np.zeros((len(column), objective.outputs)))
+        return cls.learn_on(name, column, gradient, curvature, most=most, seed=seed)
+
+    @classmethod
+    def learn_on(
+        cls,
+        name: str,
+        column: Strings,
+        gradient: FloatArray,
+        curvature: FloatArray,
+        *,
+        most: int = MOST_NGRAMS,
+        seed: int = 42,
+    ) -> TextEffect:
+        """Learn the vocabulary of a column on derivatives (n, outputs) of each row's loss; all effects are 0."""
+        column = column.compact()
         texts = [*column.categories, None]
         # Rows of one text are one text to the vocabulary.
         text = np.where(column.codes < 0, len(column.categories), column.codes)
         slope, bend = (_add_up(text, values, len(texts)) for values in (gradient, curvature))
         tokeniser = learn_vocabulary(texts, slope, bend, most=most, seed=seed)
-        bags = find_bags(tokeniser, column)
-        rows = np.bincount(bags.ids, minlength=tokeniser.size)
+        of_text = tokeniser.bags(texts)
+        times = np.bincount(text, minlength=len(texts))
+        rows = np.bincount(of_text.ids, weights=times[of_text.rows], minlength=tokeniser.size)
         idf = np.log((1 + len(column)) / (1 + rows)) + 1
-        return cls(name, tokeniser, idf, np.zeros((tokeniser.size, objective.outputs)))
+        return cls(name, tokeniser, idf, np.zeros((tokeniser.size, gradient.shape[1])))
 
     def finish(self) -> None:
         """Make the table (V, outputs + 1) of whole numbers, in ``units`` (outputs + 1,); the last column is idf squared."""
