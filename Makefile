@@ -28,7 +28,7 @@ EXTRA_CLEAN = build docker/certs/*.crt
 .DEFAULT_GOAL := all
 .PHONY: all install uninstall clean install-dependencies freeze check-frozen dist \
 	images lock lint test test-all test-extra test-packages test-faults test-long unit quick fuzz third-party docs demo bench bench-quality \
-	bench-text
+	bench-text demo-text
 
 all: $(PRODUCTS)
 clean:
@@ -114,7 +114,7 @@ TEST_PYTHON ?= $(shell for python in $(SERVER_PYTHON) python3; do \
 	$$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$python && break; done)
 VENV = build/venv
 # frameworks, too: exports of PyTorch, XGBoost and CatBoost as teachers
-TEST_EXTRAS ?= client,convert,dask,plot,test
+TEST_EXTRAS ?= client,convert,dask,plot,test,text
 PYTEST = $(VENV)/bin/python -m pytest --config-file=python/pyproject.toml --rootdir=.
 # One process for one server, and the last one's for the local cluster, too (tests/spread.py).
 PYTEST_FLAGS ?= --numprocesses=3
@@ -208,6 +208,8 @@ pictures:
 
 demo:
 	python3 python/demo/run.py $(DEMO_FLAGS)
+demo-text:
+	python3 python/demo/run.py --text $(DEMO_FLAGS)
 
 bench: $(VENV)/.made $(PRODUCTS)
 	$(VENV)/bin/python tests/bench/serving.py $(BENCH_FLAGS)

@@ -210,18 +210,20 @@ def _module(node: pytest.Item) -> str:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Note where a test runs, for the table of seconds."""
     name = getattr(item, "callspec", None) and item.callspec.params.get("server")  # type: ignore[attr-defined]
-    if name and item.config.getoption("--write-seconds"):
-        is_spread = _how_many(item, item.config.stash[CHOSEN]) is None and name != "local"
-        item.user_properties.append(("where", f"{_module(item)} {spread.ANY if is_spread else name}"))
+    if name in (*servers.CONTAINERS, "local") and item.config.getoption("--write-seconds"):
+        chosen = item.config.stash[CHOSEN]
+        is_spread = _how_many(item, chosen) is None and (name != "local" or chosen == ["local"])
+        tier = "extra" if item.get_closest_marker("extra") else "test"
+        item.user_properties.append(("where", f"{_module(item)} {spread.ANY if is_spread else name} {tier}"))
 
 
 def _write_seconds(reports: list[pytest.TestReport]) -> None:
     where = {r.nodeid: value for r in reports for key, value in r.user_properties if key == "where"}
-    seconds: Counter[tuple[str, str]] = Counter()
+    seconds: Counter[spread.Key] = Counter()
     for report in reports:
         if report.nodeid in where:
-            module, server = where[report.nodeid].split()
-            seconds[module, server] += report.duration  # type: ignore[assignment]
+            module, server, tier = where[report.nodeid].split()
+            seconds[module, server, tier] += report.duration  # type: ignore[assignment]
     spread.write(dict(seconds))
 
 

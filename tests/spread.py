@@ -23,36 +23,46 @@ def process_of(server: str, chosen: Sequence[str]) -> str:
     return server if PARTNER.get(server) not in chosen else PARTNER[server]
 
 
-def read() -> dict[tuple[str, str], float]:
-    """Give the seconds of (module, server), where the server is "any" for tests that are spread."""
+Key = tuple[str, str, str]
+"""A module, its server or "any" for tests that are spread, and the tier: "test" or "extra"."""
+
+
+def read() -> dict[Key, float]:
+    """Give how long each took, in seconds."""
     rows = [line.split() for line in TABLE.read_text().splitlines() if not line.startswith("#")]
-    return {(module, server): float(seconds) for seconds, module, server in rows}
+    return {(module, server, tier): float(seconds) for seconds, module, server, tier in rows}
 
 
-def write(measured: dict[tuple[str, str], float]) -> None:
-    """Replace what the table says of the modules that ran."""
-    ran = {module for module, _ in measured}
-    kept = {key: seconds for key, seconds in read().items() if key[0] not in ran}
+def write(measured: dict[Key, float]) -> None:
+    """Replace what the table says of the modules and tiers that ran."""
+    ran = {(module, tier) for module, _, tier in measured}
+    kept = {key: seconds for key, seconds in read().items() if (key[0], key[2]) not in ran}
     lines = [line for line in TABLE.read_text().splitlines() if line.startswith("#")]
-    for (module, server), seconds in sorted({**kept, **measured}.items()):
-        lines.append(f"{seconds:6.0f}  {module}  {server}")
+    for (module, server, tier), seconds in sorted({**kept, **measured}.items()):
+        lines.append(f"{seconds:6.0f}  {module}  {server}  {tier}")
     TABLE.write_text("\n".join(lines) + "\n")
 
 
 def spread(candidates: Sequence[str], chosen: Sequence[str]) -> dict[str, str]:
-    """Give each module of the table one of the candidates: the longest first, each to the process with the least to do."""
-    seconds = read()
-    load = dict.fromkeys(candidates, 0.0)
-    for (_, server), took in seconds.items():
-        if server in chosen and process_of(server, chosen) in load:
-            load[process_of(server, chosen)] += took
+    """Give each module of the table one of the candidates: the longest first, each to the process with the least to do.
+
+    Tier by tier, as each runs by itself.
+    """
     places: dict[str, str] = {}
-    longest_first = sorted(
-        ((took, m) for (m, server), took in seconds.items() if server == ANY), reverse=True
-    )
-    for took, module in longest_first:
-        places[module] = min(candidates, key=load.__getitem__)
-        load[places[module]] += took
+    for tier in ("test", "extra"):
+        load = dict.fromkeys(candidates, 0.0)
+        free = []
+        for (module, server, of), took in read().items():
+            where = places.get(module) if server == ANY else server
+            if of != tier:
+                continue
+            if where is None:
+                free.append((took, module))
+            elif where in chosen:
+                load[process_of(where, chosen)] += took
+        for took, module in sorted(free, reverse=True):
+            places[module] = min(candidates, key=load.__getitem__)
+            load[places[module]] += took
     return places
 
 

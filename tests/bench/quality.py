@@ -52,6 +52,7 @@ from pg_distill.serving.timing import measure_latency, predict_contender
 from pg_distill.students.families import load_family
 from pg_distill.students.soft_labels import softmax
 from pg_distill.students.transfer_set import TransferSet
+from publish import publish
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_SETS = ("letter", "magic", "flights", "diamonds")
@@ -450,6 +451,8 @@ def main() -> None:
                 options.output.write_text(json.dumps(report, indent=1, default=str))
     frontier_plot.draw(runs, AUTOGLUON, options.output.with_suffix(".png"))
     print(json.dumps(ratios(runs), indent=1))
+    if publish("quality", {"runs": runs, "autogluon": AUTOGLUON, "ratios": ratios(runs)}):
+        print("written to tests/bench/results and the documents' tables: see git diff")
 
 
 def merge(runs: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:

@@ -40,6 +40,7 @@ from pg_distill.frame import Feature, Frame, Strings  # noqa: E402
 from pg_distill.onnx_model.signature import NULL_STRING  # noqa: E402
 from pg_distill.students.families import load_family  # noqa: E402
 from pg_distill.students.transfer_set import TransferSet  # noqa: E402
+from publish import publish  # noqa: E402
 
 DATABASE = "pg_distill_bench"
 ROWS = 100_000  # of a scan, so that planning and the client's round trip are small beside it
@@ -184,6 +185,9 @@ def register(connection: psycopg.Connection, family: str, table: Table) -> Stude
         connection.execute("UPDATE distill.models SET expression = %s WHERE name = %s", (expression, name))
         connection.execute("ALTER TABLE distill.models ENABLE TRIGGER protect_model")
         connection.execute("SELECT distill.create_function(%s, %s, as_sql => true)", (name, f"sql_{name}"))
+        found = connection.execute("SELECT distill.to_sql(%s)", (name,)).fetchone()
+        assert found is not None
+        expression = str(found[0])
     return Student(name, artifact, table, expression)
 
 
@@ -679,6 +683,8 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\nwritten to {path.relative_to(ROOT)}")
+    if publish("serving", result):
+        print("and to tests/bench/results and the documents' tables: see git diff")
 
 
 if __name__ == "__main__":

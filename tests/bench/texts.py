@@ -173,6 +173,79 @@ def time_calls(db: Any, texts: list[str]) -> float:
     return (best[0] - best[1]) / (5 * len(texts)) * 1e6
 
 
+SHORT = 80
+"""Characters of the texts that are scored by the million."""
+
+
+def run_scoring(options: argparse.Namespace, server: servers.Server) -> dict[str, Any]:
+    """Return how many short texts a second score_class scores, and an application with scikit-learn, in turns.
+
+    The application fetches ids and texts by COPY, asks its own pipeline, and writes ids and classes back by COPY.
+    """
+    import io
+
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    data = text_sets.load("reviews", options.packages)
+    texts = [text[i : i + SHORT].replace("\0", "").replace("\\", " ").replace("\t", " ").replace("\n", " ").replace("\r", " ")
+             for text in data.train for i in range(0, len(text), SHORT)]  # fmt: skip
+    servers.create_database(server, "bench_scoring")
+    try:
+        with server.connect("bench_scoring", autocommit=True) as db:
+            db.execute("CREATE TABLE log (id int, body text, answer text)")
+            with db.cursor().copy("COPY log FROM STDIN") as copy:
+                for i, (text, label) in enumerate(zip(data.train, data.train_labels, strict=True)):
+                    copy.write_row((i, text.replace("\0", "")[:SHORT], label))
+            db.execute(
+                "SELECT distill.register_logged_model('t', '{answer}', '{body}', 'log', latency_ms => 15)"
+            )
+            db.execute(
+                "SELECT distill_model('t', families => '{linear}', min_accuracy => 0, time_budget_s => 20)"
+            )
+            db.execute("CREATE TABLE many (id int, body text)")
+            with db.cursor().copy("COPY many FROM STDIN") as copy:
+                for i in range(options.rows):
+                    copy.write_row((i, texts[i % len(texts)]))
+            db.execute("CREATE TABLE scored (id int, class text)")
+            pipeline = make_pipeline(
+                TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
+                LogisticRegression(C=10, max_iter=300),
+            ).fit([text[:SHORT] for text in data.train], data.train_labels)
+
+            def database() -> None:
+                db.execute(
+                    "INSERT INTO scored SELECT s.key::int, s.class FROM distill.score_class('t_distilled', 'SELECT * FROM many', 'id') s"
+                )
+
+            def application() -> None:
+                with db.cursor().copy("COPY many TO STDOUT") as copy:
+                    rows = [line.split("\t", 1) for line in b"".join(map(bytes, copy)).decode().splitlines()]
+                with db.cursor().copy("COPY scored FROM STDIN") as copy:
+                    for start in range(0, len(rows), 50_000):
+                        part = rows[start : start + 50_000]
+                        classes = pipeline.predict([text for _, text in part])
+                        out = io.StringIO()
+                        for (key, _), name in zip(part, classes, strict=True):
+                            out.write(f"{key}\t{name}\n")
+                        copy.write(out.getvalue())
+
+            seconds: dict[str, list[float]] = {"score_class": [], "application": []}
+            for _ in range(2):
+                for name, work in (("score_class", database), ("application", application)):
+                    db.execute("TRUNCATE scored")
+                    began = time.perf_counter()
+                    work()
+                    seconds[name].append(time.perf_counter() - began)
+                    scored = db.execute("SELECT count(*) FROM scored").fetchone()
+                    assert scored == (options.rows,), scored
+            best = {name: options.rows / min(taken) for name, taken in seconds.items()}
+            return {"rows": options.rows, **best, "times": best["score_class"] / best["application"]}
+    finally:
+        servers.drop_database(server, "bench_scoring")
+
+
 def machine_text(db: Any) -> str:
     """Return what the server runs on, in words."""
     found = db.execute("SELECT distill._describe_machine()").fetchone()[0]
@@ -219,6 +292,7 @@ def main() -> None:
     parser.add_argument(
         "--target", type=float, default=1.0, help="latency in ms; texts of these sets differ in length"
     )
+    parser.add_argument("--rows", type=int, default=1_000_000, help="short texts that are scored; 0: none")
     parser.add_argument("--server", default="local")
     parser.add_argument("--output", type=Path, default=ROOT / "build/bench/texts.json")
     parser.add_argument("--packages", type=Path, default=ROOT / "build/bench/packages")
@@ -232,19 +306,28 @@ def main() -> None:
         servers.create_database(server, "bench_machine")
         with server.connect("bench_machine", autocommit=True) as db:
             machine = machine_text(db)
-        for name in options.sets.split(","):
+        for name in filter(None, options.sets.split(",")):
             rows += run_set(name, options, server)
             options.output.parent.mkdir(parents=True, exist_ok=True)
             options.output.write_text(json.dumps(rows, indent=1))
+        scoring = run_scoring(options, server) if options.rows else None
     columns, table = summary(rows)
     for line in (columns, *table):
         print(" | ".join(line))
+    if scoring is not None:
+        print(json.dumps(scoring))
     if options.record:
         command = "make bench-text"
         record = {
             "command": command, "recorded": datetime.now(UTC).date().isoformat(), "machine": machine,
             "source": " ".join(sys.argv[1:]), "tables": {"sets": {"columns": columns, "rows": table}},
         }  # fmt: skip
+        if scoring is not None:
+            record["tables"]["scoring"] = {  # type: ignore[index]
+                "columns": ["texts of 80 characters", "score_class", "an application with scikit-learn", "times"],
+                "rows": [[f"{scoring['rows']:,}", f"{scoring['score_class']:,.0f} a second",
+                          f"{scoring['application']:,.0f} a second", f"{scoring['times']:.1f}"]],
+            }  # fmt: skip
         (ROOT / "tests/bench/results/texts.json").write_text(
             json.dumps(record, indent=1, ensure_ascii=False) + "\n"
         )

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 import servers
 from psycopg.conninfo import conninfo_to_dict
-from sql.conftest import load_table, survival
+from sql.conftest import load_table, survival, value
 
 pytestmark = pytest.mark.extra
 
@@ -90,11 +90,6 @@ def teacher_file(db: psycopg.Connection) -> str:
     assert made is not None
     db.execute("SELECT lo_export(%s, %s)", (*made, path))
     return path
-
-
-def value(db: psycopg.Connection, query: str) -> Any:
-    row = db.execute(query).fetchone()  # type: ignore[arg-type]
-    return row[0] if row else None
 
 
 def results(project: Path) -> dict[str, str]:

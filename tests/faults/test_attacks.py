@@ -16,7 +16,7 @@ import pytest
 import servers
 from faults.harness import FEATURES, constant_model, few_teacher, load_few
 from psycopg import errors
-from sql.conftest import held_place
+from sql.conftest import held_place, value
 
 ROOT = Path(__file__).resolve().parents[2]
 GRANTS = (ROOT / "extension" / "doc" / "grants.sql").read_text()
@@ -63,11 +63,6 @@ def warnings(victim: psycopg.Connection) -> list[str]:
     heard: list[str] = []
     victim.add_notice_handler(lambda d: heard.append(str(d.message_primary)))
     return heard
-
-
-def value(connection: psycopg.Connection, query: str, *arguments: Any) -> Any:
-    row = connection.execute(query, arguments or None).fetchone()  # type: ignore[arg-type]
-    return row[0] if row else None
 
 
 def state(connection: psycopg.Connection, statement: str, *arguments: Any) -> str | None:

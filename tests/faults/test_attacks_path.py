@@ -16,7 +16,7 @@ from faults.planting import STRUCK, Used
 from psycopg import errors, sql
 from sql.conftest import cancer
 
-pytestmark = pytest.mark.local
+pytestmark = [pytest.mark.local, pytest.mark.extra]
 
 DATABASE = "pg_distill_planted"
 BUDGET_S = 2.0

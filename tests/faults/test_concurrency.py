@@ -22,6 +22,8 @@ from faults.harness import (
     no_process_left,
 )
 
+pytestmark = pytest.mark.extra
+
 SECONDS, LONG_SECONDS = 15.0, 600.0
 PATIENCE_S = 60.0  # that a busy machine may take longer until every act has happened
 NAMES = ("one", "other")

@@ -11,6 +11,8 @@ import pytest
 import servers
 from faults.harness import DATABASE, DISTIL_FEW, REGISTER_FEW, Tally, broken, connect, few_teacher
 
+pytestmark = pytest.mark.extra
+
 CRASHES, LONG_CRASHES = 2, 20
 LONGEST_SECONDS = 5.0  # to a crash: time for several registrations and distillations
 

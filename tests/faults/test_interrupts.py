@@ -23,12 +23,14 @@ from faults.harness import (
     no_process_left,
 )
 
+pytestmark = pytest.mark.extra
+
 WAYS = ("cancel", "timeout", "terminate", "client gone", "shutdown")
 ROUNDS, LONG_ROUNDS = 10, 200
 HONOURED_SECONDS = 0.5  # what is promised, at the 99th percentile
 CHECK_SECONDS = 0.1  # client_connection_check_interval: how often a backend looks for its client
 
-# The backend's parent is the postmaster; SIGINT is a fast shutdown. No docker exec is in the way of the clock.
+# The backend's parent is the postmaster; SIGINT is a fast shutdown. No docker exec blocks the clock.
 SHUT_DOWN = "DO 'import os, signal; os.kill(os.getppid(), signal.SIGINT)' LANGUAGE plpython3u"
 
 

@@ -10,6 +10,8 @@ import pytest
 import servers
 from faults.harness import Tally, constant_model
 
+pytestmark = pytest.mark.extra
+
 MODELS = 1000
 PREDICTIONS, LONG_PREDICTIONS = 100_000, 10_000_000
 SESSIONS, LONG_SESSIONS = 250, 2500  # opened between two samples

@@ -12,7 +12,7 @@ import servers
 from conftest import drop_database
 from faults.harness import DISTIL_FEW, REGISTER_FEW, few_teacher, load_few
 
-pytestmark = pytest.mark.every_server
+pytestmark = [pytest.mark.every_server, pytest.mark.extra]
 
 RESTORED = "pg_distill_restored"
 NEWER = {"pg15": "pg18", "pg17": "pg18"}

@@ -11,6 +11,8 @@ import servers
 from conftest import create_database, drop_database
 from faults.harness import DISTIL_FEW, load_few
 
+pytestmark = pytest.mark.extra
+
 RESTORED = "pg_distill_parts"
 FIGURES = (
     "SELECT (SELECT md5(string_agg(m::text, '' ORDER BY m.id)) FROM distill.models m),"

@@ -1,4 +1,4 @@
-"""Graphs grown from nothing: whole numbers at their ends, shapes that hang on values, names that quote, hide and break lines.
+"""Graphs grown from nothing: whole numbers at their ends, shapes that depend on values, names that quote, hide and break lines.
 
 Exports have few of these, so that mutants of them reach none. Like a mutant, a grown graph is a function of its number.
 """
@@ -19,7 +19,7 @@ NAMES = (
 )  # fmt: skip
 MOST_STEPS = 12
 
-# What a step makes of whole numbers `a` and `b` of any shape. Of the second kind the size of the answer hangs on values.
+# What a step makes of whole numbers `a` and `b` of any shape. Of the second kind the size of the answer depends on values.
 ARITHMETIC = (
     "Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", "Pow", "BitShift", "Neg", "Abs", "Sign", "Where", "Clip", "CumSum",
     "Cast32", "CastFloat", "ReduceSum", "ReduceProd", "ArgMax", "Gather", "GatherElements", "Slice", "Concat", "MatMul",

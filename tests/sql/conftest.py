@@ -36,6 +36,12 @@ def one(connection: psycopg.Connection, statement: str, *arguments: Any) -> Any:
     return row[0] if len(row) == 1 else row
 
 
+def value(connection: psycopg.Connection, statement: str, *arguments: Any) -> Any:
+    """Return the first column of a statement's first row; None where it has none."""
+    row = connection.execute(statement, arguments or None).fetchone()  # type: ignore[arg-type]
+    return row[0] if row else None
+
+
 def load_table(connection: psycopg.Connection, name: str, columns: dict[str, str], rows: Any) -> None:
     """Create a table and COPY ``rows`` into it."""
     definition = ", ".join(f'"{column}" {kind}' for column, kind in columns.items())

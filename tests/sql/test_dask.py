@@ -17,7 +17,7 @@ from sql.conftest import load_cancer
 pytest.importorskip("distributed", reason="Dask is not installed (the extra dask)")
 
 # The cluster is on this machine's loopback, and the images have no Dask.
-pytestmark = pytest.mark.one_server("local")
+pytestmark = [pytest.mark.one_server("local"), pytest.mark.extra]
 
 WORKERS = 3
 

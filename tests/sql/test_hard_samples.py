@@ -247,7 +247,13 @@ def test_a_teacher_worse_than_chance(db: psycopg.Connection) -> None:
     )
     assert teacher < 0.1
     assert student > 0.9
-    assert one(db, f"SELECT is_control FROM distill.candidates WHERE run_id = {last('wrong')} AND chosen")
+    # The choice is labels' work: a control is as good, if it is not the choice itself or all of a blend's parts.
+    best, chosen = one(
+        db,
+        "SELECT max(select_accuracy) FILTER (WHERE is_control), max(select_accuracy) FILTER (WHERE chosen)"
+        f" FROM distill.candidates WHERE run_id = {last('wrong')}",
+    )
+    assert best > chosen - 0.02
 
 
 def test_a_teacher_that_fails_on_a_row(db: psycopg.Connection) -> None:

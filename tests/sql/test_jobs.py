@@ -19,7 +19,7 @@ import psycopg
 import pytest
 import servers
 from psycopg import errors
-from sql.conftest import held_place, load_cancer, load_digits_table, load_survival
+from sql.conftest import held_place, load_cancer, load_digits_table, load_survival, value
 
 Connect = Callable[..., psycopg.Connection]
 Role = Callable[..., str]
@@ -121,11 +121,6 @@ def wait(db: psycopg.Connection, run_id: str, *states: str, stage: str | None = 
     raise AssertionError(found)
 
 
-def scalar(db: psycopg.Connection, query: str, *arguments: Any) -> Any:
-    row = db.execute(query, arguments or None).fetchone()  # type: ignore[arg-type]
-    return row[0] if row else None
-
-
 def ok(process: subprocess.Popen[str]) -> str:
     said = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 0, said
@@ -145,7 +140,7 @@ def test_a_job_is_run_watched_and_recorded(db: psycopg.Connection, start_worker:
         seen.append(found)
         held = max(
             held,
-            scalar(
+            value(
                 db,
                 "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8 FROM pg_stat_activity"
                 " WHERE application_name = 'pg_distill job ' || %s::text AND query !~ 'clock_timestamp|_offer_models'",
@@ -175,8 +170,8 @@ def test_a_job_is_run_watched_and_recorded(db: psycopg.Connection, start_worker:
     # Timed in the backend, by predict: this process has no such thing.
     assert 0 < report[3] < report[2]
     assert report[4].startswith("distill.predict(")
-    assert report[5]["postgresql"] == scalar(db, "SHOW server_version")
-    student = scalar(db, "SELECT distill.predict('cancer_distilled', to_jsonb(c)) FROM cancer c LIMIT 1")
+    assert report[5]["postgresql"] == value(db, "SHOW server_version")
+    student = value(db, "SELECT distill.predict('cancer_distilled', to_jsonb(c)) FROM cancer c LIMIT 1")
     assert 0 <= student <= 1
 
 
@@ -190,7 +185,7 @@ def test_a_worker_makes_students_of_every_form(
     """Its candidates are offered to the server from outside: with their teacher, or as an expression, too."""
     {"digits": load_digits_table, "survival": load_survival}[teacher](db)
     run_id = str(
-        scalar(
+        value(
             db,
             "SELECT distill.submit(%s, families => ARRAY[%s, %s], target_latency_ms => 1000, min_accuracy => 0,"
             " time_budget_s => 15)",
@@ -211,7 +206,7 @@ def test_a_worker_makes_students_of_every_form(
     assert found[0] == form
     assert found[1] > 0
     # What the worker measured is what the server predicts.
-    accuracy = scalar(
+    accuracy = value(
         db,
         "SELECT avg((distill.predict_class(%s, r.row) = r.row->>%s)::int)::float8"
         " FROM distill.run_rows(%s) r WHERE r.split = 'test'",
@@ -228,12 +223,12 @@ def test_bad_arguments_are_refused_at_once(db: psycopg.Connection) -> None:
         db.execute("SELECT distill.submit('cancer', epochs => 0)")
     with pytest.raises(errors.UndefinedObject):
         db.execute("SELECT distill.submit('nobody')")
-    assert scalar(db, "SELECT count(*) FROM distill.jobs") == 0
+    assert value(db, "SELECT count(*) FROM distill.jobs") == 0
 
 
 def test_failures_are_told(db: psycopg.Connection, start_worker: Start) -> None:
     load_cancer(db)
-    run_id = str(scalar(db, "SELECT distill.submit('cancer', sample => 'nowhere')"))
+    run_id = str(value(db, "SELECT distill.submit('cancer', sample => 'nowhere')"))
     ok(start_worker("--once"))
     failed = job(db, run_id)
     assert (failed["state"], failed["sqlstate"], failed["attempts"]) == ("failed", "42P01", 1)
@@ -244,9 +239,9 @@ def test_cancel(db: psycopg.Connection, start_worker: Start) -> None:
     """A waiting job at once, a running one within about a second: the promise; the bound leaves room for a busy machine."""
     load_cancer(db)
     waiting = submit(db)
-    assert scalar(db, "SELECT distill.cancel(%s)", waiting) is True
+    assert value(db, "SELECT distill.cancel(%s)", waiting) is True
     assert job(db, waiting)["state"] == "cancelled"
-    assert scalar(db, "SELECT distill.cancel(%s)", waiting) is False
+    assert value(db, "SELECT distill.cancel(%s)", waiting) is False
     with pytest.raises(errors.UndefinedObject):
         db.execute("SELECT distill.cancel(gen_random_uuid())")
 
@@ -256,16 +251,16 @@ def test_cancel(db: psycopg.Connection, start_worker: Start) -> None:
     took = cancel(db, running)
     # In the middle of a statement, too.
     db.execute("CREATE VIEW slow AS SELECT c.* FROM cancer c, LATERAL (SELECT pg_sleep(1 + 0 * c.x0)) s")
-    slow = str(scalar(db, "SELECT distill.submit('cancer', sample => 'slow')"))
+    slow = str(value(db, "SELECT distill.submit('cancer', sample => 'slow')"))
     wait(db, slow, "running", stage="sample")
     took = max(took, cancel(db, slow))
     assert took < 3.0
-    assert scalar(db, "SELECT count(*) FROM distill.runs") == 0
+    assert value(db, "SELECT count(*) FROM distill.runs") == 0
 
 
 def cancel(db: psycopg.Connection, run_id: str) -> float:
     asked = time.monotonic()
-    assert scalar(db, "SELECT distill.cancel(%s)", run_id) is True
+    assert value(db, "SELECT distill.cancel(%s)", run_id) is True
     wait(db, run_id, "cancelled")
     return time.monotonic() - asked
 
@@ -281,7 +276,7 @@ def test_workers_killed_at_random_moments_lose_and_double_nothing(
     workers = [start_worker(lease=2.0) for _ in range(2)]
     kills = 0
     deadline = time.monotonic() + PATIENCE_S
-    while scalar(db, "SELECT count(*) FROM distill.jobs WHERE state IN ('queued', 'running')"):
+    while value(db, "SELECT count(*) FROM distill.jobs WHERE state IN ('queued', 'running')"):
         assert time.monotonic() < deadline, db.execute("SELECT * FROM distill.jobs").fetchall()
         time.sleep(moments.uniform(0.3, 3.0))
         # Kill only where it is the first death over a job: the second is tested by itself.
@@ -305,8 +300,8 @@ def test_workers_killed_at_random_moments_lose_and_double_nothing(
     assert set(states.values()) == {"done"}
     recorded = [row[0] for row in db.execute("SELECT run_id::text FROM distill.runs")]
     assert sorted(recorded) == sorted(jobs)  # one each, none twice
-    students = scalar(db, "SELECT count(*) FROM distill.models WHERE teacher_id IS NOT NULL")
-    assert students == scalar(db, "SELECT count(*) FROM distill.runs WHERE accepted")
+    students = value(db, "SELECT count(*) FROM distill.models WHERE teacher_id IS NOT NULL")
+    assert students == value(db, "SELECT count(*) FROM distill.runs WHERE accepted")
 
 
 def test_a_job_that_kills_two_workers_is_given_up(db: psycopg.Connection, start_worker: Start) -> None:
@@ -416,7 +411,7 @@ def test_a_job_whose_connection_is_refused_waits(
     db.execute(f"GRANT SELECT ON cancer TO {low}")
     mine = connect(user=low)
     run_id = str(
-        scalar(
+        value(
             mine,
             "SELECT distill.submit('cancer', sample => 'cancer', families => '{linear}', time_budget_s => 2)",
         )
@@ -432,9 +427,10 @@ def test_a_job_whose_connection_is_refused_waits(
     db.execute(f"ALTER ROLE {low} CONNECTION LIMIT -1")
     done = wait(db, run_id, "done")
     assert (done["attempts"], done["error"]) == (1, None)
-    assert scalar(db, "SELECT takeovers FROM distill.job_queue") == 0
+    assert value(db, "SELECT takeovers FROM distill.job_queue") == 0
 
 
+@pytest.mark.one_server("local")  # a container that starts again has another port
 def test_a_job_outlives_restarts_of_the_server(
     start_server: Callable[..., servers.Server], work_here: Callable[..., threading.Thread]
 ) -> None:
@@ -458,8 +454,8 @@ def test_a_job_outlives_restarts_of_the_server(
     with server.connect("restarted", autocommit=True) as db:
         done = wait(db, run_id, "done")
         assert done["attempts"] == 3
-        assert scalar(db, "SELECT takeovers FROM distill.job_queue") == 0
-        assert scalar(db, "SELECT count(*) FROM distill.runs") == 1
+        assert value(db, "SELECT takeovers FROM distill.job_queue") == 0
+        assert value(db, "SELECT count(*) FROM distill.runs") == 1
         db.execute("NOTIFY pg_distill_jobs")
 
 
@@ -473,10 +469,10 @@ def test_a_cancel_is_heard_whatever_the_worker_does_next(db: psycopg.Connection,
         lambda claimed: job_queue.retry(queue, claimed, "58000", "it died", 0.0),
         lambda claimed: job_queue.release(queue, claimed),
     ):
-        run_id = scalar(db, "INSERT INTO distill.job_queue (arguments) VALUES ('{}') RETURNING run_id")
+        run_id = value(db, "INSERT INTO distill.job_queue (arguments) VALUES ('{}') RETURNING run_id")
         claimed = job_queue.claim(queue, "a worker", 60.0)
         assert claimed is not None
-        assert scalar(db, "SELECT distill.cancel(%s)", run_id) is True
+        assert value(db, "SELECT distill.cancel(%s)", run_id) is True
         give_back(claimed)
         found = job(db, run_id)
         assert (found["state"], found["sqlstate"]) == ("cancelled", "57014")
@@ -497,7 +493,7 @@ def test_a_job_that_nobody_submitted_ends_no_worker(db: psycopg.Connection, star
     }
     made = {
         str(
-            scalar(db, "INSERT INTO distill.job_queue (arguments) VALUES (%s) RETURNING run_id", arguments)
+            value(db, "INSERT INTO distill.job_queue (arguments) VALUES (%s) RETURNING run_id", arguments)
         ): state
         for arguments, state in expected.items()
     }
@@ -507,7 +503,7 @@ def test_a_job_that_nobody_submitted_ends_no_worker(db: psycopg.Connection, star
     made[submit_row(db)] = "55000"
     db.execute("RESET search_path")
     in_session = next(iter(made))
-    assert str(scalar(db, "SELECT distill.run_next_job()")) == in_session
+    assert str(value(db, "SELECT distill.run_next_job()")) == in_session
     ok(start_worker("--once"))
     for run_id, sqlstate in made.items():
         failed = job(db, run_id)
@@ -516,7 +512,7 @@ def test_a_job_that_nobody_submitted_ends_no_worker(db: psycopg.Connection, star
 
 def submit_row(db: psycopg.Connection) -> str:
     return str(
-        scalar(
+        value(
             db,
             """INSERT INTO distill.job_queue (arguments) VALUES ('{"teacher": "cancer"}') RETURNING run_id""",
         )
@@ -537,7 +533,7 @@ def test_an_idle_worker_is_woken(
         " AND query LIKE 'update distill.job_queue%' AND state_change < clock_timestamp() - interval '1 second'"
     )
     deadline = time.monotonic() + PATIENCE_S
-    while not scalar(db, idle):
+    while not value(db, idle):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     asked = time.monotonic()
@@ -570,7 +566,7 @@ def test_a_stalled_worker_finds_its_job_taken(db: psycopg.Connection, start_work
         time.sleep(0.1)
     stalled.send_signal(signal.SIGCONT)
     wait(db, run_id, "done")
-    assert scalar(db, "SELECT count(*) FROM distill.runs") == 1
+    assert value(db, "SELECT count(*) FROM distill.runs") == 1
     assert stalled.poll() is None  # it goes on with other jobs
 
 
@@ -591,7 +587,7 @@ def test_a_job_runs_with_its_submitters_rights(
     db.execute(f"GRANT ALL ON wall TO {low}")
     mine = connect(user=low)
     good = str(
-        scalar(
+        value(
             mine,
             "SELECT distill.submit('cancer', sample => 'cancer', families => '{linear,sql}', time_budget_s => 3)",
         )
@@ -610,14 +606,14 @@ def test_a_job_runs_with_its_submitters_rights(
         "SELECT * FROM cancer) s; COMMIT; DROP TABLE cancer; SELECT * FROM (SELECT 1": "42601",
     }
     submitted = {
-        str(scalar(mine, "SELECT distill.submit('cancer', sample => %s)", query)): query for query in hostile
+        str(value(mine, "SELECT distill.submit('cancer', sample => %s)", query)): query for query in hostile
     }
     ok(start_worker("--once", user=low))
     for run_id, query in submitted.items():
         failed = job(mine, run_id)
         assert (failed["state"], failed["sqlstate"]) == ("failed", hostile[query]), (query, failed)
-    assert scalar(db, "SELECT count(*) FROM cancer") == 569
-    assert scalar(db, "SELECT count(*) FROM wall") == 0
+    assert value(db, "SELECT count(*) FROM cancer") == 569
+    assert value(db, "SELECT count(*) FROM wall") == 0
 
     # Nobody submits in another's name, sees another's jobs, or changes what they do.
     with pytest.raises(errors.InsufficientPrivilege):
@@ -627,7 +623,7 @@ def test_a_job_runs_with_its_submitters_rights(
     with pytest.raises(errors.ObjectNotInPrerequisiteState):
         mine.execute("UPDATE distill.job_queue SET arguments = '{}'")
     theirs = connect(user=other)
-    assert scalar(theirs, "SELECT count(*) FROM distill.jobs") == 0
+    assert value(theirs, "SELECT count(*) FROM distill.jobs") == 0
     with pytest.raises(errors.UndefinedObject):
         theirs.execute("SELECT distill.cancel(%s)", (next(iter(submitted)),))
     # Row-level security does not hold everybody back; the trigger does.
@@ -636,7 +632,7 @@ def test_a_job_runs_with_its_submitters_rights(
         theirs.execute("INSERT INTO distill.job_queue (submitter, arguments) VALUES ('postgres', '{}')")
 
     # The superuser's worker leaves others' jobs alone, and a worker under SET ROLE does not start.
-    waiting = str(scalar(mine, "SELECT distill.submit('cancer', sample => 'cancer')"))
+    waiting = str(value(mine, "SELECT distill.submit('cancer', sample => 'cancer')"))
     ok(start_worker("--once"))
     assert job(mine, waiting)["state"] == "queued"
     db.execute(f"SET ROLE {low}")
@@ -699,22 +695,22 @@ def test_large_offers_go_in_several_messages(
 def test_run_next_job_in_a_session(db: psycopg.Connection) -> None:
     """What pg_cron would call."""
     load_cancer(db)
-    assert scalar(db, "SELECT distill.run_next_job()") is None
+    assert value(db, "SELECT distill.run_next_job()") is None
     # The sample is named in the submitter's search_path; the session that runs it has another table of this name.
     db.execute(
         "CREATE SCHEMA theirs; CREATE TABLE theirs.sampled AS SELECT * FROM cancer; CREATE TABLE sampled ()"
     )
     db.execute("SET search_path = theirs, public")
-    good = str(scalar(db, SUBMIT.format(budget=4).replace("'cancer',", "'cancer', sample => 'sampled',", 1)))
+    good = str(value(db, SUBMIT.format(budget=4).replace("'cancer',", "'cancer', sample => 'sampled',", 1)))
     db.execute("RESET search_path")
-    bad = str(scalar(db, "SELECT distill.submit('cancer', sample => 'nowhere')"))
-    ran = [str(scalar(db, "SELECT distill.run_next_job()")) for _ in range(2)]
+    bad = str(value(db, "SELECT distill.submit('cancer', sample => 'nowhere')"))
+    ran = [str(value(db, "SELECT distill.run_next_job()")) for _ in range(2)]
     assert ran == [good, bad]
-    assert scalar(db, "SHOW search_path") == scalar(
+    assert value(db, "SHOW search_path") == value(
         db, "SELECT reset_val FROM pg_settings WHERE name = 'search_path'"
     )
     assert job(db, good)["state"] == "done"
-    assert scalar(db, "SELECT count(*) FROM distill.runs WHERE run_id = %s", good) == 1
+    assert value(db, "SELECT count(*) FROM distill.runs WHERE run_id = %s", good) == 1
     assert (job(db, bad)["state"], job(db, bad)["sqlstate"]) == ("failed", "42P01")
     waiting = submit(db, 60)
     db.execute("SET statement_timeout = '500ms'")
@@ -766,6 +762,6 @@ def test_the_client_adapter_gives_what_the_backend_gives(db: psycopg.Connection,
     with adapter.transaction():
         adapter.caged([], lambda: adapter.query_once("SELECT 1"))
         adapter.query("insert into public.written values (2)")  # writable again
-    assert scalar(db, "SELECT array_agg(i) FROM written") == [2]
+    assert value(db, "SELECT array_agg(i) FROM written") == [2]
     with pytest.raises(InvalidState):  # the registry is the server's to write
         adapter.write(lambda: adapter.query("select"))

@@ -114,7 +114,7 @@ def test_sizes_add_up(db: psycopg.Connection) -> None:
     db.execute(
         "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 3, min_accuracy => 0)"
     )
-    # Whether the run gave a student hangs on its rows: the sums are over all models.
+    # Whether the run gave a student depends on its rows: the sums are over all models.
     own = db.execute("SELECT size_bytes = stored_bytes FROM distill.sizes WHERE name = 'cancer'").fetchone()
     assert own == (True,)
     size, kept, candidates = (

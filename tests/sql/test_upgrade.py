@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pg_distill
@@ -102,8 +103,42 @@ def test_no_extension_is_created_without_the_module(db: psycopg.Connection) -> N
     assert db.execute("SELECT to_regnamespace('distill')").fetchone() == (None,)
 
 
-def test_models_and_settings_survive_the_upgrade(older: psycopg.Connection, db: psycopg.Connection) -> None:
-    """The module on disk serves no older extension: its rows are written as that left them, column by column."""
+RESTORED = "pg_distill_restored"
+
+
+@pytest.fixture
+def restore(server: servers.Server) -> Iterator[Callable[[psycopg.Connection], list[psycopg.Connection]]]:
+    """Dump a session's database, and give sessions in what is restored of it: none where nothing runs on the server's host."""
+    flags = "-U postgres" + (f" -h {server.directory}" if isinstance(server, servers.Local) else "")
+    with contextlib.ExitStack() as stack:
+
+        def through_a_file(connection: psycopg.Connection) -> list[psycopg.Connection]:
+            if isinstance(server, servers.External):
+                return []
+            servers.drop_database(server, RESTORED)
+            with server.connect() as admin:
+                admin.execute(f"CREATE DATABASE {RESTORED} TEMPLATE template0 ENCODING 'UTF8'")
+            stack.callback(servers.drop_database, server, RESTORED)
+            name = connection.info.dbname
+            server.run(
+                "sh",
+                "-c",
+                f"pg_dump {flags} -Fc {name} | pg_restore {flags} --exit-on-error --dbname={RESTORED}",
+            )
+            return [stack.enter_context(server.connect(RESTORED))]
+
+        yield through_a_file
+
+
+def test_models_and_settings_survive_the_upgrade(
+    older: psycopg.Connection,
+    db: psycopg.Connection,
+    restore: Callable[[psycopg.Connection], list[psycopg.Connection]],
+) -> None:
+    """By ALTER EXTENSION, and by a dump of the older release, which is restored into this one.
+
+    The module on disk serves no older extension: its rows are written as that left them, column by column.
+    """
     load_cancer(db)
     db.execute("SELECT distill.change_setting('trainer_threads', '1')")
     db.execute(
@@ -125,10 +160,13 @@ def test_models_and_settings_survive_the_upgrade(older: psycopg.Connection, db: 
         ):
             for block in read:
                 write.write(block)
-    older.execute("ALTER EXTENSION pg_distill UPDATE")
     predict = "SELECT distill.predict(m, array_fill(1.5::float8, ARRAY[30])) FROM unnest('{cancer,cancer_distilled}'::text[]) m"
     predicted = db.execute(predict).fetchall()
     assert len(predicted) == 2
-    assert older.execute(predict).fetchall() == predicted
     shown = "SELECT name, value FROM distill.show_settings() WHERE NOT is_default"
-    assert older.execute(shown).fetchall() == db.execute(shown).fetchall() == [("trainer_threads", "1")]
+    assert db.execute(shown).fetchall() == [("trainer_threads", "1")]
+    restored = restore(older)
+    older.execute("ALTER EXTENSION pg_distill UPDATE")
+    for newer in (*restored, older):
+        assert newer.execute(predict).fetchall() == predicted
+        assert newer.execute(shown).fetchall() == [("trainer_threads", "1")]

@@ -100,7 +100,7 @@ def test_the_same_candidates_as_here_though_workers_are_killed(
     """All of them, blends and refitted ones too: with latencies that are given, and time enough, nothing is left to chance."""
     from threadpoolctl import threadpool_limits
 
-    # Any figure that hangs on the file alone.
+    # Any figure that depends on the file alone.
     monkeypatch.setattr(
         training, "latency_ms", lambda artifact, frame: 1e-3 * (1 + zlib.crc32(artifact) % 100)
     )

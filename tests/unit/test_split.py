@@ -1,4 +1,4 @@
-"""A split hangs on the seed, and a sample's digest on everything that a figure hangs on."""
+"""A split depends on the seed, and a sample's digest on everything that a figure depends on."""
 
 from __future__ import annotations
 

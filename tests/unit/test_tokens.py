@@ -6,6 +6,7 @@ import json
 import re
 import time
 import unicodedata
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -160,3 +161,13 @@ def test_no_text_is_slow() -> None:
 def test_null_is_no_text_that_somebody_writes() -> None:
     assert NULL_STRING.isascii()
     assert split_words("<NULL>") != split_words(None)
+
+
+@given(rows=st.lists(st.one_of(st.none(), texts(), st.just("a\0b"), st.text(max_size=8)), max_size=12))
+@settings(max_examples=300, deadline=None)
+def test_many_at_once_are_read_as_one_after_the_other(rows: list[str | None]) -> None:
+    for tokeniser in (TOKENISER, Tokeniser(TOKENISER.words, "", ()), Tokeniser((), "!", ())):
+        bags = tokeniser.bags(rows)
+        assert [bags.ids[a:b].tolist() for a, b in pairwise(bags.starts.tolist())] == [
+            tokeniser.ids(r) for r in rows
+        ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,22 +15,16 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pg_distill.errors import FeatureNotSupported, InvalidArtifact
+from pg_distill.errors import FeatureNotSupported, InvalidArtifact, LimitExceeded
 from pg_distill.frame import Feature, Strings
 from pg_distill.onnx_model.check import check_file
 from pg_distill.onnx_model.cut import cut_texts
-from pg_distill.onnx_model.texts import TEXT_KEY
+from pg_distill.onnx_model.texts import TEXT_KEY, TextReader
 from pg_distill.onnx_model.tokens import APART, MOST_CHARACTERS, Tokeniser, prepare
 from pg_distill.onnx_model.tokens_graph import add_ngrams, add_sums, add_text
 from pg_distill.students.export import Graph, Numbers
+from text_files import TOKENISERS, UNITS, text_file, whole_table
 from text_rows import NGRAMS, SPECIAL, texts
-
-TOKENISERS = {
-    "all": NGRAMS,
-    "words": Tokeniser(NGRAMS.words, "", ()),
-    "marks": Tokeniser((), "!.,", ()),
-    "pairs": Tokeniser(NGRAMS.words, "", NGRAMS.pairs),
-}
 
 
 class Bare:
@@ -87,26 +82,6 @@ def test_awkward_texts(text: str) -> None:
 def test_texts_of_100_kb(text: str) -> None:
     long = text * (100_000 // len(text.encode()))
     check("all", [long, "good", long.lower()])
-
-
-UNITS = np.array([2.0**-20, 2.0**-19, 1.0])
-
-
-def whole_table(tokeniser: Tokeniser) -> npt.NDArray[np.float64]:
-    rng = np.random.default_rng(1)
-    return np.column_stack(
-        [rng.integers(-(2**20), 2**20, (tokeniser.size, 2)), rng.integers(1, 20, tokeniser.size)]
-    ).astype(np.float64)
-
-
-def text_file(*tokenisers: Tokeniser) -> bytes:
-    """Return a regression's file that adds up what parts read of one column of texts, as a blend does."""
-    graph = Graph(Numbers((Feature("body", "text"),), "float", np.zeros(0)))
-    parts = [graph.read_text("body", t, whole_table(t), UNITS) for t in tokenisers]
-    total = parts[0]
-    for part in parts[1:]:
-        total = graph.node("Add", [total, part])
-    return graph.finish(graph.node("ReduceSum", [total]), "regression", 1, {})
 
 
 @pytest.mark.parametrize("name", TOKENISERS)
@@ -196,7 +171,7 @@ def read_texts_elsewhere(model: onnx.ModelProto) -> None:
         change_default, change_separator, change_constant, change_operator, swap_inputs, add_reader_of_texts,
         read_texts_elsewhere,
         change_said(units=[1.0, 1.0, 1.0]), change_said(units=[]), change_said(units=["a", "b", "c"]),
-        change_said(units=[float("nan")] * 3), change_said(units=[-1.0] * 3), change_said(units=[1e300] * 3),
+        change_said(units=[float("nan")] * 3), change_said(units=[-1.0] * 3), change_said(units=[1e300] * 3), change_said(units=[10**400] * 3),
         change_said(marks="!?"), change_said(marks="é"), change_said(marks=7), change_said(column=1),
         change_said(column=-1), change_said(column=True), change_said(words=None), change_said(words="nothing"),
         change_said(pairs=None), change_said(table="nothing"), change_said(output="nothing"), change_said(output="value"),
@@ -241,3 +216,24 @@ def test_the_file_says_what_it_wants() -> None:
     assert {o.domain: o.version for o in model.opset_import}[""] == 20
     assert {n.domain for n in model.graph.node} <= {"", "ai.onnx.ml"}
     onnx.checker.check_model(model)
+
+
+def test_there_are_not_too_many_readers() -> None:
+    with pytest.raises(LimitExceeded):
+        check_file(text_file(*[TOKENISERS["marks"]] * 65))
+
+
+def test_long_texts_are_added_up_in_parts() -> None:
+    """A table of many columns times many n-grams would be a gigabyte."""
+    words = tuple((f"w{i}",) for i in range(3000))
+    tokeniser = Tokeniser(words, "", ())
+    rng = np.random.default_rng(0)
+    table = np.column_stack([rng.integers(-999, 999, (3000, 200)), np.ones(3000)]).astype(np.float64)
+    reader = TextReader("t", ("body",), 0, tokeniser, table, np.ones(201))
+    rows = [" ".join(f"w{i}" for i in rng.integers(0, 3000, 1500)) if k % 5 else None for k in range(40)]
+    tracemalloc.start()
+    found = reader.numbers(Strings.from_values(rows))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+    assert found.tolist() == [reader.read(text).astype(np.float32).tolist() for text in rows]

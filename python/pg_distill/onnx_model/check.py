@@ -29,7 +29,13 @@ from pg_distill.errors import (
     InvalidArtifact,
     LimitExceeded,
 )
-from pg_distill.onnx_model.check_nodes import TREE_TEXTS, check_linear, check_trees, check_window
+from pg_distill.onnx_model.check_nodes import (
+    TREE_TEXTS,
+    check_linear,
+    check_tokenizer,
+    check_trees,
+    check_window,
+)
 from pg_distill.onnx_model.cut import cut_texts
 from pg_distill.onnx_model.limits import DEFAULT_LIMITS, Limits
 from pg_distill.onnx_model.nodes import (
@@ -73,6 +79,8 @@ def check_file(
     served, readers = cut_texts(artifact)
     model = check(served, limits)
     if readers:
+        if len(readers) > limits.readers:
+            raise LimitExceeded(f"model reads texts in {len(readers)} ways, limit is {limits.readers}")
         entries = sum(reader.entries for reader in readers)
         if entries > limits.table_entries:
             raise LimitExceeded(f"model has dictionaries of over {limits.table_entries} strings")
@@ -205,6 +213,9 @@ def _check_schema(node: onnx.NodeProto, versions: dict[str, int]) -> None:
     if domain not in versions:
         raise InvalidArtifact(f"{what} is of a domain that the model does not import")
     version = versions[domain]
+    if domain == "com.microsoft":
+        check_tokenizer(node, version)
+        return
     try:
         schema = onnx.defs.get_schema(node.op_type, version, domain)
     except (onnx.defs.SchemaError, TypeError) as error:

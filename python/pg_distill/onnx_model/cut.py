@@ -24,7 +24,7 @@ from pg_distill.onnx_model.texts import INPUT, TEXT_KEY, TextReader
 from pg_distill.onnx_model.tokens import MARKS, Tokeniser
 from pg_distill.onnx_model.vectorizers import VECTORS_KEY, VectorReader, read_vectorizers
 
-__all__ = ["Lookup", "cut_lookups", "cut_texts", "prune"]
+__all__ = ["Lookup", "cut_lookups", "cut_texts", "field", "fields", "prune"]
 
 _ELEMENTS = {"float32": 1, "int64": 7, "float64": 11}  # of TensorProto.DataType
 KEYS_A_CHECK = 1 << 15  # strings of a table that are read in some 30 ms
@@ -47,14 +47,14 @@ def prune(artifact: bytes, outputs: Sequence[str]) -> bytes:
     graph: list[bytes | memoryview] = []
     nodes: list[tuple[memoryview, list[str], list[str]]] = []
     try:
-        for number, whole, payload in _fields(memoryview(artifact)):
+        for number, whole, payload in fields(memoryview(artifact)):
             if number != 7:
                 rest.append(whole)
                 continue
-            for inner, inner_whole, inner_payload in _fields(payload):
+            for inner, inner_whole, inner_payload in fields(payload):
                 if inner == 1:
                     names: tuple[list[str], list[str]] = ([], [])
-                    for n, _, value in _fields(inner_payload):
+                    for n, _, value in fields(inner_payload):
                         if n in (1, 2):
                             names[n - 1].append(str(value, "utf-8"))
                     nodes.append((inner_whole, *names))
@@ -68,8 +68,8 @@ def prune(artifact: bytes, outputs: Sequence[str]) -> bytes:
         if not needed.isdisjoint(given):
             needed.update(inputs)
             kept.append(node)
-    declared = (_field(12, _field(1, name.encode())) for name in outputs)
-    return b"".join([*rest, _field(7, b"".join([*reversed(kept), *graph, *declared]))])
+    declared = (field(12, field(1, name.encode())) for name in outputs)
+    return b"".join([*rest, field(7, b"".join([*reversed(kept), *graph, *declared]))])
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ def cut_lookups(
     """
     rest: list[memoryview] = []
     parts: list[tuple[int, memoryview, memoryview]] = []
-    for number, whole, payload in _fields(memoryview(graph)):
+    for number, whole, payload in fields(memoryview(graph)):
         if number == 7:
-            parts.extend(_fields(payload))
+            parts.extend(fields(payload))
         else:
             rest.append(whole)
     if not any(number == 11 and _text(payload, 1) in sources for number, _, payload in parts):
@@ -140,16 +140,16 @@ def cut_lookups(
     ]
     for lookup in lookups:
         kind = bytes([1 << 3, _ELEMENTS[lookup.element]])
-        value = _field(1, lookup.target.encode()) + _field(2, _field(1, kind + inputs[lookup.source][1]))
-        kept.append(_field(11, value))
-    return b"".join([*rest, _field(7, b"".join(kept))]), tuple(lookups)
+        value = field(1, lookup.target.encode()) + field(2, field(1, kind + inputs[lookup.source][1]))
+        kept.append(field(11, value))
+    return b"".join([*rest, field(7, b"".join(kept))]), tuple(lookups)
 
 
 def cut_texts(artifact: bytes, check: Callable[[], None] = lambda: None) -> tuple[bytes, tuple[Reader, ...]]:
     """Return a file without the nodes that read texts, and the readers whose numbers it takes in their place.
 
-    A file whose metadata names none is returned as it is. A converted pipeline has no such nodes, only readers. What a file names is
-    believed here: `approve` has compared it with the nodes. ``check`` is called again and again, and may raise.
+    A file whose metadata names none is returned as it is. A converted pipeline has no such nodes, only readers. What a file
+    names is believed here: `approve` has compared it with the nodes. ``check`` is called again and again, and may raise.
 
     Raises
     ------
@@ -166,9 +166,9 @@ def cut_texts(artifact: bytes, check: Callable[[], None] = lambda: None) -> tupl
     parts: list[tuple[int, memoryview, memoryview]] = []
     said = None
     try:
-        for number, whole, payload in _fields(memoryview(artifact)):
+        for number, whole, payload in fields(memoryview(artifact)):
             if number == 7:
-                parts.extend(_fields(payload))
+                parts.extend(fields(payload))
             elif number == 14 and _text(payload, 1) == TEXT_KEY:
                 said = json.loads(_text(payload, 2))
             else:
@@ -181,8 +181,8 @@ def cut_texts(artifact: bytes, check: Callable[[], None] = lambda: None) -> tupl
         columns = tuple(said["columns"])
         if not all(isinstance(name, str) for name in columns) or len(set(columns)) < len(columns):
             raise ValueError("columns have names")
-        readers = tuple(_reader(columns, fields, makers, stored, check) for fields in said["readers"])
-    except (IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
+        readers = tuple(_reader(columns, own, makers, stored, check) for own in said["readers"])
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidArtifact("model does not say how it reads texts", detail=f"{error!r}.") from error
     targets = {reader.target: reader.width for reader in readers}
     outputs = [_text(payload, 1) for number, _, payload in parts if number == 12]
@@ -193,7 +193,7 @@ def cut_texts(artifact: bytes, check: Callable[[], None] = lambda: None) -> tupl
     for node in reversed(nodes):
         if not needed.isdisjoint(node.outputs) and targets.keys().isdisjoint(node.outputs):
             needed.update(node.inputs)
-            kept.append(_field(1, bytes(node.payload)))
+            kept.append(field(1, bytes(node.payload)))
     kept.reverse()
     if INPUT in needed:
         raise InvalidArtifact(
@@ -204,10 +204,10 @@ def cut_texts(artifact: bytes, check: Callable[[], None] = lambda: None) -> tupl
         if number != 1 and not unused and not (number == 11 and _text(payload, 1) == INPUT):
             kept.append(whole)
     for name, width in targets.items():
-        dims = _field(1, _field(2, b"rows")) + _field(1, b"\x08" + _write_varint(width))
-        tensor = bytes([1 << 3, _ELEMENTS["float32"]]) + _field(2, dims)
-        kept.append(_field(11, _field(1, name.encode()) + _field(2, _field(1, tensor))))
-    return b"".join([*rest, _field(7, b"".join(kept))]), readers
+        dims = field(1, field(2, b"rows")) + field(1, b"\x08" + _write_varint(width))
+        tensor = bytes([1 << 3, _ELEMENTS["float32"]]) + field(2, dims)
+        kept.append(field(11, field(1, name.encode()) + field(2, field(1, tensor))))
+    return b"".join([*rest, field(7, b"".join(kept))]), readers
 
 
 def _cut_tables(artifact: bytes, check: Callable[[], None]) -> tuple[bytes, tuple[VectorReader, ...]]:
@@ -218,12 +218,12 @@ def _cut_tables(artifact: bytes, check: Callable[[], None]) -> tuple[bytes, tupl
     rest: list[memoryview | bytes] = []
     parts: list[tuple[str | None, memoryview]] = []
     try:
-        for number, whole, payload in _fields(memoryview(artifact)):
+        for number, whole, payload in fields(memoryview(artifact)):
             if number == 14 and _text(payload, 1) == VECTORS_KEY:
                 said.append(_text(payload, 2))
             elif number != 7:
                 rest.append(whole)
-            for inner, inner_whole, value in _fields(payload) if number == 7 else ():
+            for inner, inner_whole, value in fields(payload) if number == 7 else ():
                 name = _text(value, 8) if inner == 5 else None
                 if name is not None:
                     stored[name] = value
@@ -244,26 +244,26 @@ def _cut_tables(artifact: bytes, check: Callable[[], None]) -> tuple[bytes, tupl
 
     readers = read_vectorizers(said[0], inputs, table, check)
     kept = [whole for name, whole in parts if name not in used]
-    return b"".join([*rest, _field(7, b"".join(kept))]), readers
+    return b"".join([*rest, field(7, b"".join(kept))]), readers
 
 
 def _float64_columns(value_info: memoryview) -> int:
     """Return how many columns an input of float64 (n, columns) has; 0 for any other."""
     kinds: list[int] = []
     dims: list[int] = []
-    for number, _, kind in _fields(value_info):
-        for inner, _, tensor in _fields(kind) if number == 2 else ():
-            for n, _, part in _fields(tensor) if inner == 1 else ():
+    for number, _, kind in fields(value_info):
+        for inner, _, tensor in fields(kind) if number == 2 else ():
+            for n, _, part in fields(tensor) if inner == 1 else ():
                 if n == 1:
                     kinds += _integers(part)
                 elif n == 2:
-                    dims += [dict(_dim(dim)).get(1, 0) for place, _, dim in _fields(part) if place == 1]
+                    dims += [dict(_dim(dim)).get(1, 0) for place, _, dim in fields(part) if place == 1]
     return dims[1] if kinds == [_ELEMENTS["float64"]] and len(dims) == 2 and dims[0] == 0 else 0
 
 
 def _dim(dim: memoryview) -> Iterator[tuple[int, int]]:
     """Yield the number of a dimension, where it has one."""
-    for number, _, value in _fields(dim):
+    for number, _, value in fields(dim):
         if number == 1:
             yield 1, next(_integers(value))
 
@@ -319,7 +319,7 @@ def _floats(tensor: memoryview, element: str = "float32") -> npt.NDArray[np.floa
     """Return a tensor of float32 or float64, stored as raw bytes."""
     dims: list[int] = []
     data = b""
-    for number, _, payload in _fields(tensor):
+    for number, _, payload in fields(tensor):
         if number == 1:
             dims.extend(_integers(payload))
         elif number == 2 and list(_integers(payload)) != [_ELEMENTS[element]]:
@@ -339,7 +339,7 @@ class _Node:
         self.attributes: list[memoryview] = []
         self.operator = _text(payload, 4)
         self.is_encoder = (self.operator, _text(payload, 7)) == ("LabelEncoder", "ai.onnx.ml")
-        for number, _, value in _fields(payload):
+        for number, _, value in fields(payload):
             if number in (1, 2):
                 (self.inputs if number == 1 else self.outputs).append(str(value, "utf-8"))
             elif number == 5:
@@ -354,7 +354,7 @@ class _Node:
         values: list[int] = []
         for attribute in self.attributes:
             name = _text(attribute, 1)
-            for number, _, value in _fields(attribute):
+            for number, _, value in fields(attribute):
                 if number == 9 and name == "keys_strings":
                     if len(keys) % KEYS_A_CHECK == 0:
                         check()
@@ -380,7 +380,7 @@ class _Node:
             name = _text(attribute, 1)
             if name not in ("keys_strings", "values_floats", "values_int64s", "default_string", *defaults):
                 return None
-            for number, _, value in _fields(attribute):
+            for number, _, value in fields(attribute):
                 if number == 9 and name == "keys_strings":
                     if len(keys) % KEYS_A_CHECK == 0:
                         check()
@@ -406,16 +406,16 @@ class _Node:
 def _text(message: memoryview, field: int) -> str:
     """Return a field of text; the empty string where there is none."""
     found = (
-        str(value, "utf-8", "surrogateescape") for number, _, value in _fields(message) if number == field
+        str(value, "utf-8", "surrogateescape") for number, _, value in fields(message) if number == field
     )
     return next(found, "")
 
 
 def _shape(value_info: memoryview) -> bytes:
     """Return the field of an input's shape; nothing where it has none."""
-    for number, _, kind in _fields(value_info):
-        for inner, _, tensor in _fields(kind) if number == 2 else ():
-            for n, whole, _ in _fields(tensor) if inner == 1 else ():
+    for number, _, kind in fields(value_info):
+        for inner, _, tensor in fields(kind) if number == 2 else ():
+            for n, whole, _ in fields(tensor) if inner == 1 else ():
                 if n == 2:
                     return bytes(whole)
     return b""
@@ -443,7 +443,7 @@ def _varint(view: memoryview, at: int) -> tuple[int, int]:
             raise IndexError("a varint is too long")
 
 
-def _fields(view: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+def fields(view: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
     """Yield (number, field, payload) of a serialized message; IndexError where it is none."""
     at, end = 0, len(view)
     while at < end:
@@ -465,7 +465,7 @@ def _fields(view: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
         yield tag >> 3, view[start:at], view[payload:at]
 
 
-def _field(number: int, payload: bytes) -> bytes:
+def field(number: int, payload: bytes) -> bytes:
     """Return a field whose payload has a length."""
     return _write_varint(number << 3 | 2) + _write_varint(len(payload)) + payload
 

@@ -21,6 +21,7 @@ from pg_distill.errors import (
     PgDistillError,
 )
 from pg_distill.frame import Feature, Frame, Kind, Strings, Task
+from pg_distill.onnx_model.assign import assign_vectors
 from pg_distill.onnx_model.check import STUDENT_KEY
 from pg_distill.onnx_model.cut import cut_texts
 from pg_distill.onnx_model.limits import DEFAULT_LIMITS, Limits
@@ -56,6 +57,7 @@ from pg_distill.onnx_model.signature import (
     Signature,
 )
 from pg_distill.onnx_model.survey import Survey, survey
+from pg_distill.onnx_model.tokenizer import INPUT_IDS
 
 __all__ = ["LOGITS_TOLERANCE", "cost_of", "costed", "derive_signature", "input_shape", "survey_of"]
 
@@ -168,22 +170,31 @@ def derive_signature(
 def costed(artifact: bytes, signature: Signature) -> Signature:
     """Return the signature of a file that was approved, with what a run costs and what reads its texts."""
     served, readers = cut_texts(artifact)
-    model = parse(served)
-    found = survey_of(model, signature.inputs, DEFAULT_LIMITS)
-    cost = found.cost([signature.output.name], DEFAULT_LIMITS.node_seconds * 1e9)
+    model, tokens = parse(served), signature.max_tokens
+    found = survey_of(model, signature.inputs, DEFAULT_LIMITS, tokens)
+    seconds = DEFAULT_LIMITS.node_seconds if tokens is None else DEFAULT_LIMITS.text_node_seconds
+    cost = found.cost([signature.output.name], seconds * 1e9)
     return replace(signature, cost=cost, readers={reader.target: reader for reader in readers})
 
 
-def survey_of(model: onnx.ModelProto, inputs: Sequence[InputSpec], limits: Limits) -> Survey:
-    """Return what a walk over the graph finds, without running it, within ``limits``."""
+def survey_of(
+    model: onnx.ModelProto,
+    inputs: Sequence[InputSpec],
+    limits: Limits,
+    tokens: int | None = None,
+    before: Survey | None = None,
+) -> Survey:
+    """Return what a walk over the graph finds, without running it, within ``limits``; of a transformer for so many tokens."""
     return survey(
         model.graph,
         inputs,
         opset_versions(model),
         tensor_elements=limits.tensor_elements,
-        node_seconds=limits.node_seconds,
+        node_seconds=limits.node_seconds if tokens is None else limits.text_node_seconds,
         open_seconds=limits.open_seconds,
         constant_bytes=limits.initializer_bytes,
+        tokens=tokens,
+        before=before,
     )
 
 
@@ -227,13 +238,18 @@ def _inputs(
     names = [value.name for value in given]
     columns = readers[0].columns if readers else ()
     unknown = [i for i, (_, _, width, _) in enumerate(shapes) if width is None]
+    if unknown and INPUT_IDS in names:
+        raise InvalidData(
+            "model reads the tokens of texts, and holds no tokenizer",
+            hint="Pass its tokenizer.json: tokenizer => ... ; pg-distill register reads it from an exported folder.",
+        )
     if unknown:
         if features is None or len(unknown) > 1:
             raise InvalidData(
                 f'input "{names[unknown[0]]}" has no declared width', hint="Name the feature columns."
             )
         element, rank, _, batch = shapes[unknown[0]]
-        rest = len(features) - len(columns) - sum(width or 0 for _, _, width, _ in shapes)
+        rest = sum(f.width for f in features) - len(columns) - sum(width or 0 for _, _, width, _ in shapes)
         shapes[unknown[0]] = (element, rank, max(rest, 1), batch)
     widths = [cast(int, width) for _, _, width, _ in shapes]
     total = sum(widths) + len(columns)
@@ -249,24 +265,38 @@ def _inputs(
             for i in range(width)
         ]
         features += [Feature(column, "text") for column in columns]
-    if len(features) != total:
-        raise InvalidData(f"model takes {total} features, not {len(features)}")
-    if len({f.name for f in features}) != total:
+    given_width = sum(f.width for f in features)
+    vectors = any(f.is_vector for f in features)
+    words = [f for f in features if f.is_string]
+    if given_width != total and words and not columns and "string" not in {shape[0] for shape in shapes}:
+        raise DatatypeMismatch(
+            f'feature "{words[0].name}" is of kind {words[0].kind}, and the model takes {total} numbers'
+        )
+    if given_width != total:
+        what = "numbers and strings" if vectors else "features"
+        lengths = ", ".join(f'"{f.name}" has {f.length}' for f in features if f.is_vector)
+        raise InvalidData(
+            f"model takes {total} {what}, not {given_width}",
+            detail=f"Vector {lengths}." if lengths else None,
+        )
+    if len({f.name for f in features}) != len(features):
         raise InvalidParameter("two features have one name")
     knows_null = any(p.key in (STUDENT_KEY, CONVERTED_KEY) for p in model.metadata_props)
     slots = [
         i for i, width in enumerate(widths) for _ in range(width)
     ]  # input of each of the graph's columns
     texts = _texts(features, columns)
-    others = [i for i in range(total) if i not in set(texts)]
-    straight = _assign([features[i] for i in others], names, widths, [shapes[i][0] for i in slots])
-    at = [others[i] for i in straight]
+    others = [i for i in range(len(features)) if i not in set(texts)]
+    elements = [shapes[i][0] for i in slots]
+    if vectors:
+        shares = assign_vectors([features[i] for i in others], names, widths, [s[0] for s in shapes])
+    else:
+        straight = iter(_assign([features[i] for i in others], names, widths, elements))
+        shares = [[next(straight) for _ in range(width)] for width in widths]
     null: dict[int, Null] = {}
     inputs: list[InputSpec] = []
-    start = 0
-    for name, width, (element, rank, _, batch) in zip(names, widths, shapes, strict=True):
-        mine = tuple(at[start : start + width])
-        start += width
+    for name, share, (element, rank, _, batch) in zip(names, shares, shapes, strict=True):
+        mine = tuple(others[i] for i in share)
         for i in mine:
             is_string = features[i].is_string
             if (element == "string") != is_string and not (element == "int64" and features[i].name in whole):
@@ -279,13 +309,14 @@ def _inputs(
                 if element == "string"
                 else ("nan" if element in ("float32", "float64") else "error")
             )
-        inputs.append(InputSpec(name, element, rank, mine, batch))
+        cells = sum(features[i].width for i in mine) if any(features[i].is_vector for i in mine) else 0
+        inputs.append(InputSpec(name, element, rank, mine, batch, cells=cells))
     for reader in readers:
         feature = (texts[reader.column],)
         null[feature[0]] = reader.null
         inputs.append(InputSpec(reader.target, reader.element, 2, feature, words=reader.width))
     found = [
-        FeatureSpec(f.name, "text" if i in set(texts) else f.kind, null.get(i, "string"))
+        FeatureSpec(f.name, "text" if i in set(texts) else f.kind, null.get(i, "string"), f.length)
         for i, f in enumerate(features)
     ]
     return tuple(found), tuple(inputs)
@@ -381,7 +412,7 @@ def _with_nulls(model: onnx.ModelProto, signature: Signature, frame: Frame) -> t
         rows = base.take(np.zeros(len(part), np.int64))
         columns = dict(rows.columns)
         for row, position in enumerate(part):
-            column = rows.number(specs[position].name).copy()
+            column = rows.columns[specs[position].name].copy()  # type: ignore[union-attr]
             column[row] = np.nan
             columns[specs[position].name] = column
         try:
@@ -415,7 +446,10 @@ def _without_nulls(frame: Frame) -> Frame | None:
             strings = frame.strings(feature.name)
             good = np.flatnonzero(strings.codes >= 0)
         else:
-            good = np.flatnonzero(np.isfinite(frame.number(feature.name)))
+            column = frame.columns[feature.name]
+            assert not isinstance(column, Strings)
+            finite = np.isfinite(column)
+            good = np.flatnonzero(finite.all(axis=1) if feature.is_vector else finite)
         if not len(good):
             return None
         column = frame.columns[feature.name]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Strings
 from pg_distill.onnx_model.signature import Element, Null
-from pg_distill.onnx_model.tokens import Tokeniser
+from pg_distill.onnx_model.tokens import MOST_CHARACTERS, Tokeniser
 
 __all__ = ["INPUT", "TEXT_KEY", "TextReader"]
 
@@ -27,8 +28,11 @@ TEXT_KEY = "pg_distill.texts"
 """Key of ``metadata_props`` under which a model that reads texts says what it wants them to be, and where its graph ends to
 read them (JSON)."""
 
-TEXTS_AT_ONCE = 128
-"""Texts that are read between two looks at interrupts: 0.2 s of the longest ones."""
+CHARACTERS_AT_ONCE = 200_000
+"""Characters of texts that are read between two looks at interrupts, in some 20 ms."""
+
+MOST_CELLS = 1 << 21
+"""Entries of a table that are added up at once: 16 MB."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,21 @@ class TextReader:
         }  # equal texts are read once
         texts = list(places)
         out = np.zeros((len(texts), self.width), np.float32)
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
+        read = np.cumsum([min(len(text), MOST_CHARACTERS) if text is not None else 0 for text in texts])
+        cuts = np.flatnonzero(np.diff(read // CHARACTERS_AT_ONCE)) + 1
+        for start, end in pairwise([0, *cuts.tolist(), len(texts)]):
             check()
-            part = slice(start, start + TEXTS_AT_ONCE)
+            part = slice(start, end)
             bags = self.tokeniser.bags(texts[part])
             sums = np.zeros((len(bags), self.width + 1))
             some = np.flatnonzero(np.diff(bags.starts))
-            if len(some):
-                sums[some] = np.add.reduceat(self.table[bags.ids], bags.starts[some], axis=0)
+            longest = int(np.diff(bags.starts).max(initial=1))
+            step = max(1, MOST_CELLS // (self.width + 1) // longest)
+            for first in range(0, len(some), step):
+                rows = some[first : first + step]
+                begin, end = bags.starts[rows[0]], bags.starts[rows[-1] + 1]
+                entries = self.table[bags.ids[begin:end]]
+                sums[rows] = np.add.reduceat(entries, bags.starts[rows] - begin, axis=0)
             out[part] = self._scale(sums)
         return out if len(texts) == len(values) else out[[places[text] for text in values]]
 

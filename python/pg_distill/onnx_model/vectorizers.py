@@ -283,20 +283,19 @@ class VectorReader:
 
     def numbers(self, column: Strings, check: Callable[[], None] = _NOTHING) -> FloatArray:
         """Return the numbers (n, width) of a column; ``check`` is called again and again, and may raise."""
-        if (column.codes < 0).any():
+        texts = column.to_objects().tolist()
+        if any(text is None for text in texts):
             raise self._no_null()
-        out = np.zeros((len(column), self.width))
-        order = np.argsort(column.codes, kind="stable").tolist()  # equal texts are read once
-        last = -1
-        for number, row in enumerate(order):
-            code = int(column.codes[row])
-            if code == last:
-                out[row] = out[order[number - 1]]
+        out = np.zeros((len(texts), self.width))
+        seen: dict[str, int] = {}
+        for row, text in enumerate(texts):
+            first = seen.setdefault(text, row)
+            if first < row:
+                out[row] = out[first]
                 continue
-            last = code
-            if number % 32 == 0:
+            if row % 32 == 0:
                 check()
-            ids, values = self.sparse(column.categories[code], check)
+            ids, values = self.sparse(text, check)
             if self.table is None:
                 out[row, ids] = values
             else:

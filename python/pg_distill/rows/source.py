@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.database.protocol import Database
-from pg_distill.errors import InvalidData, InvalidState, UndefinedColumn
+from pg_distill.errors import DatatypeMismatch, InvalidData, InvalidState, UndefinedColumn
 from pg_distill.frame import Feature, Frame, Kind
 from pg_distill.quoting import quote_identifier
 from pg_distill.rows.canonical import (
@@ -97,6 +97,15 @@ class Source:
             raise found.refusal(column)
         return found.kind
 
+    def single(self, column: str) -> tuple[str, Kind]:
+        """Return canonical SQL and kind of ``column``; DatatypeMismatch where it holds vectors, and not single values."""
+        kind = self.kind(column)
+        if kind == "vector":
+            raise DatatypeMismatch(
+                f'column "{column}" is of type {self.shown(column)}, where a single value is needed'
+            )
+        return self.canonical(column), kind
+
     def shown(self, column: str) -> str:
         """Return the type of ``column`` as PostgreSQL shows it."""
         return self.columns[column].shown
@@ -110,7 +119,7 @@ class Source:
 
     def group(self, column: str) -> tuple[str, Kind]:
         """Return SQL and kind of a column by which rows are grouped: whole numbers as their digits, whatever their size."""
-        kind = self.kind(column)  # first: it names a column that is missing
+        _, kind = self.single(column)  # first: it names a column that is missing
         sql_type = self.columns[column]
         if sql_type.base in ("int8", "numeric"):
             kind = "string"

@@ -167,7 +167,7 @@ def fresh_rows(
         column if column is not None and column in source.kinds else None
         for column in ((learned.group_column, learned.time_column) if learned is not None else (None, None))
     )
-    if by_time is not None and source.kinds[by_time] == "string":
+    if by_time is not None and source.kinds[by_time] in ("string", "vector"):
         by_time = None
     frame, labels, extra, identities, groups = draw_identified(
         db,

@@ -223,7 +223,7 @@ def prepare(
             raise InvalidParameter(
                 f'weight column "{options.weight_column}" has values that are not numbers of 0 or more'
             )
-        weights = column
+        weights = np.asarray(column, np.float64)
     outputs = None
     warnings: Sequence[str] = ()
     if columns:

@@ -67,7 +67,7 @@ def promote(db: Database, run_id: str, number: int) -> str:
     measured_on: MeasuredOn = {
         "run_id": run_id,
         "rows": run["rows_test"],
-        "path": SQL_PATH if form == "sql" else predict_path(signature.is_numeric, signature.task),
+        "path": SQL_PATH if form == "sql" else predict_path(signature),
         "machine": json.loads(run["machine"]),
         **by_predict,
     }

@@ -20,6 +20,7 @@ from pg_distill.onnx_model import cut, signature
 from pg_distill.onnx_model import session as onnx_model
 from pg_distill.onnx_model.texts import INPUT
 from pg_distill.onnx_model.tokens import prepare
+from pg_distill.students.blend import Blend
 from pg_distill.students.families import Student, load_family
 from pg_distill.students.soft_labels import softmax
 from pg_distill.students.transfer_set import TransferSet
@@ -117,11 +118,7 @@ def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
         difference = disagreement(artifact, select.frame, logits, task.task)
         if not difference <= AGREEMENT:
             return failed(f"ONNX Runtime and trainer differ by {difference:.1e}, over {AGREEMENT:.0e}")
-        try:
-            # Of a text it is slower than predict, and takes 20 ms to plan.
-            expression = None if cut.cut_texts(artifact)[1] else student.to_sql()
-        except (FeatureNotSupported, LimitExceeded):
-            expression = None
+        expression = sql_of(student, artifact)
     except MemoryError:
         return failed("out of memory")
     except PgDistillError as error:
@@ -133,10 +130,23 @@ def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
         student,
         artifact,
         logits,
-        expression if isinstance(expression, str) else None,
+        expression,
         "",
         time.monotonic() - start,
     )
+
+
+def sql_of(student: Student | Blend, artifact: bytes) -> str | None:
+    """Return a student's SQL; None where it has none, or a longer one than is of use.
+
+    Of a text it is slower than predict, and takes 20 ms to plan.
+    """
+    if cut.cut_texts(artifact)[1]:
+        return None
+    try:
+        return student.to_sql()
+    except (FeatureNotSupported, LimitExceeded):
+        return None
 
 
 def make_student(task: Training) -> Student:
@@ -168,7 +178,7 @@ def _feeds(
         if node.name == "numbers":
             kind = np.float64 if "double" in node.type else np.float32
             with np.errstate(over="ignore"):
-                feeds["numbers"] = frame.numbers().astype(kind)
+                feeds["numbers"] = frame.cells().astype(kind)
         elif node.name in by_target:
             feeds[node.name] = by_target[node.name].numbers(np.column_stack(strings))
         elif node.name in by_reader:

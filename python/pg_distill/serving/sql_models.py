@@ -15,6 +15,7 @@ from pg_distill.database.protocol import Database
 from pg_distill.errors import ArtifactCorrupted, InvalidData
 from pg_distill.frame import Feature, FloatArray, Frame, Task
 from pg_distill.onnx_model.signature import FeatureSpec, Form, OutputSpec, Signature
+from pg_distill.onnx_model.values import checked_vectors
 from pg_distill.registry.model import Model
 from pg_distill.rows.canonical import check_exact, rows_sql
 
@@ -34,7 +35,7 @@ def signature_without_graph(features: Sequence[Feature], task: Task, classes: Se
     """Return the signature of a model that is no graph: a SQL expression or logged columns."""
     form: Form = "value" if task == "regression" else "probabilities"
     width = 1 if task == "regression" else len(classes)
-    specs = tuple(FeatureSpec(f.name, f.kind, "string" if f.is_string else "nan") for f in features)
+    specs = tuple(FeatureSpec(f.name, f.kind, "string" if f.is_string else "nan", f.length) for f in features)
     return Signature(specs, (), OutputSpec("", form, width, "float64"), task, tuple(classes))
 
 
@@ -113,7 +114,9 @@ def label_by_sql(db: Database, model: Model, rows: Frame) -> FloatArray:
 def evaluate(db: Database, expression: str, model: Model, rows: Frame) -> FloatArray:
     """Do what `label_by_sql` does, for who has asked for the expression already."""
     for feature in model.signature.features:
-        if not feature.is_string:
+        if feature.is_vector:
+            checked_vectors(feature, "float64", rows.vector(feature.name))
+        elif not feature.is_string:
             check_exact(feature.name, rows.number(feature.name), model.types.get(feature.name))
     out = np.empty((len(rows), model.signature.width))
     for start in range(0, len(rows), LABEL_BATCH):

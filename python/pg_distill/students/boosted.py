@@ -132,7 +132,7 @@ class Boosted(TreeStudent):
         goal = take_targets(goal, rows)
         frame = data.frame.take(rows)
         order = ordering(self.task, goal.mean)
-        self.columns_ = Columns.fit(frame, order, goal.weight)
+        self.columns_ = Columns.fit(frame, order, goal.weight, mean=goal.mean)
         objective = Objective(self.task, self.n_classes, self.temperature, goal)
         select_goal = resolve_targets(self, select)
         outputs = objective.outputs

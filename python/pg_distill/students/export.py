@@ -20,6 +20,7 @@ from pg_distill.onnx_model.builder import Builder
 from pg_distill.onnx_model.texts import TEXT_KEY
 from pg_distill.onnx_model.tokens import WANTED, Tokeniser
 from pg_distill.onnx_model.tokens_graph import TEXT_OPSET, add_reader
+from pg_distill.students.projection import Projection
 
 __all__ = ["STUDENT_KEY", "Graph", "Numbers"]
 
@@ -37,19 +38,24 @@ FLOAT32_INTEGERS = 2.0**24
 
 @dataclass(frozen=True)
 class Numbers:
-    """How the columns that are not of strings reach a student as float32.
+    """How the columns that are not of strings reach a student as float32: numbers, then projections of vectors.
 
     Most columns are simply cast. Where float32 could not carry one (timestamps, large integers), the input is double and
-    each such column is centred before the cast; ``centre`` (d,) is 0 for all others.
+    each such column is centred before the cast; ``centre`` (d,) is 0 for all others. Projections are computed in double: trees
+    compare what comes of them, which must not hang on the order of a sum.
     """
 
     features: tuple[Feature, ...]
     element: Literal["float", "double"]
     centre: FloatArray
+    projections: tuple[Projection, ...] = ()
 
     @classmethod
-    def fit(cls, frame: Frame) -> Numbers:
-        """Choose the element type and the centres by the rows of ``frame``."""
+    def fit(cls, frame: Frame, target: FloatArray | None = None, most: int = 0) -> Numbers:
+        """Choose the element type and the centres by the rows of ``frame``.
+
+        Of each column of vectors learn ``most`` numbers that predict ``target`` (n, K), or none.
+        """
         centre = np.zeros(len(frame.number_names))
         wide = False
         kinds = {f.name: f.kind for f in frame.features}
@@ -63,15 +69,42 @@ class Numbers:
             if kinds[name] == "timestamp" or bool((large & (known == np.round(known))).any()):
                 centre[position] = np.round(np.median(known))
                 wide = True
-        return cls(frame.features, "double" if wide else "float", centre)
+        projections: list[Projection] = []
+        if target is not None and most:
+            projections = [
+                Projection.learn(name, frame.vector(name), target, most=most) for name in frame.vector_names
+            ]
+        centre = np.pad(centre, (0, sum(p.size for p in projections)))
+        return cls(frame.features, "double" if wide else "float", centre, tuple(projections))
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Names of the columns of single numbers, which come first."""
+        return tuple(f.name for f in self.features if not f.is_string and not f.is_vector)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        projected = (f"{p.name} direction {i + 1}" for p in self.projections for i in range(p.size))
+        return (*self.own, *projected)
+
+    def missing(self, frame: Frame) -> list[bool]:
+        """Return which of the columns have a NULL in ``frame``."""
+        found = [bool(np.isnan(frame.number(name)).any()) for name in self.own]
+        for p in self.projections:
+            found += [bool(np.isnan(frame.vector(p.name)[:, 0]).any())] * p.size
+        return found
 
     def transform(self, frame: Frame) -> npt.NDArray[np.float32]:
         """Return the numbers (n, d) as the graph's first nodes compute them; NULL is NaN."""
         values = frame.numbers()
         if self.element == "double":
-            values -= self.centre
-        with np.errstate(over="ignore"):
-            return values.astype(np.float32)
+            values -= self.centre[: values.shape[1]]
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not self.projections:
+                return values.astype(np.float32)
+            parts = [values, *(p.transform(frame.vector(p.name)) for p in self.projections)]
+            return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
 
 
 class Graph(Builder):
@@ -93,13 +126,52 @@ class Graph(Builder):
 
         The parts of a blend may have learned from different rows, and so centre differently.
         """
+        own = len(numbers.own)
+        if not numbers.projections:
+            return self._own(numbers.centre)
+        parts = [self._own(numbers.centre[:own])] if own else []
+        for projection in numbers.projections:
+            x = self._vector(projection.name, "double")
+            weights = [self.constant(projection.matrix), self.constant(projection.bias)]
+            x = self.shared(("project", x, *weights), "Gemm", [x, *weights])
+            parts.append(self.shared(("cast", x), "Cast", [x], to=TensorProto.FLOAT))
+        return parts[0] if len(parts) == 1 else self.shared(("join", *parts), "Concat", parts, axis=1)
+
+    def _own(self, centre: FloatArray) -> str:
+        """Name of the float tensor of the numbers that are no part of a vector."""
+        kinds = [f for f in self._inputs.features if not f.is_string]
+        source = self._part([i for i, f in enumerate(kinds) if not f.is_vector])
         if self._inputs.element == "float":
-            return "numbers"
-        source = "numbers"
-        if numbers.centre.any():
-            centre = self.constant(numbers.centre)
-            source = self.shared(("centre", centre), "Sub", [source, centre])
+            return source
+        if centre.any():
+            middle = self.constant(centre)
+            source = self.shared(("centre", middle), "Sub", [source, middle])
         return self.shared(("cast", source), "Cast", [source], to=TensorProto.FLOAT)
+
+    def vector(self, name: str) -> str:
+        """Name of the float tensor (n, length) of a column of vectors."""
+        return self._vector(name, "float")
+
+    def _vector(self, name: str, element: Literal["float", "double"]) -> str:
+        kinds = [f for f in self._inputs.features if not f.is_string]
+        source = self._part([i for i, f in enumerate(kinds) if f.name == name])
+        if self._inputs.element == element:
+            return source
+        to = TensorProto.FLOAT if element == "float" else TensorProto.DOUBLE
+        return self.shared(("cast", source, element), "Cast", [source], to=to)
+
+    def _part(self, features: list[int]) -> str:
+        """Name of the columns of some features of the input of numbers, by their places among those that are no strings."""
+        kinds = [f for f in self._inputs.features if not f.is_string]
+        starts = np.cumsum([0, *(f.width for f in kinds)])
+        if len(features) == len(kinds):
+            return "numbers"
+        places = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in features])
+        if len(places) == places[-1] + 1 - places[0]:
+            ends = [self.constant(np.array([n], np.int64)) for n in (places[0], places[-1] + 1, 1)]
+            return self.shared(("slice", *ends), "Slice", ["numbers", *ends])
+        index = self.constant(places.astype(np.int64))
+        return self.shared(("gather", index), "Gather", ["numbers", index], axis=1)
 
     @property
     def strings(self) -> str:
@@ -150,7 +222,7 @@ class Graph(Builder):
         """Return the file's bytes where a node already writes ``probabilities`` or ``value`` itself."""
         features = self._inputs.features
         m, t = (sum(f.kind == kind for f in features) for kind in ("string", "text"))
-        d = len(features) - m - t
+        d = sum(f.width for f in features if not f.is_string)
         element = TensorProto.FLOAT if self._inputs.element == "float" else TensorProto.DOUBLE
         inputs = []
         if d:

@@ -1,11 +1,14 @@
-"""Generalised linear models: lines, or steps at quantiles, of numbers; an effect of each category and of each n-gram.
+"""Generalised linear models: lines, or steps at quantiles, of numbers; an effect of each category, n-gram and vector.
 
 Bytes are the same with any number of threads as long as BLAS itself runs on one, as for networks.
+
+Its class is long, because a family answers for itself: sizes, training, ONNX and SQL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import Any, ClassVar, Self
 
@@ -30,6 +33,7 @@ from pg_distill.students.objective import (
 )
 from pg_distill.students.text_effect import NgramLines, TextEffect, usual_words
 from pg_distill.students.transfer_set import TransferSet
+from pg_distill.students.vector_effect import VectorEffect
 
 __all__ = ["Linear"]
 
@@ -89,7 +93,7 @@ class Linear(Calibrated):
     @classmethod
     def sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
         """Return numbers of bins, fastest in SQL first; where there are only texts these are all the same."""
-        if shape.only_texts:
+        if all(f.kind in ("text", "vector") for f in shape.features):
             return [{"bins": 0}]
         return [{"bins": 0}, {"bins": 16}, {"bins": 64}]
 
@@ -99,8 +103,8 @@ class Linear(Calibrated):
         if data.frame.text_names:
             data = data.take(np.arange(min(len(data), PROTOTYPE_TEXTS)))
         twin._prepare(data)
-        for text in twin.texts_:
-            text.effect += 1.0
+        for part in twin._columns_of_many():
+            part.effect += 1.0
         twin.slopes_ += 1.0
         twin._finish()
         return twin.to_onnx()
@@ -110,7 +114,7 @@ class Linear(Calibrated):
         rows = np.flatnonzero(goal.weight > 0)
         outputs = self.n_classes if self.task == "multiclass" else 1
         words = sum(usual_words(data.frame.strings(name)) for name in data.frame.text_names)
-        columns = len(data.frame.features) + words
+        columns = sum(f.width for f in data.frame.features) + words
         most = max(1000, MOST_CELLS // (columns * outputs))
         if len(rows) > most:
             rows = np.sort(np.random.default_rng(self.seed).choice(rows, most, replace=False))
@@ -118,7 +122,7 @@ class Linear(Calibrated):
         frame = data.frame.take(rows)
         objective = Objective(self.task, self.n_classes, self.temperature, goal)
         self.base_, self.scale_ = objective.base.copy(), objective.scale
-        self.columns_ = Columns.fit(frame, ordering(self.task, goal.mean), goal.weight)
+        self.columns_ = Columns.fit(frame, ordering(self.task, goal.mean), goal.weight, vector_numbers=0)
         matrix = self.columns_.matrix(frame)
         places = enumerate(self.columns_.tables, self.columns_.n_numbers)
         thresholds = {
@@ -141,6 +145,7 @@ class Linear(Calibrated):
             for name in frame.text_names
         )
         self.texts_ = [text for text in learned if text.tokeniser.size]
+        self.vectors_ = [VectorEffect.learn(name, frame.vector(name), outputs) for name in frame.vector_names]
         return frame, matrix, objective
 
     def fit(self, data: TransferSet, select: TransferSet, *, deadline: float | None = None) -> Self:
@@ -159,15 +164,18 @@ class Linear(Calibrated):
         spread[spread == 0.0] = 1.0
         dense, select_dense = (dense - mean) / spread, (select_dense - mean) / spread
         weight = objective.soft_weight + objective.hard_weight
-        ngrams = [
-            (t.matrix(frame.strings(t.name)), t.matrix(select.frame.strings(t.name))) for t in self.texts_
+        lines: list[Callable[[float, FloatArray], Block]] = [
+            partial(NgramLines, t.matrix(frame.strings(t.name)), t.matrix(select.frame.strings(t.name)))
+            for t in self.texts_
         ]
-        words = [text.effect.copy() for text in self.texts_]
+        lines += [v.lines(frame.vector(v.name), select.frame.vector(v.name)) for v in self.vectors_]
+        parts = self._columns_of_many()
+        words = [part.effect.copy() for part in parts]
         best = np.inf
         effects, slopes = [e.copy() for e in self.effects_], self.slopes_.copy()
         intercept = np.zeros((1, objective.outputs))
         penalties = [*zip_longest(PENALTIES, TEXT_PENALTIES, fillvalue=PENALTIES[-1])]
-        if not self.texts_:
+        if not parts:
             penalties = penalties[: len(PENALTIES)]
         for strength, text_strength in penalties if judge is not None else penalties[1:2]:
             whole = np.zeros(len(codes), np.int32), np.zeros(len(select_codes), np.int32)
@@ -179,8 +187,8 @@ class Linear(Calibrated):
                     ordered = len(self.thresholds_[j]) + 1 if j < self.columns_.n_numbers else 0
                     penalty = _penalty(len(effect), ordered, strength)
                     blocks.append(Steps(codes[:, j], select_codes[:, j], penalty, effect.copy()))
-            for matrices, effect in zip(ngrams, words, strict=True):
-                blocks.append(NgramLines(*matrices, text_strength, effect.copy()))
+            for make, effect in zip(lines, words, strict=True):
+                blocks.append(make(text_strength, effect.copy()))
             loss = backfit(blocks, objective, judge, sweeps=max(1, self.epochs), deadline=deadline)
             if not loss < best:
                 break
@@ -194,8 +202,8 @@ class Linear(Calibrated):
         self.slopes_ = slopes / spread[:, None] * self.scale_
         self.base_ += intercept[0] * self.scale_ - mean @ self.slopes_
         self.effects_ = [e * self.scale_ for e in effects]
-        for text, effect in zip(self.texts_, words, strict=True):
-            text.effect = effect * self.scale_
+        for part, effect in zip(parts, words, strict=True):
+            part.effect = effect * self.scale_
         for effect, code in zip(self.effects_, codes.T, strict=True):
             # What no row showed (a NULL, a category) gets the mean effect, so that it moves nothing.
             count = np.bincount(code, minlength=len(effect))
@@ -209,9 +217,13 @@ class Linear(Calibrated):
         self.base_ = self.base_ * factor
         self.slopes_ = self.slopes_ * factor
         self.effects_ = [effect * factor for effect in self.effects_]
-        for text in self.texts_:
-            text.effect = text.effect * factor
+        for part in self._columns_of_many():
+            part.effect = part.effect * factor
         self._finish()
+
+    def _columns_of_many(self) -> list[TextEffect | VectorEffect]:
+        """Return the effects of columns that are many numbers each: of texts, then of vectors."""
+        return [*self.texts_, *self.vectors_]
 
     def _dense(self, matrix: Float32) -> FloatArray:
         """Return the numbers of lines, clipped and centred; NULL is 0 where it has an effect of its own."""
@@ -243,10 +255,12 @@ class Linear(Calibrated):
             sums += self._dense(matrix) @ self.slopes_
         for text in self.texts_:
             sums += text.predict(frame.strings(text.name))
+        for vector in self.vectors_:
+            sums += vector.predict(frame.vector(vector.name))
         return self.ensemble_.to_logits(sums, self.task)
 
     def _only_trees(self) -> bool:
-        return not self.slopes_.any() and not self.texts_
+        return not self.slopes_.any() and not self.texts_ and not self.vectors_
 
     def add_to(self, graph: Graph) -> str:
         """Add one node for all steps, six for all lines, many for a text; return the name of the logits or values."""
@@ -259,6 +273,8 @@ class Linear(Calibrated):
             total = graph.constant(np.pad(self.ensemble_.base, (shift, 0)).astype(np.float32))
         for text in self.texts_:
             total = graph.node("Add", [text.add_to(graph, shift), total])
+        for vector in self.vectors_:
+            total = graph.node("Add", [vector.add_to(graph, shift), total])
         return self._add_lines(graph, total, shift) if self.slopes_.any() else total
 
     def _add_lines(self, graph: Graph, rest: str, shift: int) -> str:
@@ -284,9 +300,15 @@ class Linear(Calibrated):
 
     def to_sql(self, columns: Mapping[str, str] | None = None) -> str:
         """Return the student as one SQL expression; see ``native``."""
+        return expression.output(self.sql_sums(columns, vectors=False), self.task)
+
+    def sql_sums(
+        self, columns: Mapping[str, str] | None, *, vectors: bool, place: str = ""
+    ) -> expression.Sums:
+        """Return the sums as SQL; a line is one term already, so pgvector is of no use to it."""
         found = self.columns_.to_sql(columns)
         if self._only_trees():
-            return self.ensemble_.to_sql(found, self.task)
+            return self.ensemble_.to_sql(found)
         sums, unit = expression.tree_sums(self.ensemble_, found)
         missing = self.columns_.missing
         bound = self.ensemble_.bound + sum(text.bound for text in self.texts_)
@@ -307,7 +329,8 @@ class Linear(Calibrated):
             terms += [own[k] for own, _ in read]
             sums[k] = expression.balanced_sum([*terms, expression.literal(constant)])
         source = f" FROM {', '.join(item for _, item in read)}" if read else ""
-        return expression.output(sums, self.task, bound=bound, source=source)
+        prefix = expression.stage_prefix(column.sql for column in found)
+        return expression.Sums(sums, bound=bound, prefix=prefix, source=source)
 
     def _arguments(self) -> dict[str, Any]:
         return {
@@ -334,7 +357,7 @@ class Linear(Calibrated):
             out["ngrams"] = {text.name: text.tokeniser.size for text in self.texts_}
         if hasattr(self, "penalty_"):
             out["penalty"] = self.penalty_
-            if self.texts_:
+            if self._columns_of_many():
                 out["text_penalty"] = self.text_penalty_
         if hasattr(self, "sharpness_"):
             out["sharpness"] = self.sharpness_

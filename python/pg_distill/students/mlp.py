@@ -27,6 +27,7 @@ from pg_distill.students.export import Graph
 from pg_distill.students.families import Shape
 from pg_distill.students.mlp_encoding import Encoded, Encoding, Float32
 from pg_distill.students.network import Layers, NetworkTrainer
+from pg_distill.students.network_expression import Perceptron, Table
 from pg_distill.students.objective import Calibrated, resolve_targets
 from pg_distill.students.text_numbers import PROTOTYPE_TEXTS, TextNumbers
 from pg_distill.students.transfer_set import TransferSet
@@ -89,7 +90,9 @@ class Mlp(Calibrated):
         return out
 
     def _prepare(self, data: TransferSet, *, prototype: bool = False) -> Layers:
-        self.encoding_ = Encoding(data.frame, self.bins, self._learn_texts(data, prototype=prototype))
+        target = resolve_targets(self, data).mean if data.frame.vector_names else None
+        texts = self._learn_texts(data, prototype=prototype)
+        self.encoding_ = Encoding(data.frame, self.bins, texts, target)
         layers = Layers([self.encoding_.width, *self.hidden, self.n_classes])
         rng = np.random.default_rng(self.seed)
         for weights in layers.weights:
@@ -302,8 +305,16 @@ class Mlp(Calibrated):
         graph = Graph(self.encoding_.numbers)
         return graph.finish(self.add_to(graph), self.task, self.n_classes, self.describe())
 
-    def to_sql(self, columns: Mapping[str, str] | None = None) -> Any:
-        """Return the network as one SQL expression of nested sub-selects; see ``native``."""
+    def to_sql(self, columns: Mapping[str, str] | None = None) -> str:
+        """Return the network as SQL, with pgvector or without it; see ``students.expression``."""
+        return expression.either(
+            lambda vectors: expression.output(self.sql_sums(columns, vectors=vectors), self.task)
+        )
+
+    def sql_sums(
+        self, columns: Mapping[str, str] | None, *, vectors: bool, place: str = ""
+    ) -> expression.Sums:
+        """Return the last layer as SQL; what standardises a number is folded into the first layer."""
         if self.encoding_.n_texts:
             raise FeatureNotSupported("a network that reads texts has no form in SQL")
         encoding, layers = self.encoding_, self.layers_
@@ -315,34 +326,49 @@ class Mlp(Calibrated):
         elif self.task == "regression":
             weights[-1] = weights[-1] * self.value_scale_
             biases[-1] = biases[-1] * self.value_scale_ + self.value_mean_
-        names = [f.name for f in encoding.numbers.features if not f.is_string]
-        inputs = []
+        names = encoding.numbers.names
+        clipped = []
         for j, (name, centre) in enumerate(zip(names, encoding.numbers.centre, strict=True)):
-            slope = 1.0 if encoding.bins else 1.0 / float(encoding.scale[j])
             ends = float(encoding.fill[j]), float(encoding.lowest[j]), float(encoding.highest[j])
             column = expression.Number(found[name], float(centre))
-            term, constant = expression.line_term(column, expression.Line(slope, *ends, missing=True))
-            if not encoding.bins:
-                constant += (ends[0] - float(encoding.mean[j])) * slope
-            inputs.append(f"({term}) + {expression.literal(constant)}")
-        inputs += [
-            f"CASE WHEN {found[names[j]]} < 'NaN' THEN '0'::float ELSE '1'::float END"
-            for j in encoding.null_columns
-        ]
-        ramps = zip(
-            encoding.component.tolist(), encoding.low.tolist(), encoding.inverse.tolist(), strict=True
-        )
+            clipped.append(expression.clip(column, *ends, float(encoding.scale[j])))
+        ramps = []
+        if encoding.bins:
+            for j, low, inverse in zip(encoding.component, encoding.low, encoding.inverse, strict=True):
+                own = clipped[j]
+                edge = (float(low) + float(encoding.fill[j]) - own.shift) * own.factor
+                ramps.append((int(j), edge, float(inverse) / own.factor))
+        else:
+            for j, own in enumerate(clipped):
+                scale = float(encoding.scale[j])
+                biases[0] += weights[0][j] * ((own.shift - float(encoding.mean[j])) / scale)
+                weights[0][j] /= scale * own.factor
         rows = encoding.n_numbers + encoding.n_nulls
         tables = []
         for name, encoder, offset in zip(
             encoding.string_names, encoding.categories, encoding.offsets, strict=True
         ):
-            codes = {value: code + 1 for code, value in enumerate(encoder.values, encoder.FIRST)}
-            code = expression.choose(found[name], codes, encoder.OTHER + 1, encoder.NULL + 1)
+            values = {value: code for code, value in enumerate(encoder.values, encoder.FIRST)}
             start = rows + int(offset)
-            tables.append((code, weights[0][start : start + encoder.size]))
-        weights[0] = weights[0][:rows]
-        return expression.perceptron(inputs, list(ramps), tables, weights, biases, self.task)
+            tables.append(
+                Table(
+                    found[name],
+                    values,
+                    encoder.OTHER,
+                    encoder.NULL,
+                    weights[0][start : start + encoder.size],
+                )
+            )
+        network = Perceptron(
+            clipped,
+            ramps,
+            encoding.null_columns.tolist(),
+            tables,
+            [weights[0][:rows], *weights[1:]],
+            biases,
+            expression.stage_prefix(found.values()) + place,
+        )
+        return network.sums(vectors=vectors)
 
     def _arguments(self) -> dict[str, Any]:
         return {

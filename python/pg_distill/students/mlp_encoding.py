@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.students.encoding import MAX_CATEGORIES, CategoryEncoder
 from pg_distill.students.export import Numbers
+from pg_distill.students.projection import NETWORK_NUMBERS
 from pg_distill.students.text_numbers import TextNumbers
 from pg_distill.students.transfer_set import usual_range
 
@@ -43,10 +44,12 @@ class Encoded:
 class Encoding:
     """Learned preprocessing: fill, centre, scale, bins, NULL flags, texts and categories; ``width`` inputs in all."""
 
-    def __init__(self, frame: Frame, bins: int, texts: TextNumbers) -> None:
+    def __init__(
+        self, frame: Frame, bins: int, texts: TextNumbers, target: FloatArray | None = None
+    ) -> None:
         self.texts = texts
         self.text_mean = texts.mean(frame)
-        self.numbers = Numbers.fit(frame)
+        self.numbers = Numbers.fit(frame, target, NETWORK_NUMBERS)
         values = self.numbers.transform(frame).astype(np.float64)
         d = values.shape[1]
         finite = np.where(np.isfinite(values), values, np.nan)

@@ -19,7 +19,7 @@ from pg_distill.students.objective import Objective
 from pg_distill.students.tokens_sql import Inline, sums_query
 from pg_distill.students.vocabulary import MOST_NGRAMS, learn_vocabulary
 
-__all__ = ["NgramLines", "TextEffect", "find_bags", "usual_words"]
+__all__ = ["TOLERANCE", "NgramLines", "TextEffect", "find_bags", "usual_words"]
 
 Ints = npt.NDArray[np.int64]
 

@@ -1,7 +1,7 @@
 """The rows that the teacher labels: real, unlabelled, augmented.
 
-Augmented rows stay valid: integers stay integers and inside the range that was seen, categories exist, texts and the pattern
-of NULLs are those of a real row. They carry no label of their own; the teacher labels every one of them.
+Augmented rows stay valid: integers stay integers and inside the range that was seen, categories exist, texts, vectors and the
+pattern of NULLs are those of a real row. They carry no label of their own; the teacher labels every one of them.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class Augmenter:
     def make(self, kind: str, n: int, rng: np.random.Generator, *, deadline: float | None = None) -> Frame:
         """Return up to ``n`` rows made by one of ``KINDS``; far-off rows are dropped, so there may be fewer.
 
-        There are none where all columns are texts.
+        There are none where all columns are texts and vectors.
 
         At ``deadline`` (``time.monotonic()`` seconds) it returns those that it has.
 
@@ -392,6 +392,8 @@ class Augmenter:
             columns[name] = Strings(codes[:, j].astype(np.int32), self.frame.strings(name).categories)
         for name in self.frame.text_names:
             columns[name] = self.frame.strings(name).take(base)
+        for name in self.frame.vector_names:
+            columns[name] = self.frame.vector(name)[base]
         return Frame(self.frame.features, columns)
 
 

@@ -79,7 +79,7 @@ class Tree(TreeStudent):
         goal = take_targets(goal, rows)
         frame = data.frame.take(rows)
         target = ordering(self.task, goal.mean)
-        self.columns_ = Columns.fit(frame, target, goal.weight)
+        self.columns_ = Columns.fit(frame, target, goal.weight, mean=goal.mean)
         objective = Objective(self.task, self.n_classes, 1.0, goal)
         matrix = self.columns_.training_matrix(frame, target, goal.weight)
         weight = objective.soft_weight + objective.hard_weight
