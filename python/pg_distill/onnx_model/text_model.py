@@ -129,7 +129,6 @@ class TextModel:
         self.predict_number: Callable[..., float] = lambda *row: float(self.run_mixed(*row)[-1])
         self.predict_vector: Callable[..., float] | None = None
         self.predict_position: Callable[..., int] = lambda *row: int(np.argmax(self.run_mixed(*row)))
-        self.predict_vector: Callable[..., float] | None = None
 
     def _stop(self, flag: bool) -> None:
         self._options.terminate = flag
