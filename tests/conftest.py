@@ -189,7 +189,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if asked == "every":
         names = [*containers, *also]
     elif asked is not None:
-        names = [asked]
+        names = [asked, *also]
     elif chosen:
         places = metafunc.config.stash.setdefault(PLACES, spread.spread(containers, chosen))
         names = [spread.place(_module(node), places, containers), *also]

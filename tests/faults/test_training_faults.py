@@ -255,7 +255,8 @@ def test_trainer_stands_back(victim: servers.Server) -> None:
     """It is niced, first for the kernel to take, in a session of its own, and not in the data directory."""
     run = Run(victim.connect(DATABASE), LONG)
     child = wait_for_training(victim, run)
-    assert child.nice == 10
+    [backend] = [process for process in victim.processes("^postgres: ") if process.pid == run.pid]
+    assert child.nice == min(backend.nice + 10, 19)  # the suite itself may be niced
     assert child.oom_score_adj == 1000
     assert child.sid == child.pid == child.pgid
     assert child.cwd == "/"
