@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.errors import DatatypeMismatch
+from pg_distill.errors import DatatypeMismatch, InvalidData
 from pg_distill.frame import VectorArray
 from pg_distill.onnx_model.signature import FeatureSpec
 from pg_distill.onnx_model.values import null_refused, wrong_type
@@ -79,6 +79,8 @@ def spread(features: Sequence[FeatureSpec]) -> Callable[[Mapping[str, Any]], Seq
 
 def read_bytes(feature: FeatureSpec, value: bytes | None) -> VectorArray:
     """Return a vector's numbers from the bytes of the server's own array; NaN throughout for NULL."""
+    if value == b"":
+        raise InvalidData(f'vector "{feature.name}" is no array')
     vector: VectorArray = kept_vectors([value], feature.name, lambda _: "", feature.length)[0]
     return vector
 
