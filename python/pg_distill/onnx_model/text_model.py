@@ -127,8 +127,8 @@ class TextModel:
         self._name = signature.features[0].name
         self._read = canonical.json_readers(signature.features, types or {}).get(self._name)
         self.predict_number: Callable[..., float] = lambda *row: float(self.run_mixed(*row)[-1])
-        self.predict_position: Callable[..., int] = lambda *row: int(np.argmax(self.run_mixed(*row)))
         self.predict_vector: Callable[..., float] | None = None
+        self.predict_position: Callable[..., int] = lambda *row: int(np.argmax(self.run_mixed(*row)))
 
     def _stop(self, flag: bool) -> None:
         self._options.terminate = flag
