@@ -25,6 +25,8 @@ from faults.harness import (
 )
 from sql.conftest import cancer, load_cancer, names
 
+pytestmark = pytest.mark.extra
+
 OTHER, TAUGHT = "pg_distill_other", "pg_distill_taught"
 DIED_SECONDS = 2.0  # what is promised, from when the signal or the garbage has been sent
 LONG = "SELECT distill_model('cancer', time_budget_s => 120, families => '{mlp}')"
