@@ -44,9 +44,7 @@ class Encoded:
 class Encoding:
     """Learned preprocessing: fill, centre, scale, bins, NULL flags, texts and categories; ``width`` inputs in all."""
 
-    def __init__(
-        self, frame: Frame, bins: int, texts: TextNumbers, target: FloatArray | None = None
-    ) -> None:
+    def __init__(self, frame: Frame, bins: int, texts: TextNumbers, target: FloatArray | None = None) -> None:
         self.texts = texts
         self.text_mean = texts.mean(frame)
         self.numbers = Numbers.fit(frame, target, NETWORK_NUMBERS)
