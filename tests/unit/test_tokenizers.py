@@ -27,8 +27,11 @@ from pg_distill.frame import Feature, Frame, Strings
 from pg_distill.onnx_model import tokenizer_rules
 from pg_distill.onnx_model.approve import approve
 from pg_distill.onnx_model.check import check
+from pg_distill.onnx_model.derive import survey_of
 from pg_distill.onnx_model.limits import Limits
+from pg_distill.onnx_model.nodes import opset_versions
 from pg_distill.onnx_model.signature import Signature
+from pg_distill.onnx_model.survey import step_of
 from pg_distill.onnx_model.teacher import TeacherModel
 from pg_distill.onnx_model.text_model import TextModel
 from pg_distill.onnx_model.tokenizer import TOKENIZER_KEY, Tokens, attach, metadata
@@ -288,6 +291,27 @@ def test_a_size_that_one_length_alone_explodes_is_found(length: int) -> None:
     found, cost = walk(other, text_inputs(other), 32, ["p"], Limits())
     assert cost.most_rows == 1
     assert [size.at(1) for size in found.tensors["p"].shape] == [1, 1]
+
+
+def test_nodes_that_are_alike_are_judged_alike() -> None:
+    """Each step and tensor is what its own rule says of it, whatever was judged before, for other lengths too."""
+    model = check(classifier(("a", "b", "c")).logits().quantised().artifact)
+    inputs, versions = text_inputs(model), opset_versions(model)
+    longest = None
+    for length in (40, 39, 7, 1):
+        found = survey_of(model, inputs, Limits(), length, longest)
+        longest = longest or found
+        known = {t.name: found.tensors[t.name] for t in model.graph.initializer}
+        known |= {spec.name: found.tensors[spec.name] for spec in inputs}
+        assert [t.shape[1].at(1) for t in (known[spec.name] for spec in inputs)] == [length] * 3
+        for step, node in zip(found.steps, model.graph.node, strict=True):
+            alone, outputs = step_of(node, known, versions)
+            assert step == alone
+            for name, tensor in zip(node.output, outputs, strict=False):
+                own = found.tensors[name]
+                assert (own.element, own.shape, own.depends) == (tensor.element, tensor.shape, tensor.depends)
+                assert np.array_equal(own.values, tensor.values)
+                known[name] = tensor
 
 
 def test_costs_are_those_of_the_longest_text() -> None:

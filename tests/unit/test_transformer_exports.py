@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pg_distill.frame import Feature, Frame, Strings
 from pg_distill.onnx_model.approve import approve
-from pg_distill.onnx_model.tokens import attach
+from pg_distill.onnx_model.tokenizer import attach
 from tiny_transformer import POSITIONS, Transformer, reviews, tokenizer, vocabulary
 
 pytestmark = pytest.mark.slow  # PyTorch takes seconds to import

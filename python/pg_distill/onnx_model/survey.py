@@ -8,9 +8,11 @@ what lets a backend promise to answer an interrupt: onnxruntime can be stopped b
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
@@ -90,6 +92,8 @@ class Survey:
     inputs: Sequence[InputSpec]
     text_bytes: int
     """The longest text in the file."""
+    alike: _Alike | None = None
+    """What was judged, of a transformer: walks for other numbers of tokens go on with it."""
 
     def cost(self, outputs: Collection[str], node_ns: float) -> Cost:
         """Return what a run takes that gives ``outputs``.
@@ -199,6 +203,7 @@ def survey(
         tensors[spec.name] = Tensor(ELEMENT_TYPES[spec.element], shape)
     steps: list[Step] = []
     opening_ns = 0
+    alike = _Alike() if before is None or before.alike is None else before.alike
     varying = {spec.name for spec in inputs}
     for position, node in enumerate(graph.node):
         if before is not None and varying.isdisjoint(node.input):
@@ -206,7 +211,10 @@ def survey(
             tensors.update((name, before.tensors[name]) for name in node.output if name)
             continue
         varying.update(filter(None, node.output))
-        step, outputs = step_of(node, tensors, versions)
+        if tokens is None:
+            step, outputs = step_of(node, tensors, versions)
+        else:
+            step, outputs = alike.step_of(position, node, tensors, versions)
         tensors.update(zip(node.output, outputs, strict=False))
         steps.append(step)
         largest = max((t.size.at(1, texts) for t in outputs), default=0)
@@ -237,7 +245,56 @@ def survey(
         )
     if held > constant_bytes:
         raise LimitExceeded(f"model has constants of {held} bytes, limit is {constant_bytes}")
-    return Survey(tensors, steps, tuple(inputs), texts if before is None else before.text_bytes)
+    return Survey(tensors, steps, tuple(inputs), texts if before is None else before.text_bytes, alike)
+
+
+class _Alike:
+    """Nodes of a transformer that are alike, as those of its layers are: one is judged for all.
+
+    What a rule says depends on a node's operator, version, attributes and outputs, and on what is known of the tensors that it
+    reads.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[int, Hashable] = {}
+        self._numbers: dict[int, int] = {}
+        self._kinds: dict[Hashable, int] = {}
+        self._kept: list[Tensor] = []  # so that no other gets their id
+        self._known: dict[Hashable, tuple[Step, Sequence[Tensor]]] = {}
+
+    def step_of(
+        self, position: int, node: onnx.NodeProto, tensors: Mapping[str, Tensor], versions: Mapping[str, int]
+    ) -> tuple[Step, Sequence[Tensor]]:
+        """Return what `step_of` does for the node at a place of the graph."""
+        if position not in self._nodes:
+            attributes = tuple(attribute.SerializeToString() for attribute in node.attribute)
+            self._nodes[position] = (node.domain, node.op_type, attributes, tuple(map(bool, node.output)))
+        key = (self._nodes[position], tuple(self._number(tensors[n]) if n else -1 for n in node.input))
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = step_of(node, tensors, versions)
+            return found
+        step, outputs = found
+        return Step(node, step.ns, step.bytes, step.texts, step.scratch, step.is_folded), outputs
+
+    def _number(self, tensor: Tensor) -> int:
+        """Return a number that is the same for tensors of which the same is known."""
+        number = self._numbers.get(id(tensor))
+        if number is None:
+            kind = tuple(_kind(getattr(tensor, part.name)) for part in fields(Tensor))
+            number = self._numbers[id(tensor)] = self._kinds.setdefault(kind, len(self._kinds))
+            self._kept.append(tensor)
+        return number
+
+
+def _kind(value: Any) -> Hashable:
+    """Return something that is the same for equal parts of a tensor; arrays that are large are the same where they are one."""
+    if not isinstance(value, np.ndarray):
+        found: Hashable = value
+        return found
+    if value.size > MAX_VALUES:
+        return id(value)
+    return (str(value.dtype), value.shape, tuple(value.reshape(-1).tolist()))
 
 
 def _initializer(tensor: TensorProto) -> Tensor:
