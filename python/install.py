@@ -141,8 +141,10 @@ def install_dependencies(place: Place, constraints: str) -> Path:
     """Fill the release's folder with what the module depends on, unless it has just that; return the folder."""
     release = place.staged(place.home / version() / PYTHON)
     project = tomllib.loads((ROOT / "python" / "pyproject.toml").read_text())["project"]
+    alone = project["optional-dependencies"]["text"]
     wanted = {
         "requirements": project["dependencies"],
+        "alone": alone,
         "constraints": Path(constraints).read_text() if constraints else None,
     }
     stamp = release / STAMP
@@ -159,10 +161,11 @@ def install_dependencies(place: Place, constraints: str) -> Path:
     with replacing(release) as fresh:
         options = ["-qq", "--no-compile", "--target", str(fresh)]
         options += ["--constraint", constraints] if constraints else []
-        command = [str(pip / "bin" / "python"), "-m", "pip", "install", *options, *project["dependencies"]]
-        done = subprocess.run(command, check=False)
-        if done.returncode != 0:
-            refuse("pip could not install what the module depends on", "See what pip says above.")
+        # Without what the tokenizer's library depends on: downloads from a hub of models, which a server does not make.
+        for what in (project["dependencies"], ["--no-deps", *alone]):
+            command = [str(pip / "bin" / "python"), "-m", "pip", "install", *options, *what]
+            if subprocess.run(command, check=False).returncode != 0:
+                refuse("pip could not install what the module depends on", "See what pip says above.")
         shutil.rmtree(fresh / "bin", ignore_errors=True)
         compile_folder(fresh, place.home / version() / PYTHON)
         (fresh / STAMP).write_text(json.dumps(wanted))

@@ -112,26 +112,6 @@ COMMENT ON FUNCTION distill._protect_model() IS 'internal: trigger that keeps wh
 CREATE TRIGGER protect_model BEFORE UPDATE ON distill.models FOR EACH ROW EXECUTE FUNCTION distill._protect_model();
 COMMENT ON TRIGGER protect_model ON distill.models IS 'artifact, signature and lineage are never edited';
 
-CREATE FUNCTION distill.register_sql_model(
-    name text, expression text, features text[], sample text, label text DEFAULT NULL,
-    version text DEFAULT NULL, task text DEFAULT NULL, classes text[] DEFAULT NULL
-) RETURNS uuid LANGUAGE plpython3u AS $$
-from pg_distill import sqlapi
-return sqlapi.register_sql_model(plpy, name, expression, features, sample, label, version, task, classes)
-$$;
-COMMENT ON FUNCTION distill.register_sql_model(text, text, text[], text, text, text, text, text[]) IS
-    'register a SQL expression over the features as a model: a probability, an array of them, or a value';
-
-CREATE FUNCTION distill.register_logged_model(
-    name text, outputs text[], features text[], sample text, label text DEFAULT NULL,
-    version text DEFAULT NULL, task text DEFAULT NULL, classes text[] DEFAULT NULL, latency_ms float8 DEFAULT NULL
-) RETURNS uuid LANGUAGE plpython3u AS $$
-from pg_distill import sqlapi
-return sqlapi.register_logged_model(plpy, name, outputs, features, sample, label, version, task, classes, latency_ms)
-$$;
-COMMENT ON FUNCTION distill.register_logged_model(text, text[], text[], text, text, text, text, text[], float8) IS
-    'register a teacher that runs elsewhere by the columns that hold its predictions; its latency is declared';
-
 CREATE FUNCTION distill.activate_model(name text, version text) RETURNS uuid
 LANGUAGE plpython3u AS $$
 from pg_distill import sqlapi

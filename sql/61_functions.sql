@@ -1,15 +1,16 @@
-CREATE FUNCTION distill.to_sql(model text) RETURNS text
+CREATE FUNCTION distill.to_sql(model text, pgvector boolean DEFAULT NULL) RETURNS text
 LANGUAGE plpython3u STABLE AS $$
 from pg_distill import sqlapi
-return sqlapi.to_sql(plpy, model)
+return sqlapi.to_sql(plpy, model, pgvector)
 $$;
-COMMENT ON FUNCTION distill.to_sql(text) IS 'the model as one SQL expression over columns that are named as its features. It gives a probability or value; for a class compare it with the model''s class_threshold';
+COMMENT ON FUNCTION distill.to_sql(text, boolean) IS 'the model as one SQL expression over columns that are named as its features. It gives a probability or value; for a class compare it with the model''s class_threshold. pgvector: a network with pgvector where true, without where false; else with it where it is installed';
 
 CREATE FUNCTION distill.create_function(
-    model text, function_name text, as_sql boolean DEFAULT false, replace boolean DEFAULT false, keep_dependents boolean DEFAULT false
+    model text, function_name text, as_sql boolean DEFAULT false, replace boolean DEFAULT false, keep_dependents boolean DEFAULT false,
+    pgvector boolean DEFAULT NULL
 ) RETURNS regprocedure LANGUAGE plpython3u AS $$
 from pg_distill import sqlapi
-return sqlapi.create_function(plpy, model, function_name, as_sql, replace, keep_dependents)
+return sqlapi.create_function(plpy, model, function_name, as_sql, replace, keep_dependents, pgvector)
 $$;
-COMMENT ON FUNCTION distill.create_function(text, text, boolean, boolean, boolean) IS
-    'make a function that gives what predict gives, with the model''s features as named, typed arguments (over 100: as one row). For a class compare it with the model''s class_threshold. as_sql: the student itself in plain SQL, IMMUTABLE. replace: one of your own. It is refused while an index or the like holds its results; keep_dependents allows it, and names what to renew';
+COMMENT ON FUNCTION distill.create_function(text, text, boolean, boolean, boolean, boolean) IS
+    'make a function that gives what predict gives, with the model''s features as named, typed arguments (over 100: as one row). For a class compare it with the model''s class_threshold. as_sql: the student itself, IMMUTABLE, in SQL or PL/pgSQL and without the extension; pgvector as in to_sql. replace: one of your own. It is refused while an index or the like holds its results; keep_dependents allows it, and names what to renew';

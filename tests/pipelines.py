@@ -468,6 +468,7 @@ def _several() -> Fitted:
 
 
 PIPELINES: dict[str, Callable[[], Fitted]] = {
+    "words beside numbers, logistic": _words,
     "imputed and scaled numbers, one-hot texts, logistic": lambda: _over(_scaled, _hot),
     "the same, random forest": lambda: _over(_scaled, _hot, _forest),
     "most frequent text imputed": lambda: _over(
@@ -644,7 +645,6 @@ REFUSED: dict[str, Callable[[], Fitted]] = {
         _step("preprocessing", "FunctionTransformer", _of_the_user)
     ),
     "a transformer of the user's": lambda: _fit(_chain(Custom(), _logistic()), "numbers", "two"),
-    "TfidfVectorizer": _words,
     "several values": _several,
     "KMeans": lambda: _model("cluster", "KMeans", "two", n_clusters=3, n_init=1),
     "IsolationForest": lambda: _model("ensemble", "IsolationForest", "two", n_estimators=5),

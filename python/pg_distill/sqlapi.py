@@ -59,9 +59,12 @@ __all__ = [
     "predict_class",
     "predict_class_batch",
     "predict_class_mixed",
+    "predict_class_vectors",
     "predict_mixed",
     "predict_proba",
     "predict_proba_mixed",
+    "predict_proba_vectors",
+    "predict_vectors",
     "promote_candidate",
     "prune",
     "record_job",
@@ -246,17 +249,22 @@ def register_model(
     expected: str | None,
     allow_difference: bool | None,
     class_threshold: float | None,
+    text_columns: Sequence[str] | None,
+    tokenizer: bytes | None,
+    max_tokens: int | None,
 ) -> str:
     from pg_distill.teachers import register
 
     db = _database(plpy)
     return register.register_onnx(
         db,
-        _registration(db, name, features, sample, label, version, task, classes),
+        _registration(db, name, features, sample, label, version, task, classes, text_columns),
         artifact=artifact,
         expected=expected,
         allow_difference=bool(allow_difference),
         class_threshold=class_threshold,
+        tokenizer=tokenizer,
+        max_tokens=max_tokens,
     )
 
 
@@ -308,15 +316,25 @@ def register_model_file(
     expected: str | None,
     allow_difference: bool | None,
     class_threshold: float | None,
+    text_columns: Sequence[str] | None,
+    tokenizer: str | None,
+    max_tokens: int | None,
 ) -> str:
     if path is None:
         raise NullNotAllowed("path must not be NULL")
-    # pg_read_binary_file decides who may read which file of the server.
-    rows = _database(plpy).query("select pg_catalog.pg_read_binary_file($1) as artifact", ("text", path))
+    db = _database(plpy)
+
+    def read(file: str) -> bytes:
+        # pg_read_binary_file decides who may read which file of the server.
+        content: bytes = db.query("select pg_catalog.pg_read_binary_file($1) as bytes", ("text", file))[0][
+            "bytes"
+        ]
+        return content
+
     return register_model(
         plpy,
         name,
-        rows[0]["artifact"],
+        read(path),
         features,
         sample,
         label,
@@ -326,6 +344,9 @@ def register_model_file(
         expected,
         allow_difference,
         class_threshold,
+        text_columns,
+        None if tokenizer is None else read(tokenizer),
+        max_tokens,
     )
 
 
@@ -340,13 +361,14 @@ def register_sql_model(
     version: str | None,
     task: Any,
     classes: Sequence[str] | None,
+    text_columns: Sequence[str] | None,
 ) -> str:
     from pg_distill.teachers import register
 
     db = _database(plpy)
     return register.register_sql(
         db,
-        _registration(db, name, features, sample, label, version, task, classes),
+        _registration(db, name, features, sample, label, version, task, classes, text_columns),
         expression=expression,
     )
 
@@ -363,13 +385,14 @@ def register_logged_model(
     task: Any,
     classes: Sequence[str] | None,
     latency_ms: float | None,
+    text_columns: Sequence[str] | None,
 ) -> str:
     from pg_distill.teachers import register
 
     db = _database(plpy)
     return register.register_logged(
         db,
-        _registration(db, name, features, sample, label, version, task, classes),
+        _registration(db, name, features, sample, label, version, task, classes, text_columns),
         outputs=_texts(outputs, "outputs"),
         latency_ms=latency_ms,
     )
@@ -384,6 +407,7 @@ def _registration(
     version: str | None,
     task: str | None,
     classes: Sequence[str] | None,
+    text_columns: Sequence[str] | None = None,
 ) -> Registration:
     from pg_distill.teachers import registration
 
@@ -396,6 +420,7 @@ def _registration(
         features=_texts(features, "features"),
         sample=sample,
         label=label,
+        text_columns=_texts(text_columns, "text_columns"),
     )
 
 
@@ -450,7 +475,8 @@ def _distill_arguments(arguments: Sequence[Any]) -> dict[str, Any]:
     from pg_distill.runs.options import Options
 
     given = dict(zip(Options.__dataclass_fields__, arguments, strict=True))
-    given["families"] = _texts(given["families"], "families")
+    for name in ("families", "text_columns"):
+        given[name] = _texts(given[name], name)
     return given
 
 
@@ -667,6 +693,40 @@ def predict_class_mixed(
         raise
 
 
+def _parts(numbers: Any, strings: Any, vectors: Any) -> tuple[list[Any], list[Any], list[bytes | None]]:
+    if numbers is None or strings is None or vectors is None:
+        raise NullNotAllowed("numbers and strings must not be NULL")
+    return numbers, strings, vectors
+
+
+def predict_vectors(
+    plpy: Any, model: str | None, numbers: Any, strings: Any, vectors: Any, snapshot: bytes | None
+) -> float:
+    try:
+        return serving.find(_serving(plpy), model, snapshot).vector(*_parts(numbers, strings, vectors))
+    except PgDistillError as error:
+        _raise(plpy, error)
+        raise
+
+
+@_boundary
+def predict_proba_vectors(
+    plpy: Any, model: str | None, numbers: Any, strings: Any, vectors: Any, snapshot: bytes | None
+) -> list[float]:
+    predictor = serving.find(_serving(plpy), model, snapshot)
+    return predictor.probabilities(_parts(numbers, strings, vectors)).tolist()  # type: ignore[no-any-return]
+
+
+def predict_class_vectors(
+    plpy: Any, model: str | None, numbers: Any, strings: Any, vectors: Any, snapshot: bytes | None
+) -> str:
+    try:
+        return serving.find(_serving(plpy), model, snapshot).class_name(_parts(numbers, strings, vectors))
+    except PgDistillError as error:
+        _raise(plpy, error)
+        raise
+
+
 @_boundary
 def predict_batch(
     plpy: Any, model: str | None, features: bytes | None, snapshot: bytes | None
@@ -752,6 +812,7 @@ def create_function(
     as_sql: bool | None,
     replace: bool | None,
     keep_dependents: bool | None,
+    pgvector: bool | None,
 ) -> str:
     from pg_distill.serving import functions
 
@@ -764,16 +825,17 @@ def create_function(
         as_sql=bool(as_sql),
         replace=bool(replace),
         keep_dependents=bool(keep_dependents),
+        pgvector=pgvector,
     )
 
 
 @_boundary
-def to_sql(plpy: Any, model: str | None) -> str:
+def to_sql(plpy: Any, model: str | None, pgvector: bool | None) -> str:
     from pg_distill.serving import functions
 
     if model is None:
         raise NullNotAllowed("model must not be NULL")
-    return functions.to_sql(_database(plpy), model)
+    return functions.to_sql(_database(plpy), model, pgvector=pgvector)
 
 
 @_boundary

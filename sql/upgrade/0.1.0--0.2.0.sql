@@ -96,7 +96,6 @@ COMMENT ON COLUMN distill.models.class_threshold IS 'of two classes: the probabi
 COMMENT ON COLUMN distill.candidates.class_threshold IS 'of two classes: the probability of the last one from which it is named, where that is better for the metric on the select rows than one half';
 COMMENT ON FUNCTION distill.predict_class(text, float8[]) IS 'the most probable class, or by the model''s class_threshold, for a row of numeric features in order';
 COMMENT ON FUNCTION distill.predict_class(text, jsonb) IS 'the most probable class, or by the model''s class_threshold, for a row of named columns';
-COMMENT ON FUNCTION distill.to_sql(text) IS 'the model as one SQL expression over columns that are named as its features. It gives a probability or value; for a class compare it with the model''s class_threshold';
 COMMENT ON COLUMN distill.models.learned_from IS 'of a student: digests of the rows that it was fitted to, selected on or taught by its teacher, which never judge it; NULL: not known, as of older releases';
 COMMENT ON COLUMN distill.runs.learned_from IS 'digests of the rows that its candidates learned from, as in distill.models';
 COMMENT ON COLUMN distill.models.measured_on IS 'rows, predict path, machine and server of the figures; accuracy_run_id where the accuracy is another run''s, because the model learned from the rows of run_id';
@@ -142,14 +141,22 @@ DROP TRIGGER drop_functions ON distill.models;
 DROP FUNCTION distill._drop_functions();
 -- A new argument makes another function.
 DROP FUNCTION distill.create_function(text, text, boolean, boolean);
+DROP FUNCTION distill.to_sql(text);
+CREATE FUNCTION distill.to_sql(model text, pgvector boolean DEFAULT NULL) RETURNS text
+LANGUAGE plpython3u STABLE AS $$
+from pg_distill import sqlapi
+return sqlapi.to_sql(plpy, model, pgvector)
+$$;
+COMMENT ON FUNCTION distill.to_sql(text, boolean) IS 'the model as one SQL expression over columns that are named as its features. It gives a probability or value; for a class compare it with the model''s class_threshold. pgvector: a network with pgvector where true, without where false; else with it where it is installed';
 CREATE FUNCTION distill.create_function(
-    model text, function_name text, as_sql boolean DEFAULT false, replace boolean DEFAULT false, keep_dependents boolean DEFAULT false
+    model text, function_name text, as_sql boolean DEFAULT false, replace boolean DEFAULT false, keep_dependents boolean DEFAULT false,
+    pgvector boolean DEFAULT NULL
 ) RETURNS regprocedure LANGUAGE plpython3u AS $$
 from pg_distill import sqlapi
-return sqlapi.create_function(plpy, model, function_name, as_sql, replace, keep_dependents)
+return sqlapi.create_function(plpy, model, function_name, as_sql, replace, keep_dependents, pgvector)
 $$;
-COMMENT ON FUNCTION distill.create_function(text, text, boolean, boolean, boolean) IS
-    'make a function that gives what predict gives, with the model''s features as named, typed arguments (over 100: as one row). For a class compare it with the model''s class_threshold. as_sql: the student itself in plain SQL, IMMUTABLE. replace: one of your own. It is refused while an index or the like holds its results; keep_dependents allows it, and names what to renew';
+COMMENT ON FUNCTION distill.create_function(text, text, boolean, boolean, boolean, boolean) IS
+    'make a function that gives what predict gives, with the model''s features as named, typed arguments (over 100: as one row). For a class compare it with the model''s class_threshold. as_sql: the student itself, IMMUTABLE, in SQL or PL/pgSQL and without the extension; pgvector as in to_sql. replace: one of your own. It is refused while an index or the like holds its results; keep_dependents allows it, and names what to renew';
 
 CREATE OR REPLACE VIEW distill.leaderboard AS
 SELECT r.teacher_name, r.student_name, r.student_version, r.metric, r.teacher_accuracy, r.student_accuracy, r.lift,
@@ -201,10 +208,12 @@ END;
 -- Another argument, and another default of one.
 DROP FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text);
 -- include 41_distill_model.sql
-REVOKE ALL ON FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text, text, text[]) FROM PUBLIC;
 -- They have more arguments.
 DROP FUNCTION distill.register_model(text, bytea, text[], text, text, text, text, text[]);
 DROP FUNCTION distill.register_model_file(text, text, text[], text, text, text, text, text[]);
+DROP FUNCTION distill.register_sql_model(text, text, text[], text, text, text, text, text[]);
+DROP FUNCTION distill.register_logged_model(text, text[], text[], text, text, text, text, text[], float8);
 -- include 11_registering.sql
 -- Rows of more numbers than any model takes are refused before PL/Python reads them.
 -- include 49_bounds.sql

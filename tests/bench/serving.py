@@ -185,6 +185,9 @@ def register(connection: psycopg.Connection, family: str, table: Table) -> Stude
         connection.execute("UPDATE distill.models SET expression = %s WHERE name = %s", (expression, name))
         connection.execute("ALTER TABLE distill.models ENABLE TRIGGER protect_model")
         connection.execute("SELECT distill.create_function(%s, %s, as_sql => true)", (name, f"sql_{name}"))
+        found = connection.execute("SELECT distill.to_sql(%s)", (name,)).fetchone()
+        assert found is not None
+        expression = str(found[0])
     return Student(name, artifact, table, expression)
 
 

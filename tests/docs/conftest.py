@@ -90,6 +90,24 @@ def distill_fraud(db: psycopg.Connection) -> None:
     assert made is not None and made[0] is not None
 
 
+def export_reviewer(db: psycopg.Connection, folder: Path) -> None:
+    """Write a transformer into a folder, as its library exports one, and load texts that it reads into a table."""
+    import json
+
+    from tiny_transformer import POSITIONS, classifier, reviews
+
+    folder.mkdir()
+    model = classifier(("negative", "positive")).logits()
+    (folder / "model.onnx").write_bytes(model.artifact)
+    (folder / "tokenizer.json").write_bytes(model.tokenizer)
+    config = {"id2label": dict(enumerate(model.classes)), "max_position_embeddings": POSITIONS}
+    (folder / "config.json").write_text(json.dumps(config))
+    db.execute("CREATE TABLE reviews (body text, sentiment text)")
+    with db.cursor().copy("COPY reviews FROM STDIN") as copy:
+        for row in zip(*reviews(200, classes=model.classes), strict=True):
+            copy.write_row(row)
+
+
 def dump_fraud_pipeline(path: Path) -> Any:
     """Write a pipeline fitted on half of the transactions to a joblib file, and return it."""
     import joblib

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from pg_distill.errors import InvalidParameter, PgDistillError
 from pg_distill.onnx_model.approve import approve
-from pg_distill.onnx_model.check import check
+from pg_distill.onnx_model.check import check_file
 from pg_distill.onnx_model.limits import Limits
-from pg_distill.onnx_model.session import Model
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.onnx_model.teacher import TeacherModel, tree_thresholds
+from pg_distill.onnx_model.text_model import open_model
 
 MEMORY_BYTES = 6 << 30  # address space, most of it onnxruntime's own reservations
 LIMITS = Limits(run_seconds=2.0)
@@ -31,6 +31,9 @@ VALUES = (
     *(0.0, -1.0, 3.0, 1e9, 1e300, float("nan"), float("inf"), -float("inf"), None),
     *(-(2**63), 2**63 - 1, -(2**31), 2**31 - 1, 2**53 + 1, 5e-324),
 )
+TOKENS = 24  # of a text that a transformer reads: it is walked for each number of them
+TEXTS = ("\u202e", "", "refund late thanks great", "é😀東京 \x01", "a b " * 2000, "x" * 20_000, None, " ", "the film was great",
+         "\u202e\U0001f600\x01e\u0301", "\ufdfa" * 500, "[CLS]" * 500)  # fmt: skip
 SCHEMA_VALUES = (
     None, True, -1, 0, 1, 7, 2**31, 2**63, 1e300, "", "x", "string", "double", "a\x00", "a\nb", [], {}, [[]],
 )  # fmt: skip
@@ -39,11 +42,11 @@ SCHEMA_VALUES = (
 def take(artifact: bytes) -> tuple[str, str]:
     """Return what became of ``artifact``: an SQLSTATE or "accepted", and a message."""
     try:
-        model = check(artifact)
+        model, _ = check_file(artifact)
         try:
-            signature = approve(artifact, limits=LIMITS).signature
+            signature = approve(artifact, limits=LIMITS, max_tokens=TOKENS).signature
         except InvalidParameter:  # one number, which may be a value or a probability
-            signature = approve(artifact, task="regression", limits=LIMITS).signature
+            signature = approve(artifact, task="regression", limits=LIMITS, max_tokens=TOKENS).signature
         TeacherModel(artifact, signature)
         tree_thresholds(model)
         serve(artifact, signature)
@@ -57,13 +60,18 @@ def take(artifact: bytes) -> tuple[str, str]:
 
 def serve(artifact: bytes, signature: Any) -> None:
     """Predict as a backend does, on values that nobody has tried the model on."""
-    session = Model(artifact, signature)
+    session = open_model(artifact, signature)
+    if signature.max_tokens is not None:
+        for text in TEXTS:
+            with contextlib.suppress(PgDistillError):
+                session.run_row({signature.names[0]: text})
+        return
     for position, value in enumerate((*VALUES, *VALUES)):
         # All alike, then each beside another: -2^63 over -1.
         others = VALUES if position >= len(VALUES) else (value,)
         cells = [value, *(others[(position + i) % len(others)] for i in range(1, len(signature.features)))]
         row = {
-            f.name: "\u202e" if f.kind == "string" else cell
+            f.name: TEXTS[position % len(TEXTS)] if f.is_string else cell
             for f, cell in zip(signature.features, cells, strict=False)
         }
         try:

@@ -5,8 +5,10 @@ A mutant is a function of its seeds and a number: what a run finds, its number f
 
 from __future__ import annotations
 
+import copy
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx
@@ -17,15 +19,42 @@ __all__ = ["mutate"]
 
 GROWN_SHARE = 0.2  # of the mutants start as a graph that `growth` made, half of these as it is
 BYTE_SHARE, CUT_SHARE, FILE_SHARE = 0.12, 0.04, 0.12  # of the others; the rest have fields changed
+SAID_SHARE = 0.4  # of the last, where a file says in JSON how it reads texts: what it says is changed
 
 INTEGERS = [-1, 0, 1, 2, 3, 5, 6, 7, 100, 2**31 - 1, -(2**31), 2**31, 2**62, -(2**63), 2**63 - 1]
 FLOATS = [0.0, -1.0, float("nan"), float("inf"), 1e30, -1e38, 1e-40]
-TEXTS = ["", "x", "LOGISTIC", "SOFTMAX", "NONE", "PROBIT", "RBF", "POLY", "L1", "MAX", "é\u202e", *NAMES]
+PATTERNS = [
+    "[a-z]+",
+    "(a*)*b",
+    "[a-z]|[a-z].*Q",
+    r"\\b\\w\\w+\\b",
+    "((a{100}){100}){100}",
+    "[",
+    " ",
+    "a" * 3000,
+    "C",
+    "../../x",
+]
+TEXTS = [
+    "",
+    "x",
+    "LOGISTIC",
+    "SOFTMAX",
+    "NONE",
+    "PROBIT",
+    "RBF",
+    "POLY",
+    "L1",
+    "MAX",
+    "é\u202e",
+    *NAMES,
+    *PATTERNS,
+]
 _OPERATORS = """
     Add Mul Concat Gather MatMul Gemm Softmax Reshape Transpose ReduceSum Slice TopK Expand Tile Cast Squeeze Unsqueeze
     Scaler Normalizer Imputer ArrayFeatureExtractor OneHotEncoder LabelEncoder Binarizer FeatureVectorizer SVMClassifier
     SVMRegressor LinearRegressor GatherND ScatterND Einsum Conv MaxPool LayerNormalization If Loop Scan StringSplit
-    RegexFullMatch TfIdfVectorizer ConstantOfShape Range Pad NonZero
+    RegexFullMatch TfIdfVectorizer ConstantOfShape Range Pad NonZero StringNormalizer StringConcat Tokenizer Flatten
 """
 OPERATORS = tuple(_OPERATORS.split())
 INTEGER_TYPES = (1, 2, 3, 4)  # protobuf's CPPTYPE_INT32 ... UINT64
@@ -52,12 +81,47 @@ def mutate(number: int, seeds: Sequence[bytes], paths: Sequence[str]) -> bytes:
     model = onnx.ModelProto.FromString(artifact)
     if kind < BYTE_SHARE + CUT_SHARE + FILE_SHARE:
         _ask_for_file(rng, model, rng.choice(paths))
-    for _ in range(rng.randint(1, 3)):
+    if any(p.value.startswith("{") for p in model.metadata_props) and rng.random() < SAID_SHARE:
+        _change_said(rng, model)
+    for _ in range(rng.randint(0 if kind > 0.8 else 1, 3)):
         try:
             _change_field(rng, model, seeds)
         except (ValueError, TypeError, OverflowError):
             continue  # a value that this field cannot hold
     return model.SerializeToString()
+
+
+def _change_said(rng: random.Random, model: onnx.ModelProto) -> None:
+    """Change what the metadata say of the graph: a value, or one in the place of another."""
+    entry = rng.choice([p for p in model.metadata_props if p.value.startswith("{")])
+    said = json.loads(entry.value)
+    for _ in range(rng.randint(1, 2)):
+        places = list(_places(said))
+        if not places:
+            break
+        holder, key = rng.choice(places)
+        way = rng.random()
+        if way < 0.2:
+            del holder[key]
+        elif way < 0.5:
+            holder[key] = copy.deepcopy(rng.choice([h[k] for h, k in places]))
+        else:
+            holder[key] = rng.choice([None, True, 1.5, [], {}, *INTEGERS, *TEXTS])
+    entry.value = json.dumps(said)
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield where the parts of a JSON value are; of a long list some."""
+    keys = (
+        list(value)
+        if isinstance(value, dict)
+        else range(min(len(value), 5))
+        if isinstance(value, list)
+        else ()
+    )
+    for key in keys:
+        yield value, key
+        yield from _places(value[key])
 
 
 def _messages(root: Any) -> list[Any]:
@@ -140,8 +204,52 @@ def _change_field(rng: random.Random, model: onnx.ModelProto, seeds: Sequence[by
         changed = bytearray(value or b"x")
         changed[rng.randrange(len(changed))] = rng.randrange(256)
         setattr(message, descriptor.name, bytes(changed))
+    elif value.startswith("{") and rng.random() < 0.9:
+        setattr(message, descriptor.name, _change_json(rng, value))
     else:
         setattr(message, descriptor.name, rng.choice([*TEXTS, value + "x"]))
+
+
+def _change_json(rng: random.Random, text: str) -> str:
+    """Change one value of an object, however deep: metadata say how texts are read."""
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        return text + "}"
+    places: list[tuple[Any, Any]] = []
+    stack = [whole]
+    while stack:
+        value = stack.pop()
+        inner = list(value.items() if isinstance(value, dict) else enumerate(value))
+        places += [(value, key) for key, _ in inner]
+        stack += [v for _, v in inner if isinstance(v, dict | list)]
+    if not places:
+        return "[]"
+    holder, key = rng.choice(places)
+    old = holder[key]
+    if rng.random() < 0.1:
+        del holder[key]
+    else:
+        odd: list[Any] = [
+            None,
+            -1,
+            0,
+            1,
+            2**63,
+            10**400,
+            1e308,
+            float("nan"),
+            float("-inf"),
+            True,
+            "",
+            "x" * 1000,
+            [],
+            {},
+            [old],
+            old,
+        ]
+        holder[key] = rng.choice([*odd, *([old * 1000] if isinstance(old, str | list) else [])])
+    return json.dumps(whole)
 
 
 def _change_messages(

@@ -29,7 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import models
+import student_rows
+import text_graphs
+import text_pipelines
+import text_rows
 from fuzz.mutation import mutate
+from pg_distill.conversion.convert import convert
+from text_files import TOKENISERS, text_file
 
 HERE = Path(__file__).resolve().parent
 MODULE = HERE.parents[1] / "python"
@@ -148,6 +154,32 @@ def seeds(names: Sequence[str] | None = None) -> list[bytes]:
     return found
 
 
+def text_seeds() -> list[bytes]:
+    """Return files that read texts: operators of strings, a student's own, and converted pipelines."""
+    found = list(text_graphs.text_seeds().values())
+    found += [text_file(TOKENISERS[name]) for name in ("words", "marks", "pairs")]
+    found.append(text_file(TOKENISERS["marks"], TOKENISERS["marks"]))
+    tickets = text_rows.tickets(200, "binary")
+    found.append(student_rows.make("linear", "binary", bins=0, epochs=1).fit(tickets, tickets).to_onnx())
+    try:
+        steps = text_pipelines.vectorizers()
+        for name in ("everything", "hash of characters", "selected", "two"):
+            model = text_pipelines.fitted(steps[name])
+            found.append(convert(model, {"body": "string", "y": "integer"}, None, "y").artifact)
+    except ImportError as error:
+        print(f"without pipelines: {error}", file=sys.stderr)
+    return found
+
+
+def transformer_seeds() -> list[bytes]:
+    """Return transformers with their tokenizers: of floats, and of products of bytes."""
+    from pg_distill.onnx_model.tokenizer import attach
+    from tiny_transformer import classifier
+
+    found = [classifier(), classifier(("a", "b", "c")).logits().quantised()]
+    return [attach(model.artifact, model.tokenizer) for model in found]
+
+
 def operator_seeds() -> list[bytes]:
     """Return the onnx package's own models of single operators: every operator with every attribute."""
     generated = [case.model.SerializeToString() for case in operator_cases()]
@@ -253,7 +285,7 @@ def main() -> int:
     trace = not given.untraced
     if trace and shutil.which("strace") is None:
         parser.error("there is no strace to list the files written: install it, or say --untraced")
-    material = seeds()
+    material = [*seeds(), *text_seeds(), *transformer_seeds()]
     # Real exports are few beside the operators' models: as many of either, so that mutants of both reach deep.
     operators = operator_seeds()
     material = material * max(1, len(operators) // len(material)) + operators

@@ -140,7 +140,7 @@ CASES: list[tuple[str, str, str, dict[str, Any]]] = [
     ("logged with one class", "22000", REGISTER_LOGGED.format("SELECT * FROM bad.log WHERE malignant = 1"), {}),
     ("logged without its label", "42703", REGISTER_LOGGED.format("SELECT x0, x3, p FROM bad.log"), {}),
     ("logged without features", "22023", "SELECT distill.register_logged_model('m', '{p}', '{}', 'bad.log', 'malignant')", {}),
-    ("logged words", "22023", REGISTER_LOGGED.replace("{{p}}", "{{words}}").format("bad.log"), {}),
+    ("logged words", "22000", REGISTER_LOGGED.replace("{{p}}", "{{words}}").format("bad.log"), {}),
     ("score by a missing key", "42703", "SELECT count(*) FROM distill.score('cancer', 'cancer', 'nothing')", {}),
     ("score by nobody", "42704", "SELECT count(*) FROM distill.score('nobody', 'cancer', 'x0')", {}),
     ("classes by a missing key", "42703", "SELECT count(*) FROM distill.score_class('cancer', 'cancer', 'nothing')", {}),

@@ -11,15 +11,19 @@ import numpy as np
 import psycopg
 import pytest
 from models import EXPORTERS
+from pg_distill.database.exact import exact, needs_pgvector, stages
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.signature import NULL_STRING
 from pg_distill.quoting import quote_identifier
+from pg_distill.serving.sql_forms import body_of_steps
 from pg_distill.students import expression as native
+from pg_distill.students.blend import Blend
 from pg_distill.students.first_trees import FirstTrees
 from pg_distill.students.soft_labels import logits_from_probabilities
 from pg_distill.students.transfer_set import TransferSet
 from servers import Server
 from student_rows import TASKS, edge_rows, make, rows, run, transfer, unsure
+from text_rows import SPECIAL, tickets
 
 MILLION = 1_000_000
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -35,13 +39,11 @@ def bare(server: Server) -> Iterator[psycopg.Connection]:
 
 def load(bare: psycopg.Connection, frame: Frame) -> None:
     """Make the table ``t``, numbers as float8, of which every other NaN is NULL; ``i`` numbers the rows."""
-    kinds = [
-        f"{quote_identifier(f.name)} {'text' if f.kind == 'string' else 'float8'}" for f in frame.features
-    ]
+    kinds = [f"{quote_identifier(f.name)} {'text' if f.is_string else 'float8'}" for f in frame.features]
     bare.execute(f"CREATE TEMP TABLE t (i int, {', '.join(kinds)})")
     columns: list[Any] = []
     for feature in frame.features:
-        if feature.kind == "string":
+        if feature.is_string:
             # The graph's word for NULL means NULL to the graph only: native says so.
             words = frame.strings(feature.name).to_objects().tolist()
             columns.append([None if word == NULL_STRING else word for word in words])
@@ -57,15 +59,38 @@ def evaluate(bare: psycopg.Connection, expression: str) -> FloatArray:
     return np.array([r[0] for r in bare.execute(f"SELECT {expression} FROM t ORDER BY i").fetchall()], float)
 
 
+@pytest.fixture(params=[False, True], ids=["plain", "pgvector"])
+def schema(request: pytest.FixtureRequest, bare: psycopg.Connection) -> Iterator[str | None]:
+    """Give None, and in another test the schema of pgvector, which no search_path has."""
+    if not request.param:
+        yield None
+        return
+    if not bare.execute("SELECT FROM pg_available_extensions WHERE name = 'vector'").fetchall():
+        pytest.skip("the server has no pgvector")
+    bare.execute('CREATE SCHEMA "its own"; CREATE EXTENSION vector SCHEMA "its own"')
+    yield '"its own"'
+    bare.execute('DROP SCHEMA "its own" CASCADE')
+
+
 def quoted(frame: Frame) -> dict[str, str]:
     """Columns that are canonical already."""
     return {f.name: quote_identifier(f.name) for f in frame.features}
 
 
-def check(bare: psycopg.Connection, student: Any, frame: Frame, tolerance: float) -> None:
+def check(
+    bare: psycopg.Connection,
+    student: Any,
+    frame: Frame,
+    tolerance: float,
+    schema: str | None = None,
+    graph: bytes | None = None,
+) -> None:
     """Compare the forms on every row; load() has put the same rows in ``t``."""
-    expected = run(student.to_onnx(), frame)
-    found = evaluate(bare, student.to_sql(quoted(frame)))
+    expected = run(graph or student.to_onnx(), frame)
+    text = native.form(student.to_sql(quoted(frame)), vectors=schema is not None)
+    expression = exact(text, schema)
+    assert needs_pgvector(expression) == (schema is not None)
+    found = evaluate(bare, expression)
     if student.task == "binary":
         expected = expected[:, 1]
     elif student.task == "regression":
@@ -134,32 +159,54 @@ def test_a_teachers_first_trees_agree_too(bare: psycopg.Connection, name: str) -
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("bins", [0, 8])
-@pytest.mark.parametrize("hidden", [[4], [16, 8]], ids=str)
-def test_a_network_agrees_too(bare: psycopg.Connection, task: Task, bins: int, hidden: list[int]) -> None:
+@pytest.mark.parametrize("hidden", [[4], [16, 8], [40, 6, 5]], ids=str)
+def test_a_network_agrees_too(
+    bare: psycopg.Connection, schema: str | None, task: Task, bins: int, hidden: list[int]
+) -> None:
     student = make("mlp", task, hidden=hidden, bins=bins, epochs=5)
     student.fit(transfer(2000, task), transfer(300, task, 1))
     assert student.calibrate(unsure(transfer(300, task, 1))) == (task != "regression")
     frame = edge_rows(rows(1000, 2))
     load(bare, frame)
-    check(bare, student, frame, 1e-5)
+    check(bare, student, frame, 1e-5, schema)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_blend_agrees_too(bare: psycopg.Connection, schema: str | None, task: Task) -> None:
+    """Of networks and others, of members that share a family, and as the numbers of a wide column are centred."""
+    data, select = transfer(2000, task), transfer(300, task, 1)
+    members = [
+        make("mlp", task, hidden=[8], bins=0, epochs=3),
+        make("mlp", task, hidden=[6, 4], bins=4, epochs=3, seed=1),
+        make("boosted", task, rounds=5, leaves=8),
+        make("linear", task, bins=0),
+    ]
+    for member in members:
+        member.fit(data, select)
+    blend = Blend(members, [0.4, 0.3, 0.2, 0.1], task=task, n_classes=members[0].n_classes)
+    blend.calibrate(unsure(select))
+    frame = edge_rows(rows(1000, 2))
+    load(bare, frame)
+    check(bare, blend, frame, 1e-5, schema, blend.to_onnx(data.frame))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("task", TASKS)
-def test_a_million_rows_agree(bare: psycopg.Connection, task: Task) -> None:
+def test_a_million_rows_agree(bare: psycopg.Connection, schema: str | None, task: Task) -> None:
     """Cells drawn one by one from ordinary rows, edges and both sides of every split, in every combination."""
     students: list[tuple[Any, float]] = []
     found: list[Frame] = [edge_rows(rows(2000, 2))]
-    for family, options in STUDENTS:
+    for family, options in STUDENTS if schema is None else []:
         student = make(family, task, **options)
         student.fit(transfer(3000, task), transfer(500, task, 1))
         students.append((student, 1e-6))
         if family != "linear":
             found.append(at_thresholds(student, rows(1000, 2)))
-    network = make("mlp", task, hidden=[16, 8], bins=8, epochs=5)
-    network.fit(transfer(3000, task), transfer(500, task, 1))
-    students.append((network, 1e-5))
+    for hidden, bins in (([16, 8], 8), ([64], 0), ([32, 16], 0)):
+        network = make("mlp", task, hidden=hidden, bins=bins, epochs=5)
+        network.fit(transfer(3000, task), transfer(500, task, 1))
+        students.append((network, 1e-5))
     cells = Frame.concat(found)
     rng = np.random.default_rng(4)
     frame = Frame(
@@ -168,7 +215,7 @@ def test_a_million_rows_agree(bare: psycopg.Connection, task: Task) -> None:
     )
     load(bare, frame)
     for student, tolerance in students:
-        check(bare, student, frame, tolerance)
+        check(bare, student, frame, tolerance, schema)
 
 
 @pytest.mark.every_server
@@ -216,9 +263,7 @@ def test_timestamptz_is_read_without_errors_and_immutably(bare: psycopg.Connecti
 
 @pytest.mark.every_server
 @pytest.mark.parametrize("task", ["binary", "regression"])
-@pytest.mark.parametrize(
-    ("family", "options"), [*STUDENTS, ("mlp", {"hidden": [4], "bins": 0, "epochs": 2})], ids=lambda v: str(v)
-)
+@pytest.mark.parametrize(("family", "options"), STUDENTS, ids=lambda v: str(v))
 def test_the_function_is_immutable_and_inlined(
     bare: psycopg.Connection, family: str, options: dict[str, Any], task: Task
 ) -> None:
@@ -242,6 +287,53 @@ def test_the_function_is_immutable_and_inlined(
     bare.execute(f"CREATE INDEX ON t (({call}))")
     stored = [r[0] for r in bare.execute("SELECT p FROM t ORDER BY i").fetchall()]
     np.testing.assert_array_equal(stored, evaluate(bare, call))
+
+
+@pytest.mark.every_server
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("as_row", [False, True], ids=["arguments", "row"])
+def test_a_function_of_steps_is_immutable(
+    bare: psycopg.Connection, schema: str | None, task: Task, as_row: bool
+) -> None:
+    """What has sub-selects is written in PL/pgSQL, whose own variables and ours hide no column."""
+    names = {"x": "_v0", "place": "found", "k": "_i0", "flag": "__s", "when": "_x0", "shop": "sqlstate"}
+
+    def renamed(data: TransferSet) -> TransferSet:
+        columns = {names[name]: column for name, column in data.frame.columns.items()}
+        features = tuple(Feature(names[f.name], f.kind) for f in data.frame.features)
+        return replace(data, frame=Frame(features, columns))
+
+    data, select = renamed(transfer(1000, task)), renamed(transfer(200, task, 1))
+    members = [
+        make("mlp", task, hidden=hidden, bins=bins, epochs=2).fit(data, select)
+        for hidden, bins in (([5], 0), ([6, 4], 4))
+    ]
+    blend = Blend(members, [0.5, 0.5], task=task, n_classes=members[0].n_classes)
+    frame = renamed(TransferSet(edge_rows(rows(200, 2)), None, None, None, np.zeros(0, np.uint8))).frame
+    load(bare, frame)
+    form = native.form(blend.to_sql(quoted(frame)), vectors=schema is not None)
+    columns = [(f.name, "text" if f.kind == "string" else "float8") for f in frame.features]
+    declared = ", ".join(f"{quote_identifier(name)} {kind}" for name, kind in columns)
+    if as_row:
+        bare.execute(f"CREATE TYPE pg_temp.features AS ({declared})")
+    steps = stages(form, schema)
+    assert steps is not None
+    body = psycopg.sql.Literal(body_of_steps(steps, schema, columns, as_row=as_row)).as_string(bare)
+    returns = "float8[]" if task == "multiclass" else "float8"
+    bare.execute(
+        f"CREATE FUNCTION pg_temp.student({'features pg_temp.features' if as_row else declared}) RETURNS {returns}"
+        f" IMMUTABLE PARALLEL SAFE LANGUAGE plpgsql AS {body}"
+    )
+    given = ", ".join(quote_identifier(name) for name, _ in columns)
+    call = f"pg_temp.student({f'ROW({given})::pg_temp.features' if as_row else given})"
+    bare.execute(f"ALTER TABLE t ADD COLUMN p {returns} GENERATED ALWAYS AS ({call}) STORED")
+    stored = np.array([r[0] for r in bare.execute("SELECT p FROM t ORDER BY i").fetchall()], float)
+    np.testing.assert_allclose(stored, evaluate(bare, exact(form, schema)), rtol=1e-12, atol=0)
+    if task != "multiclass":
+        bare.execute(f"CREATE INDEX ON t (({call}))")
+        bare.execute("SET enable_seqscan = off")
+        plan = bare.execute(f"EXPLAIN SELECT FROM t WHERE {call} = 0.5").fetchall()
+        assert "Index" in str(plan)
 
 
 def test_names_and_values_are_quoted(bare: psycopg.Connection) -> None:
@@ -299,3 +391,24 @@ def test_threshold_rounds_as_float32_does() -> None:
                 with np.errstate(over="ignore"):
                     rounded = np.float32(np.float64(x) - centre)
                 assert (x <= bound) == (rounded <= np.float32(threshold)), (threshold, centre, x)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("columns", [("body",), ("title", "shop", "body", "x")], ids=["a text", "all"])
+def test_texts_agree_too(bare: psycopg.Connection, task: Task, columns: tuple[str, ...]) -> None:
+    def named(data: TransferSet) -> TransferSet:
+        # Names that a generated query might use itself.
+        names = {"title": "read", "shop": "s0", "x": "word"}
+        features = tuple(Feature(names.get(f.name, f.name), f.kind) for f in data.frame.features)
+        found = {names.get(name, name): column for name, column in data.frame.columns.items()}
+        return replace(data, frame=Frame(features, found))
+
+    student = make("linear", task, bins=0, epochs=3)
+    student.fit(named(tickets(800, task, columns=columns)), named(tickets(200, task, 1, columns=columns)))
+    student.calibrate(unsure(named(tickets(200, task, 1, columns=columns))))
+    frame = named(tickets(200, task, 2, columns=columns)).frame
+    other = frame.take(np.arange(len(SPECIAL)))
+    texts = {name: Strings.from_values([*SPECIAL]) for name in frame.text_names}
+    frame = Frame.concat([frame, Frame(frame.features, {**other.columns, **texts})])
+    load(bare, frame)
+    check(bare, student, frame, 1e-6)

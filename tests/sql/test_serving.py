@@ -578,6 +578,7 @@ PREDICTING = {
             "registry.rights",
         ),
         *("registry.runs", "registry.settings", "rows", "rows.canonical", "rows.learned"),
+        *("onnx_model.vectors", "rows.vectors"),
         *("serving", "serving.batch", "serving.predict", "serving.predictors"),
     )
 }

@@ -14,6 +14,7 @@ import servers
 from pg_distill.frame import FloatArray, Strings, Task
 from pg_distill.quoting import quote_identifier
 from pg_distill.students import expression as native
+from pg_distill.students.network_expression import Perceptron
 from psycopg import errors
 from sql.conftest import load_survival
 from sql.test_serving import register, set_expression, value
@@ -280,7 +281,7 @@ def register_softmax(connection: psycopg.Connection) -> None:
         z = MatMul(x, k)
         y = Softmax <axis = 1> (z)
     }"""
-    expression = native.output(['"x"::float', '-"x"::float', "'0'::float"], "multiclass", bound=1e6)
+    expression = native.output(native.Sums(['"x"::float', '-"x"::float', "'0'::float"]), "multiclass")
     connection.execute(
         "SELECT distill.register_model('three', %s, features => '{x}', task => 'multiclass', classes => '{a,b,c}')",
         (onnx.parser.parse_model(graph).SerializeToString(),),
@@ -291,11 +292,15 @@ def register_softmax(connection: psycopg.Connection) -> None:
 def test_networks_and_classes_serve_indexes_columns_and_parallel_plans(
     student: psycopg.Connection, server: servers.Server
 ) -> None:
-    """Their forms hold sub-selects, which keep PostgreSQL from inlining the function, and from nothing else."""
+    """Their forms hold sub-selects, so that they are functions of PL/pgSQL."""
     rng = np.random.default_rng(0)
     weights = [rng.normal(size=shape) for shape in ((1, 5), (5, 4), (4, 1))]
     biases = [rng.normal(size=n) for n in (5, 4, 1)]
-    set_expression(student, "m", native.perceptron(['"x"::float'], [], [], weights, biases, "regression"))
+    number = native.Clipped('"x"::float', 'CASE WHEN "x"::float < \'NaN\' THEN "x"::float END', 0.0, 0.0, 1.0)
+    network = Perceptron([number], [], [], [], weights, biases, "_")
+    set_expression(
+        student, "m", native.either(lambda v: native.output(network.sums(vectors=v), "regression"))
+    )
     register_softmax(student)
     student.execute(
         "SELECT distill.create_function('m', 'network', as_sql => true), distill.create_function('three', 'proba', as_sql => true)"
@@ -331,6 +336,19 @@ def test_networks_and_classes_serve_indexes_columns_and_parallel_plans(
     for condition, index in (("network(x) < -1e9", "t_network_idx"), ("(proba(x))[2] > 0.9", "t_proba_idx")):
         plan = "\n".join(row[0] for row in student.execute(f"EXPLAIN SELECT * FROM t WHERE {condition}"))  # type: ignore[arg-type]
         assert index in plan
+
+
+def test_a_form_of_release_0_1_0_is_a_function_of_language_sql(student: psycopg.Connection) -> None:
+    """Its sub-selects name what could be a column."""
+    student.execute("ALTER TABLE t RENAME x TO z0; UPDATE t SET z0 = z0 / 1000")
+    set_expression(
+        student,
+        "m",
+        "(SELECT z0 * '2'::float FROM (SELECT \"x\"::float + '1'::float AS z0 OFFSET 0) s)",
+    )
+    student.execute("SELECT distill.create_function('m', 'plain', as_sql => true)")
+    assert value(student, "SELECT l.lanname FROM pg_proc p JOIN pg_language l ON l.oid = prolang WHERE proname = 'plain'") == "sql"  # fmt: skip
+    assert value(student, "SELECT count(*) FROM t WHERE plain(z0) = (z0 + 1) * 2") == 20000
 
 
 def test_sql_form_runs_in_parallel(student: psycopg.Connection, server: servers.Server) -> None:

@@ -16,12 +16,21 @@ INPUTS = 400
 
 
 def test_no_mutant_crashes_hangs_or_touches_a_file() -> None:
-    outcome = run.fuzz(run.seeds(run.QUICK), INPUTS, first=1_000_000)
+    outcome = run.fuzz([*run.seeds(run.QUICK), *run.text_seeds()], INPUTS, first=1_000_000)
     assert outcome.faults == []
     assert outcome.tried == INPUTS
     # Both ends are reached, or the mutants test nothing but the parser.
     assert outcome.results["accepted"] > INPUTS / 20
     assert len(outcome.results) >= 5
+
+
+def test_no_mutant_of_a_transformer_does() -> None:
+    """Of its graph, its signature, or the tokenizer in its metadata."""
+    pytest.importorskip("tokenizers")
+    outcome = run.fuzz(run.transformer_seeds(), 120, first=2_000_000)
+    assert outcome.faults == []
+    assert outcome.tried == 120
+    assert len(outcome.results) >= 4
 
 
 def test_a_trace_shows_what_was_written(tmp_path: Path) -> None:

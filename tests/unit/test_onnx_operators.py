@@ -21,6 +21,8 @@ from pg_distill.onnx_model.signature import InputSpec
 from pg_distill.onnx_model.survey import Survey, step_of, survey
 
 ROWS = Amount(0, 1)
+LONG_TEXT = 20
+"""Bytes of the longest text in the onnx package's own tests, about."""
 
 
 def walked(text: str, *, opset: int = 18, width: int = 2, limits: Any = None, **initializers: Any) -> Survey:
@@ -114,7 +116,11 @@ def test_shapes_are_those_of_the_operators_own_tests() -> None:
         except (FeatureNotSupported, InvalidArtifact):
             continue  # refused: more than is needed, but never wrong
         for tensor, array in found:
-            shape = tuple(size.at(1) for size in tensor.shape)
+            # Of what depends on a text only a bound is known.
+            shape = tuple(
+                own if size.at_most and own <= size.at(1, LONG_TEXT) else size.at(1)
+                for size, own in zip(tensor.shape, array.shape, strict=False)
+            )
             element = (
                 TensorProto.STRING
                 if array.dtype.kind in "OSU"

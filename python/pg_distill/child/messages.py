@@ -212,7 +212,7 @@ def unpack(message: Message, prefix: str) -> Frame:
     columns: dict[str, Column] = {}
     for position, feature in enumerate(features):
         array = message.arrays[f"{prefix}{position}"]
-        if feature.kind != "string":
+        if not feature.is_string:
             columns[feature.name] = array
             continue
         text = message.arrays[f"{prefix}{position}/text"].tobytes()

@@ -46,6 +46,7 @@ from pg_distill.frame import Feature, FloatArray, Frame, Task
 from pg_distill.measure.scores import Compared, Evaluation
 from pg_distill.onnx_model.session import RUN_BYTES
 from pg_distill.onnx_model.signature import Signature
+from pg_distill.onnx_model.tokenizer import DEFAULT_TOKENS
 
 if TYPE_CHECKING:
     from pg_distill.probe import Finding
@@ -130,21 +131,24 @@ class Trainer:
         max_bytes: int,
         run_bytes: int = RUN_BYTES,
         class_threshold: float | None = None,
+        max_tokens: int = DEFAULT_TOKENS,
     ) -> Inspection:
         """Have the child approve an ONNX file, whose signature it finds out, and run it on ``rows``.
 
         ``features`` are the columns of ``rows``; where there are none, ``names`` may name what the graph does not. The file
         may have ``max_bytes``, and a run of it for one row take ``run_bytes``: the settings artifact_limit_mb and
-        predict_memory_mb. ``class_threshold`` is the probability from which it names the last of two classes.
+        predict_memory_mb. ``class_threshold`` is the probability from which it names the last of two classes,
+        ``max_tokens`` how many a text may have where the file holds a tokenizer.
         """
         fields: dict[str, Any] = {
             "names": None if names is None else list(names),
-            "features": None if features is None else [[f.name, f.kind] for f in features],
+            "features": None if features is None else [[f.name, f.kind, f.length] for f in features],
             "task": task,
             "classes": None if classes is None else list(classes),
             "max_bytes": max_bytes,
             "run_bytes": run_bytes,
             "class_threshold": class_threshold,
+            "max_tokens": max_tokens,
         }
         arrays: dict[str, npt.NDArray[Any]] = {}
         if rows is not None:

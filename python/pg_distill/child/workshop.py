@@ -87,13 +87,16 @@ class Workshop:
         rows = unpack(request, "rows/") if "rows/features" in fields else None
         approval = approve.approve(
             artifact,
-            features=None if fields["features"] is None else [Feature(n, k) for n, k in fields["features"]],
+            features=None
+            if fields["features"] is None
+            else [Feature(*found) for found in fields["features"]],
             names=fields["names"],
             task=fields["task"],
             classes=fields["classes"],
             rows=rows,
             limits=_limits(fields),
             class_threshold=fields.get("class_threshold"),
+            max_tokens=fields["max_tokens"],
         )
         teacher = TeacherModel(artifact, approval.signature, rows)
         return Message(
@@ -142,7 +145,8 @@ class Workshop:
                 self.teacher_artifact, signature, frame.take(np.arange(min(len(frame), PROBE_ROWS)))
             )
             logits_source = teacher.logits_source
-            self.label = _in_parallel(teacher.logits, fields["threads"])
+            few = 1 if teacher.is_text else PROBE_ROWS
+            self.label = _in_parallel(teacher.logits, fields["threads"], few)
         elif fields["can_label"]:
 
             def ask(rows: Frame) -> FloatArray:
@@ -153,8 +157,11 @@ class Workshop:
 
             self.label = ask
 
+        silent = np.zeros(len(frame), bool)
         if "outputs" in request.arrays:
             logits, kept = to_logits(request.arrays["outputs"]), split != LEFT_OUT
+            # Rows that a log has no answer for have a label, which alone teaches them.
+            silent = np.isnan(request.arrays["outputs"]).all(axis=1) & (split == FIT)
         else:
             assert self.label is not None
             logits, kept = self._label_within(
@@ -165,7 +172,7 @@ class Workshop:
                 len(fields["classes"]) or 1,
                 channel,
             )
-        bad = kept & ~np.isfinite(logits).all(axis=1)
+        bad = kept & ~silent & ~np.isfinite(logits).all(axis=1)
         if bad.any():
             raise InvalidData(
                 f"the teacher gives NaN or infinity for {bad.sum()} rows",
@@ -318,11 +325,13 @@ class Workshop:
         artifact = student.prototype(few)
         if artifact is None:
             artifact = student.fit(few, few, deadline=None).to_onnx()
+        model, readers = onnx_graph.check_file(artifact)
         signature = derive.derive_signature(
-            onnx_graph.check(artifact),
+            model,
             features=few.frame.features,
             task=problem.task,
             classes=problem.classes or None,
+            readers=readers,
         )
         fields = {
             **write_signature(signature),
@@ -362,11 +371,13 @@ class Workshop:
             signature, classes = None, None
             if c.artifact:
                 # Our own files pass the same check as anybody's.
+                model, readers = onnx_graph.check_file(c.artifact)
                 signature = derive.derive_signature(
-                    onnx_graph.check(c.artifact),
+                    model,
                     features=self.problem.fit.frame.features,
                     task=self.problem.task,
                     classes=self.problem.classes or None,
+                    readers=readers,
                 )
                 self.signatures[c.number] = signature
                 blobs[str(c.number)] = c.artifact
@@ -476,6 +487,7 @@ class Workshop:
     def evaluate(self, request: Message, channel: Channel) -> Message:
         from pg_distill.onnx_model import derive
         from pg_distill.onnx_model.session import Model
+        from pg_distill.onnx_model.text_model import open_model
 
         fields = request.fields
         for number in fields["numbers"]:
@@ -503,7 +515,7 @@ class Workshop:
         outside: dict[str, npt.NDArray[np.bool_]] = {}
         for key, (input_schema, output_schema) in fields["members"].items():
             signature = derive.costed(request.blobs[key], Signature.from_json(input_schema, output_schema))
-            own = Model(request.blobs[key], signature).run_frame(self.test)
+            own = open_model(request.blobs[key], signature).run_frame(self.test)
             outputs[key] = self._cascaded(own, fields["thresholds"].get(key))
             outside[key] = request.arrays.get(f"outside/{key}", every).astype(bool)
         for key, own in outputs.items():
@@ -578,16 +590,18 @@ def _limits(fields: Mapping[str, Any]) -> FileLimits:
     return replace(DEFAULT_LIMITS, artifact_bytes=fields["max_bytes"], run_bytes=fields["run_bytes"])
 
 
-def _in_parallel(label: Callable[[Frame], FloatArray], threads: int) -> Callable[[Frame], FloatArray]:
-    """Label parts of a frame in threads of their own: a session gives up the interpreter while it runs."""
+def _in_parallel(
+    label: Callable[[Frame], FloatArray], threads: int, least: int
+) -> Callable[[Frame], FloatArray]:
+    """Label parts of a frame, of ``least`` rows, in threads of their own: a session gives up the interpreter while it runs."""
     if threads == 1:
         return label
     pool = ThreadPoolExecutor(threads)
 
     def label_parts(rows: Frame) -> FloatArray:
-        if len(rows) < 2 * PROBE_ROWS:
+        if len(rows) < 2 * least:
             return label(rows)
-        parts = [rows.take(part) for part in np.array_split(np.arange(len(rows)), threads)]
+        parts = [rows.take(part) for part in np.array_split(np.arange(len(rows)), min(threads, len(rows)))]
         return np.concatenate(list(pool.map(label, parts)))
 
     return label_parts

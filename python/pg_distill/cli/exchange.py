@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def export_options(parser: argparse.ArgumentParser) -> None:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Write a model's ONNX file, its SQL expression where it has one, a model card, and a manifest for import."""
+    """Write a model's ONNX file, its SQL expressions where it has any, a model card, and a manifest for import."""
     import psycopg
 
     with connect(arguments) as connection:
@@ -54,12 +54,18 @@ def export(arguments: argparse.Namespace) -> int:
                 f'model "{arguments.model}" is a cascade: its file alone is not what it predicts',
                 hint="Export its student and its teacher.",
             )
-        try:
-            expression = rows_of(connection, "SELECT distill.to_sql(%s) AS text", arguments.model)[0]["text"]
-        except psycopg.Error as error:
-            if error.sqlstate not in ("0A000", "54000", "55000"):
-                raise
-            expression = None  # it has none
+        # Without pgvector first: that runs on any server.
+        expressions = {}
+        for pgvector in (False, True) if model["kind"] == "onnx" else (False,):
+            try:
+                found = rows_of(
+                    connection, "SELECT distill.to_sql(%s, %s) AS text", arguments.model, pgvector
+                )
+            except psycopg.Error as error:
+                if error.sqlstate not in ("0A000", "54000", "55000"):
+                    raise
+            else:
+                expressions[".pgvector.sql" if pgvector else ".sql"] = found[0]["text"]
         teacher = rows_of(
             connection, "SELECT m.name, m.version FROM distill.models m WHERE m.id = %s", model["teacher_id"]
         )
@@ -77,6 +83,7 @@ def export(arguments: argparse.Namespace) -> int:
         "kinds": [feature["kind"] for feature in model["input_schema"]["features"]],
         "classes": model["output_schema"].get("classes") or None,
         "class_threshold": model["class_threshold"],
+        "max_tokens": model["input_schema"].get("max_tokens"),
         "sha256": model["sha256"],
         "sample": model["sample"],
         "label": model["label"],
@@ -87,9 +94,9 @@ def export(arguments: argparse.Namespace) -> int:
     files = {f"{stem}.json": json.dumps(manifest, indent=2).encode() + b"\n"}
     if model["artifact"] is not None:
         files[f"{stem}.onnx"] = bytes(model["artifact"])
-    if expression is not None:
-        files[f"{stem}.sql"] = expression.encode() + b"\n"
-    files[f"{stem}.md"] = _model_card(model, manifest, expression is not None).encode()
+    for ending, expression in expressions.items():
+        files[f"{stem}{ending}"] = expression.encode() + b"\n"
+    files[f"{stem}.md"] = _model_card(model, manifest, list(expressions)).encode()
     for name, content in files.items():
         write_file(arguments.to / name, content)
     show(arguments, [{"file": str(arguments.to / name), "bytes": len(c)} for name, c in files.items()])
@@ -111,7 +118,7 @@ def _code(text: object) -> str:
     return f"{fence} {shown} {fence}" if "`" in shown else f"`{shown}`"
 
 
-def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], has_sql: bool) -> str:
+def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], sql: Sequence[str]) -> str:
     """Return a model card (Mitchell et al. 2019) in Markdown: what the registry knows, and nothing else."""
     from pg_distill.measure.comparison import describe
 
@@ -137,7 +144,8 @@ def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], has_sql: 
         f"- Distilled from: {_markdown(manifest['teacher'] or 'none: it was registered as it is')}",
         *([f"- Predictions held against {_markdown(describe(model['origin']))}"] if model["origin"] else []),
         f"- Registered: {model['created_at']:%Y-%m-%d} by {_markdown(model['owner'])}",
-        f"- As plain SQL: {'yes' if has_sql else 'no'}",
+        f"- As plain SQL: {'yes' if '.sql' in sql else 'no'}"
+        + ("; with pgvector: yes" if ".pgvector.sql" in sql else ""),
         *(
             [f"- `{manifest['classes'][1]}` is named from a probability of {model['class_threshold']:.4g} on"]
             if model["class_threshold"] is not None
@@ -191,7 +199,8 @@ def import_options(parser: argparse.ArgumentParser) -> None:
 def import_(arguments: argparse.Namespace) -> int:
     """Register what export wrote, checked and, with --sample, measured here."""
     manifest = _manifest(arguments.manifest)
-    if arguments.sample is None and "string" in manifest["kinds"]:
+    tokens = manifest.get("max_tokens")
+    if arguments.sample is None and "string" in manifest["kinds"] and tokens is None:
         # A graph takes one matrix of strings and one of numbers: which column is in which only rows can say.
         raise InvalidParameter(
             f'model "{manifest["name"]}" has features that are strings',
@@ -204,7 +213,7 @@ def import_(arguments: argparse.Namespace) -> int:
         [row] = rows_of(
             connection, REGISTER, arguments.name or manifest["name"], artifact, manifest["features"], arguments.sample,
             arguments.label, arguments.version or manifest["version"], manifest["task"], manifest["classes"], None, False,
-            manifest.get("class_threshold"),
+            manifest.get("class_threshold"), None, tokens,
         )  # fmt: skip
         show(arguments, rows_of(connection, MODELS + " WHERE m.id = %s", row["id"]))
     return DONE
@@ -244,6 +253,8 @@ def _manifest(path: Path) -> dict[str, Any]:
     if manifest.get("onnx") is None:
         raise InvalidArtifact(f'file "{path}" holds no ONNX model')
     wrong = [key for key, holds in _MANIFEST.items() if key not in manifest or not holds(manifest[key])]
+    if type(manifest.get("max_tokens")) not in (type(None), int):
+        wrong.append("max_tokens")
     if not wrong and len(manifest["features"]) != len(manifest["kinds"]):
         wrong = ["kinds"]
     if wrong:

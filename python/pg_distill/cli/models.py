@@ -13,6 +13,7 @@ from pg_distill.cli.connection import (
     connect,
     rows_of,
 )
+from pg_distill.cli.folders import read_folder
 from pg_distill.cli.terminal import read_file, show, warn
 from pg_distill.errors import (
     InvalidParameter,
@@ -40,7 +41,9 @@ def register_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="the model's name in the registry")
     from pg_distill.conversion.convert import KINDS
 
-    parser.add_argument("model", help=KINDS)
+    parser.add_argument(
+        "model", help=f"{KINDS}; or a transformer's folder, with model.onnx and tokenizer.json"
+    )
     parser.add_argument("--sample", help="relation or query whose rows the model is for")
     parser.add_argument("--label", help="column of the sample that holds the truth")
     parser.add_argument(
@@ -60,6 +63,14 @@ def register_options(parser: argparse.ArgumentParser) -> None:
         help="of an .onnx file of two classes: the probability from which it names the last one",
     )
     parser.add_argument(
+        "--tokenizer", type=Path, help="of an .onnx file that reads the tokens of a text: its tokenizer.json"
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        help="of a text that a transformer reads (default: 256, or what its folder says)",
+    )
+    parser.add_argument(
         "--allow-difference",
         action="store_true",
         help="register a model that predicts otherwise than its own library, which the registry then says",
@@ -69,7 +80,7 @@ def register_options(parser: argparse.ArgumentParser) -> None:
 REGISTER = (
     "SELECT distill.register_model(name => %s, artifact => %s, features => %s, sample => %s, label => %s, version => %s,"
     " task => %s, classes => %s, expected => %s, allow_difference => %s,"
-    " class_threshold => %s)::text AS id"
+    " class_threshold => %s, tokenizer => %s, max_tokens => coalesce(%s, 256))::text AS id"
 )
 
 
@@ -79,13 +90,25 @@ def register(arguments: argparse.Namespace) -> int:
         connection.add_notice_handler(
             lambda notice: warn(f"{(notice.severity or '').lower()}: {notice.message_primary}")
         )
-        if arguments.model.endswith(".onnx"):
+        path = Path(arguments.model)
+        if path.suffix == ".onnx" or path.is_dir():
+            artifact, tokenizer = None, None
+            if path.is_dir():
+                folder = read_folder(path)
+                artifact, tokenizer = folder.artifact, folder.tokenizer
+                arguments.classes = arguments.classes or folder.classes
+                arguments.task = arguments.task or folder.task
+                arguments.max_tokens = arguments.max_tokens or folder.max_tokens
+            if arguments.tokenizer is not None:
+                tokenizer = read_file(arguments.tokenizer)
             [row] = rows_of(
-                connection, REGISTER, arguments.name, read_file(Path(arguments.model)), arguments.features, arguments.sample,
+                connection, REGISTER, arguments.name, artifact or read_file(path), arguments.features, arguments.sample,
                 arguments.label, arguments.version, arguments.task, arguments.classes, arguments.expected,
-                arguments.allow_difference, arguments.class_threshold,
+                arguments.allow_difference, arguments.class_threshold, tokenizer, arguments.max_tokens,
             )  # fmt: skip
         else:
+            if arguments.tokenizer is not None or arguments.max_tokens is not None:
+                raise InvalidParameter("--tokenizer and --max-tokens are for transformers")
             if arguments.expected is not None or arguments.class_threshold is not None:
                 raise InvalidParameter(
                     "--expected and --class-threshold are for .onnx files: of others the library itself is asked"
@@ -127,7 +150,7 @@ def _converted(connection: psycopg.Connection[Any], arguments: argparse.Namespac
         arguments.name, made.artifact, list(made.features), arguments.sample, arguments.label, arguments.version, task, classes,
     )  # fmt: skip
     if claim is None:
-        return rows_of(connection, REGISTER, *named, None, False, made.class_threshold)
+        return rows_of(connection, REGISTER, *named, None, False, made.class_threshold, None, None)
     call = ", ".join(["%s"] * (len(named) + len(claim) + 2))
     query = f"SELECT distill._register_claimed({call})::text AS id"
     return rows_of(connection, query, *named, *claim, arguments.allow_difference, made.class_threshold)

@@ -168,6 +168,8 @@ def _columns(
     if kinds is None:
         return tuple(f"f{i}" for i in range(original.width))
     given = [name for name, kind in kinds.items() if name != label and kind is not None]
+    if original.reads_documents:
+        given = [name for name in given if kinds[name] == "string"]
     if len(given) != original.width:
         raise InvalidParameter(
             f"the model takes {original.width} columns without names, and the sample has {len(given)} beside the label",

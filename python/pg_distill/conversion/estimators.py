@@ -90,7 +90,10 @@ def add_transform(graph: Graph, step: Any, matrix: Matrix) -> Matrix:
         found: Matrix = known(graph, step, matrix)
         return found
     if "feature_extraction" in type(step).__module__ or name.endswith("Vectorizer"):
-        raise unsupported(step, "takes words out of texts, which is not converted")
+        raise unsupported(
+            step,
+            "is no vectorizer that is converted: CountVectorizer, TfidfVectorizer and HashingVectorizer are",
+        )
     if library_of(step) != "sklearn":
         raise unsupported(step, f"of {type(step).__module__} is no transformer that is converted")
     x = graph.numbers(matrix, name)

@@ -9,6 +9,7 @@ Its class is long, because it is the vocabulary of nodes that every converter wr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pg_distill.errors import DatatypeMismatch, FeatureNotSupported, UndefinedColumn
 from pg_distill.frame import Kind
 from pg_distill.onnx_model.signature import NULL_STRING
+from pg_distill.onnx_model.vectorizers import VECTORS_KEY
 
 __all__ = ["Graph", "Matrix", "Numbers", "Text"]
 
@@ -116,6 +118,8 @@ class Graph:
         self._text_reads: list[int] = []
         self._words: dict[str, int] = {}
         self._guards: list[str] = []
+        self._vectors: dict[str, tuple[int, Mapping[str, Any]]] = {}
+        self._joined: dict[str, Sequence[tuple[str, int]]] = {}
 
     # -- columns
 
@@ -194,11 +198,13 @@ class Graph:
         """Return the float64 tensor (n, width) of a matrix; ``what`` reads it, which takes no texts."""
         matrix = self.resolved(matrix)
         parts: list[str] = []
+        widths: list[int] = []
         run: list[int] = []
 
         def close() -> None:
             if run:
                 parts.append(self._read(self._number_reads, "numbers", tuple(run)))
+                widths.append(len(run))
                 run.clear()
 
         for block in matrix.blocks:
@@ -212,8 +218,12 @@ class Graph:
             else:
                 close()
                 parts.append(block.tensor)
+                widths.append(block.width)
         close()
-        return self.concat(parts)
+        joined = self.concat(parts)
+        if len(parts) > 1 and not self._vectors.keys().isdisjoint(parts):
+            self._joined[joined] = list(zip(parts, widths, strict=True))
+        return joined
 
     def _read(self, reads: list[int], source: str, columns: tuple[int, ...]) -> str:
         key = ("read", source, columns)
@@ -228,6 +238,19 @@ class Graph:
 
             self._known[key] = self.op("Gather", source, self.later(places), axis=1)
         return self._known[key]
+
+    def vector(self, column: int, settings: Mapping[str, Any]) -> str:
+        """Return the float64 tensor (n, width) that a vectorizer makes of a column of texts: see `vectorizers`."""
+        name = f"text{len(self._vectors)}"
+        self._vectors[name] = column, settings
+        return name
+
+    def reweighted(self, x: str, settings: Mapping[str, Any]) -> str | None:
+        """Return a vectorizer's tensor with these weights, where ``x`` is the counts of terms that one finds."""
+        column, before = self._vectors.get(x, (0, {"terms": None}))
+        if before["terms"] is None or before["sublinear"] or before["idf"] is not None or before["norm"]:
+            return None
+        return self.vector(column, {**before, **settings})
 
     def words(self, columns: Sequence[int]) -> str:
         """Return the int64 tensor (n, len(columns)) of the columns' texts as numbers: see `word`."""
@@ -332,8 +355,19 @@ class Graph:
 
     def affine(self, x: str, weights: Any, bias: Any) -> str:
         """Return x @ weights + bias."""
-        product = self.op("MatMul", x, self.constant(weights))
+        product = self.product(x, weights)
         return self.add(product, bias) if np.any(bias) else product
+
+    def product(self, x: str, weights: Any) -> str:
+        """Return x @ weights; where x has texts beside other columns, as a sum of what each adds."""
+        if x not in self._joined:
+            return self.op("MatMul", x, self.constant(weights))
+        found, start = "", 0
+        for part, width in self._joined[x]:
+            own = self.op("MatMul", part, self.constant(np.asarray(weights)[start : start + width]))
+            found = self.add(found, own) if found else own
+            start += width
+        return found
 
     def sum(self, x: str, axis: int = 1) -> str:
         """Return the sum over an axis, which stays with one element."""
@@ -383,7 +417,9 @@ class Graph:
 
     def refuse_nan(self, x: str) -> None:
         """Give no answer, NaN, for a row in which ``x``, a float64 tensor, holds NaN or an infinity."""
-        self._guards.append(self.mul(x, 0.0))
+        for part, _ in self._joined.get(x, [(x, 0)]):
+            if part not in self._vectors:  # whose numbers are finite
+                self._guards.append(self.mul(part, 0.0))
 
     def refuse_where(self, condition: str) -> None:
         """Give no answer, NaN, for a row in which a condition holds anywhere."""
@@ -416,10 +452,13 @@ class Graph:
     @property
     def read_columns(self) -> tuple[int, ...]:
         """The table's columns that something reads, in the model's order."""
-        return tuple(sorted({*self._number_reads, *self._text_reads}))
+        return tuple(
+            sorted({*self._number_reads, *self._text_reads, *(c for c, _ in self._vectors.values())})
+        )
 
     def finish(self, output: str, name: str, width: int, properties: Mapping[str, str]) -> bytes:
         """Return the file whose one output is ``output``, a float64 tensor, under ``name``."""
+        properties = dict(properties)
         for guard in dict.fromkeys(self._guards):
             output = self.add(output, self.sum(guard))
         self.nodes.append(helper.make_node("Identity", [output], [name]))
@@ -443,11 +482,12 @@ class Graph:
                     default_int64=len(words),
                 )
             )
-        if not inputs:
-            raise FeatureNotSupported("the model reads no column")
         arrays = {key: make() if callable(make) else make for key, make in self._initializers.items()}
         nodes = _without_copies([*front, *self.nodes], arrays, len(self._number_reads), len(self._text_reads))
-        used = {name for node in nodes for name in node.input}
+        nodes, tables = self._fold(nodes, arrays, inputs, properties)
+        if not inputs:
+            raise FeatureNotSupported("the model reads no column")
+        used = {name for node in nodes for name in node.input} | tables
         graph = helper.make_graph(
             nodes,
             "converted",
@@ -463,6 +503,50 @@ class Graph:
         )
         helper.set_model_props(model, dict(properties))
         return bytes(model.SerializeToString(deterministic=True))
+
+    def _fold(
+        self,
+        nodes: list[onnx.NodeProto],
+        arrays: dict[str, Array],
+        inputs: list[onnx.ValueInfoProto],
+        properties: dict[str, str],
+    ) -> tuple[list[onnx.NodeProto], set[str]]:
+        """Append the inputs that vectorizers fill, and say in the file how. Return the other nodes, and the tables that are read.
+
+        Where all that reads a vectorizer is one product with a matrix, the product is the input: it is a sum over the terms of a
+        text, of which there are fewer than columns.
+        """
+        read = {name for node in nodes for name in node.input}
+        self._vectors = {name: found for name, found in self._vectors.items() if name in read}
+        if not self._vectors:
+            return nodes, set()
+        columns = sorted({column for column, _ in self._vectors.values()})
+        both = set(columns).intersection(self._text_reads)
+        if both:
+            raise FeatureNotSupported(
+                f'column "{self.names[min(both)]}" is read as words and as a category',
+                hint="Give the sample the column twice, and fit the pipeline on two columns.",
+            )
+        readers: list[dict[str, Any]] = []
+        folded: list[onnx.NodeProto] = []
+        for name, (column, settings) in self._vectors.items():
+            own = [node for node in nodes if name in node.input]
+            target, table, width = name, None, settings["width"]
+            if len(own) == 1 and own[0].op_type == "MatMul" and own[0].input[1] in arrays:
+                matrix = arrays[own[0].input[1]]
+                if matrix.ndim == 2 and matrix.shape[1] < width:
+                    target, table, width = own[0].output[0], own[0].input[1], matrix.shape[1]
+                    folded += own
+            inputs.append(helper.make_tensor_value_info(target, TensorProto.DOUBLE, [None, width]))
+            settings = {**settings, "input": target, "column": columns.index(column), "table": table}
+            if settings["idf"] is not None:
+                arrays[f"{name}_idf"] = np.array(settings["idf"], np.float64)
+                settings["idf"] = f"{name}_idf"
+            readers.append(settings)
+        said = {"columns": [self.names[c] for c in columns], "readers": readers}
+        properties[VECTORS_KEY] = json.dumps(said, sort_keys=True)
+        tables = {reader[k] for reader in readers for k in ("table", "idf") if reader[k] is not None}
+        return [node for node in nodes if not any(node is other for other in folded)], tables
 
 
 def _without_copies(

@@ -1,4 +1,7 @@
-"""A model in its own library: what it reads, what it says of rows, and which library that is."""
+"""A model in its own library: what it reads, what it says of rows, and which library that is.
+
+Its class is long, because it answers for four libraries.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import numpy.typing as npt
 
 from pg_distill.conversion import catboosts, lightgbms, xgboosts
 from pg_distill.conversion.estimators import is_pipeline, library_of, unwrapped
+from pg_distill.conversion.texts import reads_documents
 from pg_distill.errors import DatatypeMismatch, FeatureNotSupported, InvalidParameter
 from pg_distill.frame import FloatArray, Kind, Task
 
@@ -168,16 +172,17 @@ class Original:
                 return int(part.n_features_in_)
         if self.names is not None:
             return len(self.names)
-        first = self._parts()[-1]
-        if hasattr(first, "vocabulary_") or "feature_extraction" in type(first).__module__:
-            raise FeatureNotSupported(
-                f"{type(first).__name__} takes words out of texts, which is not converted",
-                hint="Register what the model says as columns: distill.register_logged_model.",
-            )
+        if self.reads_documents:
+            return 1
         raise FeatureNotSupported(
             f"{type(self.model).__name__} does not say how many columns it was fitted on",
             hint="Fit it on a data frame or an array.",
         )
+
+    @property
+    def reads_documents(self) -> bool:
+        """Whether it takes a list of texts, not a table."""
+        return self.names is None and any(map(reads_documents, self._parts()))
 
     def _parts(self) -> list[Any]:
         """Return the model and what stands first in it, outermost first."""
@@ -188,6 +193,8 @@ class Original:
                 found.append(inner)
             elif is_pipeline(part):
                 found.append(part.steps[0][1])
+            elif type(part).__name__ == "FeatureUnion":
+                found.append(part.transformer_list[0][1])
             else:
                 for name in (
                     "calibrated_classifiers_",
@@ -247,6 +254,8 @@ class Original:
                 made.append(np.zeros(count))  # no NaN: a check of all columns may refuse it
             else:
                 made.append(_column(values, kind, nulls.get(place, np.nan)))
+        if self.reads_documents:
+            return made[0]
         if self.names is None and not categories:
             if all(a.dtype != object for a in made):
                 return np.stack([a.astype(np.float64) for a in made], axis=1)

@@ -13,6 +13,7 @@ import numpy as np
 
 from pg_distill.conversion.encoding import category_codes, is_missing, look_up, note_null, places
 from pg_distill.conversion.graph import Graph, Matrix, Numbers, Text
+from pg_distill.conversion.texts import tfidf, vectorizer, weighted
 from pg_distill.conversion.trees import find_intervals
 from pg_distill.errors import DatatypeMismatch, FeatureNotSupported
 
@@ -91,6 +92,14 @@ def _normalizer(graph: Graph, normalizer: Any, x: str) -> str:
     else:
         size = graph.op("ReduceMax", size, axes=[1], keepdims=1)
     return graph.div(x, graph.where(graph.equal(size, 0.0), 1.0, size))
+
+
+def _tfidf(graph: Graph, transformer: Any, x: str) -> str:
+    found = weighted(graph, transformer, x)
+    if found is not None:
+        return found
+    x = tfidf(graph, transformer, x)
+    return _normalizer(graph, transformer, x) if transformer.norm is not None else x
 
 
 def _binarizer(graph: Graph, binarizer: Any, x: str) -> str:
@@ -179,7 +188,7 @@ def _linear_map(graph: Graph, estimator: Any, matrix: Matrix) -> Matrix:
     if getattr(estimator, "whiten", False) is True:
         scale = np.sqrt(np.maximum(estimator.explained_variance_, np.finfo(float).eps))
         components = components / scale.reshape(-1, 1)
-    return _one(graph, graph.op("MatMul", x, graph.constant(components.T)), len(components))
+    return _one(graph, graph.product(x, components.T), len(components))
 
 
 def _polynomial(graph: Graph, features: Any, matrix: Matrix) -> Matrix:
@@ -789,5 +798,9 @@ TRANSFORMERS: Mapping[str, Transformer] = {
     "OneHotEncoder": _encoder,
     "OrdinalEncoder": _encoder,
     "TargetEncoder": _encoder,
+    "CountVectorizer": vectorizer,
+    "TfidfVectorizer": vectorizer,
+    "HashingVectorizer": vectorizer,
+    "TfidfTransformer": _numeric(_tfidf),
 }
 """By the name of the class: scikit-learn's own only, a class that derives from one may do anything."""

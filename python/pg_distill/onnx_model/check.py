@@ -29,7 +29,14 @@ from pg_distill.errors import (
     InvalidArtifact,
     LimitExceeded,
 )
-from pg_distill.onnx_model.check_nodes import TREE_TEXTS, check_linear, check_trees, check_window
+from pg_distill.onnx_model.check_nodes import (
+    TREE_TEXTS,
+    check_linear,
+    check_tokenizer,
+    check_trees,
+    check_window,
+)
+from pg_distill.onnx_model.cut import cut_texts
 from pg_distill.onnx_model.limits import DEFAULT_LIMITS, Limits
 from pg_distill.onnx_model.nodes import (
     graph_inputs,
@@ -40,8 +47,11 @@ from pg_distill.onnx_model.operators import RULES
 from pg_distill.onnx_model.session import (
     first_line,
 )
+from pg_distill.onnx_model.signature import Reader
+from pg_distill.onnx_model.texts import TextReader
+from pg_distill.onnx_model.tokens_graph import hold_readers
 
-__all__ = ["STUDENT_KEY", "check"]
+__all__ = ["STUDENT_KEY", "check", "check_file"]
 
 STUDENT_KEY = "pg_distill.student"
 """The metadata property that marks a graph as a student of ours: inputs ``numbers`` and ``strings``."""
@@ -51,6 +61,38 @@ _STRING_BYTES = 32  # of a std::string, beside its text
 
 
 # -- rules
+
+
+def check_file(
+    artifact: bytes, limits: Limits = DEFAULT_LIMITS
+) -> tuple[onnx.ModelProto, tuple[Reader, ...]]:
+    """Return a file as it is served: without the nodes that read texts, and the readers that do so in their place.
+
+    Nothing is loaded or run.
+
+    Raises
+    ------
+    InvalidArtifact, LimitExceeded, FeatureNotSupported
+        As `check`; where a reader is not what the file's own nodes compute; where it wants other texts than this version reads.
+    """
+    _check_size(artifact, limits)
+    served, readers = cut_texts(artifact)
+    model = check(served, limits)
+    if readers:
+        if len(readers) > limits.readers:
+            raise LimitExceeded(f"model reads texts in {len(readers)} ways, limit is {limits.readers}")
+        entries = sum(reader.entries for reader in readers)
+        if entries > limits.table_entries:
+            raise LimitExceeded(f"model has dictionaries of over {limits.table_entries} strings")
+        cut = [reader for reader in readers if isinstance(reader, TextReader)]
+        if cut:
+            hold_readers(parse(artifact), model, cut)
+    return model, readers
+
+
+def _check_size(artifact: bytes, limits: Limits) -> None:
+    if len(artifact) > limits.artifact_bytes:
+        raise LimitExceeded(f"model has {len(artifact)} bytes, limit is {limits.artifact_bytes}")
 
 
 def check(artifact: bytes, limits: Limits = DEFAULT_LIMITS) -> onnx.ModelProto:
@@ -66,8 +108,7 @@ def check(artifact: bytes, limits: Limits = DEFAULT_LIMITS) -> onnx.ModelProto:
         For external data anywhere, local functions, subgraphs, training graphs, other domains, and operators that are not on the
         list.
     """
-    if len(artifact) > limits.artifact_bytes:
-        raise LimitExceeded(f"model has {len(artifact)} bytes, limit is {limits.artifact_bytes}")
+    _check_size(artifact, limits)
     try:
         model = parse(artifact)
     except (DecodeError, ValueError, RecursionError, TypeError) as error:
@@ -172,6 +213,9 @@ def _check_schema(node: onnx.NodeProto, versions: dict[str, int]) -> None:
     if domain not in versions:
         raise InvalidArtifact(f"{what} is of a domain that the model does not import")
     version = versions[domain]
+    if domain == "com.microsoft":
+        check_tokenizer(node, version)
+        return
     try:
         schema = onnx.defs.get_schema(node.op_type, version, domain)
     except (onnx.defs.SchemaError, TypeError) as error:

@@ -18,7 +18,7 @@ from pg_distill.onnx_model.nodes import (
     linear_outputs,
 )
 
-__all__ = ["check_linear", "check_trees", "check_window"]
+__all__ = ["check_linear", "check_tokenizer", "check_trees", "check_window"]
 
 _TREE_ID_BOUND = 1 << 31  # no exporter's ids of trees and nodes are beyond; a joint key must not overflow
 
@@ -181,3 +181,29 @@ def check_linear(node: onnx.NodeProto, limits: Limits) -> None:
     for name in ("prob_a", "prob_b"):
         if len(given.get(name, ())) not in (0, pairs):
             raise InvalidArtifact(f'{what} has attribute "{name}" of another length')
+
+
+_TOKENIZER = {
+    "mark": (onnx.AttributeProto.INT, True),
+    "mincharnum": (onnx.AttributeProto.INT, True),
+    "pad_value": (onnx.AttributeProto.STRING, True),
+    "separators": (onnx.AttributeProto.STRINGS, False),
+    "tokenexp": (onnx.AttributeProto.STRING, False),
+}
+"""Its attributes, and whether each must be there: onnx knows the definitions of its own domains only."""
+
+
+def check_tokenizer(node: onnx.NodeProto, version: int) -> None:
+    """Hold onnxruntime's own Tokenizer against its definition."""
+    what = f'operator "{node.op_type}"'
+    names = [attribute.name for attribute in node.attribute]
+    if version != 1:
+        raise InvalidArtifact(f"{what} is not in version {version} of its domain")
+    if len(set(names)) < len(names) or (len(node.input), len(node.output)) != (1, 1) or not node.input[0]:
+        raise InvalidArtifact(f"{what} has an attribute twice, or another number of inputs or outputs")
+    for attribute in node.attribute:
+        if attribute.name not in _TOKENIZER or attribute.type != _TOKENIZER[attribute.name][0]:
+            raise InvalidArtifact(f'{what} has no attribute "{attribute.name}" of this type')
+    for name, (_, needed) in _TOKENIZER.items():
+        if needed and name not in names:
+            raise InvalidArtifact(f'{what} lacks attribute "{name}"')

@@ -21,7 +21,9 @@ from pg_distill.errors import (
     PgDistillError,
 )
 from pg_distill.frame import Feature, Frame, Kind, Strings, Task
+from pg_distill.onnx_model.assign import assign_vectors
 from pg_distill.onnx_model.check import STUDENT_KEY
+from pg_distill.onnx_model.cut import cut_texts
 from pg_distill.onnx_model.limits import DEFAULT_LIMITS, Limits
 from pg_distill.onnx_model.nodes import (
     Producers,
@@ -51,9 +53,11 @@ from pg_distill.onnx_model.signature import (
     InputSpec,
     Null,
     OutputSpec,
+    Reader,
     Signature,
 )
 from pg_distill.onnx_model.survey import Survey, survey
+from pg_distill.onnx_model.tokenizer import INPUT_IDS
 
 __all__ = ["LOGITS_TOLERANCE", "cost_of", "costed", "derive_signature", "input_shape", "survey_of"]
 
@@ -90,6 +94,7 @@ def derive_signature(
     rows: Frame | None = None,
     limits: Limits = DEFAULT_LIMITS,
     class_threshold: float | None = None,
+    readers: Sequence[Reader] = (),
 ) -> Signature:
     """Find out what ``model``, which `check` has passed, takes, gives and costs, by its graph and by running it.
 
@@ -107,6 +112,8 @@ def derive_signature(
         and which features may be NULL.
     class_threshold
         The probability from which it names the last of two classes, where that is not one half.
+    readers
+        What reads texts for it: ``model`` is then without the nodes that do. Columns of texts go to them by name, else by kind.
 
     Raises
     ------
@@ -122,7 +129,7 @@ def derive_signature(
     """
     if features is None and rows is not None:
         features = rows.features
-    specs, inputs = _inputs(model, features, _whole_strings(rows))
+    specs, inputs = _inputs(model, features, _whole_strings(rows), readers)
     try:
         found_costs = survey_of(model, inputs, limits)
     except InvalidArtifact as error:
@@ -131,7 +138,8 @@ def derive_signature(
         raise InvalidData(
             f"model does not take {len(features or ())} features", detail=f"{error}."
         ) from error
-    draft = Signature(specs, inputs, OutputSpec("", "value", 1), "regression")
+    by_input = {reader.target: reader for reader in readers}
+    draft = Signature(specs, inputs, OutputSpec("", "value", 1), "regression", readers=by_input)
     if rows is not None and not len(rows):
         raise InvalidData("no rows to try the model on")
     score, label, zipmap = find_outputs(model.graph)
@@ -152,30 +160,41 @@ def derive_signature(
         found = class_names(producers, label, zipmap, scores, labels, output, classes)
         check_task(task, len(found))
         task = "binary" if len(found) == 2 else "multiclass"
-    signature = Signature(specs, inputs, output, task, found, cost_of(found_costs, [output.name], limits))
+    cost = cost_of(found_costs, [output.name], limits)
+    signature = Signature(specs, inputs, output, task, found, cost, by_input)
     if scores is not None and labels is not None:
         check_labels(signature, scores, labels, frame, class_threshold)
     return replace(signature, features=_with_nulls(model, signature, frame))
 
 
 def costed(artifact: bytes, signature: Signature) -> Signature:
-    """Return the signature of a file that was approved, with what a run costs."""
-    model = parse(artifact)
-    found = survey_of(model, signature.inputs, DEFAULT_LIMITS)
-    cost = found.cost([signature.output.name], DEFAULT_LIMITS.node_seconds * 1e9)
-    return replace(signature, cost=cost)
+    """Return the signature of a file that was approved, with what a run costs and what reads its texts."""
+    served, readers = cut_texts(artifact)
+    model, tokens = parse(served), signature.max_tokens
+    found = survey_of(model, signature.inputs, DEFAULT_LIMITS, tokens)
+    seconds = DEFAULT_LIMITS.node_seconds if tokens is None else DEFAULT_LIMITS.text_node_seconds
+    cost = found.cost([signature.output.name], seconds * 1e9)
+    return replace(signature, cost=cost, readers={reader.target: reader for reader in readers})
 
 
-def survey_of(model: onnx.ModelProto, inputs: Sequence[InputSpec], limits: Limits) -> Survey:
-    """Return what a walk over the graph finds, without running it, within ``limits``."""
+def survey_of(
+    model: onnx.ModelProto,
+    inputs: Sequence[InputSpec],
+    limits: Limits,
+    tokens: int | None = None,
+    before: Survey | None = None,
+) -> Survey:
+    """Return what a walk over the graph finds, without running it, within ``limits``; of a transformer for so many tokens."""
     return survey(
         model.graph,
         inputs,
         opset_versions(model),
         tensor_elements=limits.tensor_elements,
-        node_seconds=limits.node_seconds,
+        node_seconds=limits.node_seconds if tokens is None else limits.text_node_seconds,
         open_seconds=limits.open_seconds,
         constant_bytes=limits.initializer_bytes,
+        tokens=tokens,
+        before=before,
     )
 
 
@@ -208,22 +227,32 @@ _DIGITS = re.compile(r"-?[0-9]{1,19}")
 
 
 def _inputs(
-    model: onnx.ModelProto, features: Sequence[Feature] | None, whole: frozenset[str]
+    model: onnx.ModelProto,
+    features: Sequence[Feature] | None,
+    whole: frozenset[str],
+    readers: Sequence[Reader] = (),
 ) -> tuple[tuple[FeatureSpec, ...], tuple[InputSpec, ...]]:
-    graph = model.graph
-    shapes = [input_shape(value) for value in graph_inputs(graph)]
-    names = [value.name for value in graph_inputs(graph)]
+    targets = {reader.target for reader in readers}
+    given = [value for value in graph_inputs(model.graph) if value.name not in targets]
+    shapes = [input_shape(value) for value in given]
+    names = [value.name for value in given]
+    columns = readers[0].columns if readers else ()
     unknown = [i for i, (_, _, width, _) in enumerate(shapes) if width is None]
+    if unknown and INPUT_IDS in names:
+        raise InvalidData(
+            "model reads the tokens of texts, and holds no tokenizer",
+            hint="Pass its tokenizer.json: tokenizer => ... ; pg-distill register reads it from an exported folder.",
+        )
     if unknown:
         if features is None or len(unknown) > 1:
             raise InvalidData(
                 f'input "{names[unknown[0]]}" has no declared width', hint="Name the feature columns."
             )
         element, rank, _, batch = shapes[unknown[0]]
-        rest = len(features) - sum(width or 0 for _, _, width, _ in shapes)
+        rest = sum(f.width for f in features) - len(columns) - sum(width or 0 for _, _, width, _ in shapes)
         shapes[unknown[0]] = (element, rank, max(rest, 1), batch)
     widths = [cast(int, width) for _, _, width, _ in shapes]
-    total = sum(widths)
+    total = sum(widths) + len(columns)
     if total > DEFAULT_LIMITS.features:
         raise LimitExceeded(f"model takes {total} features, limit is {DEFAULT_LIMITS.features}")
     if features is None:
@@ -235,23 +264,41 @@ def _inputs(
             for name, width, shape in zip(names, widths, shapes, strict=True)
             for i in range(width)
         ]
-    if len(features) != total:
-        raise InvalidData(f"model takes {total} features, not {len(features)}")
-    if len({f.name for f in features}) != total:
+        features += [Feature(column, "text") for column in columns]
+    given_width = sum(f.width for f in features)
+    vectors = any(f.is_vector for f in features)
+    words = [f for f in features if f.is_string]
+    if given_width != total and words and not columns and "string" not in {shape[0] for shape in shapes}:
+        raise DatatypeMismatch(
+            f'feature "{words[0].name}" is of kind {words[0].kind}, and the model takes {total} numbers'
+        )
+    if given_width != total:
+        what = "numbers and strings" if vectors else "features"
+        lengths = ", ".join(f'"{f.name}" has {f.length}' for f in features if f.is_vector)
+        raise InvalidData(
+            f"model takes {total} {what}, not {given_width}",
+            detail=f"Vector {lengths}." if lengths else None,
+        )
+    if len({f.name for f in features}) != len(features):
         raise InvalidParameter("two features have one name")
     knows_null = any(p.key in (STUDENT_KEY, CONVERTED_KEY) for p in model.metadata_props)
     slots = [
         i for i, width in enumerate(widths) for _ in range(width)
     ]  # input of each of the graph's columns
-    at = _assign(features, names, widths, [shapes[i][0] for i in slots])
+    texts = _texts(features, columns)
+    others = [i for i in range(len(features)) if i not in set(texts)]
+    elements = [shapes[i][0] for i in slots]
+    if vectors:
+        shares = assign_vectors([features[i] for i in others], names, widths, [s[0] for s in shapes])
+    else:
+        straight = iter(_assign([features[i] for i in others], names, widths, elements))
+        shares = [[next(straight) for _ in range(width)] for width in widths]
     null: dict[int, Null] = {}
     inputs: list[InputSpec] = []
-    start = 0
-    for name, width, (element, rank, _, batch) in zip(names, widths, shapes, strict=True):
-        mine = tuple(at[start : start + width])
-        start += width
+    for name, share, (element, rank, _, batch) in zip(names, shares, shapes, strict=True):
+        mine = tuple(others[i] for i in share)
         for i in mine:
-            is_string = features[i].kind == "string"
+            is_string = features[i].is_string
             if (element == "string") != is_string and not (element == "int64" and features[i].name in whole):
                 raise DatatypeMismatch(
                     f'feature "{features[i].name}" is of kind {features[i].kind},'
@@ -262,8 +309,36 @@ def _inputs(
                 if element == "string"
                 else ("nan" if element in ("float32", "float64") else "error")
             )
-        inputs.append(InputSpec(name, element, rank, mine, batch))
-    return tuple(FeatureSpec(f.name, f.kind, null[i]) for i, f in enumerate(features)), tuple(inputs)
+        cells = sum(features[i].width for i in mine) if any(features[i].is_vector for i in mine) else 0
+        inputs.append(InputSpec(name, element, rank, mine, batch, cells=cells))
+    for reader in readers:
+        feature = (texts[reader.column],)
+        null[feature[0]] = reader.null
+        inputs.append(InputSpec(reader.target, reader.element, 2, feature, words=reader.width))
+    found = [
+        FeatureSpec(f.name, "text" if i in set(texts) else f.kind, null.get(i, "string"), f.length)
+        for i, f in enumerate(features)
+    ]
+    return tuple(found), tuple(inputs)
+
+
+def _texts(features: Sequence[Feature], columns: Sequence[str]) -> list[int]:
+    """Return the positions of the features that a file reads as texts, in the order of its ``columns``."""
+    position = {f.name: i for i, f in enumerate(features)}
+    found = [position.get(column, -1) for column in columns]
+    if any(i < 0 for i in found):
+        found = [i for i, f in enumerate(features) if f.kind == "text"]
+    if len(found) != len(columns):
+        raise InvalidData(
+            f"model reads {len(columns)} columns of texts, which the features do not name",
+            hint=f"Name the features as the model does: {', '.join(columns)}.",
+        )
+    for i in found:
+        if not features[i].is_string:
+            raise DatatypeMismatch(
+                f'feature "{features[i].name}" is of kind {features[i].kind}, the model reads it as a text'
+            )
+    return found
 
 
 def _assign(
@@ -281,14 +356,12 @@ def _assign(
                 hint="Name all features as the inputs are named, or give them in the order of the inputs.",
             )
     straight = list(range(len(features)))
-    strings = [i for i in straight if features[i].kind == "string"]
+    strings = [i for i in straight if features[i].is_string]
     if len(strings) != sum(e == "string" for e in elements):
         return straight  # the kinds do not fit in any order; the caller's error names the first that does not
-    if all(
-        (features[i].kind == "string") == (e == "string") for i, e in zip(straight, elements, strict=True)
-    ):
+    if all(features[i].is_string == (e == "string") for i, e in zip(straight, elements, strict=True)):
         return straight
-    others = [i for i in straight if features[i].kind != "string"]
+    others = [i for i in straight if not features[i].is_string]
     return [strings.pop(0) if e == "string" else others.pop(0) for e in elements]
 
 
@@ -339,7 +412,7 @@ def _with_nulls(model: onnx.ModelProto, signature: Signature, frame: Frame) -> t
         rows = base.take(np.zeros(len(part), np.int64))
         columns = dict(rows.columns)
         for row, position in enumerate(part):
-            column = rows.number(specs[position].name).copy()
+            column = rows.columns[specs[position].name].copy()  # type: ignore[union-attr]
             column[row] = np.nan
             columns[specs[position].name] = column
         try:
@@ -369,11 +442,14 @@ def _without_nulls(frame: Frame) -> Frame | None:
     """Return one row, each column's first value that is not NULL; None where a column has none."""
     columns: dict[str, Any] = {}
     for feature in frame.features:
-        if feature.kind == "string":
+        if feature.is_string:
             strings = frame.strings(feature.name)
             good = np.flatnonzero(strings.codes >= 0)
         else:
-            good = np.flatnonzero(np.isfinite(frame.number(feature.name)))
+            column = frame.columns[feature.name]
+            assert not isinstance(column, Strings)
+            finite = np.isfinite(column)
+            good = np.flatnonzero(finite.all(axis=1) if feature.is_vector else finite)
         if not len(good):
             return None
         column = frame.columns[feature.name]

@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from pg_distill.errors import (
     FeatureNotSupported,
+    InvalidArtifact,
     InvalidData,
     InvalidParameter,
 )
@@ -123,6 +124,8 @@ def form_of(
         if kind == TensorProto.STRING:
             element = "string"
         return OutputSpec(label, "label", 1, element), task or "multiclass"
+    if scores.dtype.kind != "f":
+        raise InvalidArtifact(f'output "{score}" is not of the type that it is declared as')
     width = scores.shape[1]
     number: Literal["float32", "float64"] = "float64" if scores.dtype == np.float64 else "float32"
     finite = scores[np.isfinite(scores).all(axis=1)].astype(np.float64)

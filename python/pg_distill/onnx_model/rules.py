@@ -11,6 +11,7 @@ import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from pg_distill.errors import FeatureNotSupported, InvalidArtifact
+from pg_distill.onnx_model.amounts import ONE, Amount, Shape, amount_of, elements
 
 __all__ = [
     "COPY_NS",
@@ -87,84 +88,6 @@ ELEMENTS = FLOATS | INTEGERS | {TensorProto.BOOL, TensorProto.STRING}
 """Types that a tensor may have."""
 
 
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """``fixed`` + rows x ``a_row``, for any number of rows from one on."""
-
-    fixed: int
-    a_row: int = 0
-
-    def __add__(self, other: Amount | int) -> Amount:
-        other = amount_of(other)
-        return Amount(self.fixed + other.fixed, self.a_row + other.a_row)
-
-    __radd__ = __add__
-
-    def __neg__(self) -> Amount:
-        return Amount(-self.fixed, -self.a_row)
-
-    def __sub__(self, other: Amount | int) -> Amount:
-        return self + -amount_of(other)
-
-    def __mul__(self, other: Amount | int) -> Amount:
-        other = amount_of(other)
-        if self.a_row and other.a_row:
-            raise FeatureNotSupported(
-                "model has a tensor that grows faster than the number of rows",
-                hint="A row's prediction must not need every pair of rows.",
-            )
-        return Amount(self.fixed * other.fixed, self.fixed * other.a_row + self.a_row * other.fixed)
-
-    __rmul__ = __mul__
-
-    def at(self, rows: int) -> int:
-        """Return the number for so many rows."""
-        return self.fixed + rows * self.a_row
-
-    @property
-    def sign(self) -> int | None:
-        """1, 0 or -1 where it is so for every number of rows, else None."""
-        first = self.fixed + self.a_row
-        if self.a_row == 0:
-            return (first > 0) - (first < 0)
-        if first != 0 and (first > 0) == (self.a_row > 0):
-            return 1 if first > 0 else -1
-        return None
-
-    def over(self, other: Amount) -> Amount | None:
-        """Return the amount that times ``other`` is this one; None where there is none."""
-        if other.a_row == 0:
-            if other.fixed == 0 or self.fixed % other.fixed or self.a_row % other.fixed:
-                return None
-            return Amount(self.fixed // other.fixed, self.a_row // other.fixed)
-        if self.fixed * other.a_row != self.a_row * other.fixed or self.a_row % other.a_row:
-            return None
-        return Amount(self.a_row // other.a_row)
-
-    def __repr__(self) -> str:
-        if not self.a_row:
-            return str(self.fixed)
-        rows = "rows" if self.a_row == 1 else f"{self.a_row} x rows"
-        return f"{self.fixed} + {rows}" if self.fixed else rows
-
-
-ONE = Amount(1)
-Shape = tuple[Amount, ...]
-
-
-def amount_of(value: Amount | int) -> Amount:
-    """Return a number that may depend on the rows, of one that does not."""
-    return value if isinstance(value, Amount) else Amount(value)
-
-
-def elements(shape: Sequence[Amount]) -> Amount:
-    """Return how many elements a tensor of this shape has."""
-    total = ONE
-    for size in shape:
-        total = total * size
-    return total
-
-
 @dataclass(frozen=True, eq=False)
 class Tensor:
     """What is known of a tensor before anything is run.
@@ -184,6 +107,10 @@ class Tensor:
         Its values where it is a constant of the file; else None.
     is_map
         It is what a ZipMap gives, which nothing may read.
+    longest
+        Of strings: so many times the longest string of a run each has bytes, at most.
+    characters
+        Of strings whose number depends on a text: the bytes of all of them together.
     """
 
     element: int
@@ -192,6 +119,8 @@ class Tensor:
     values: npt.NDArray[Any] | None = None
     constant: npt.NDArray[Any] | None = None
     is_map: bool = False
+    longest: int = 1
+    characters: Amount | None = None
 
     @property
     def rank(self) -> int:
@@ -205,8 +134,13 @@ class Tensor:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has none for some number of rows."""
-        return any(size.sign != 1 for size in self.shape)
+        """Whether it has none for some number of rows, whatever a text says."""
+        return any(size.sign != 1 for size in self.shape if not size.at_most)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its size depends on what a text says; it may have no elements then."""
+        return any(size.at_most for size in self.shape)
 
 
 def item_bytes(element: int) -> int:
@@ -342,7 +276,9 @@ class Call:
         return found[0]
 
     def fixed(self, value: Amount) -> int:
-        """Return an amount that must not depend on the number of rows."""
+        """Return an amount that must not depend on the number of rows, nor on what a text says."""
+        if value.at_most:
+            self.refuse("depends on how many words a text has in a way that is not supported")
         if value.a_row:
             self.refuse("depends on the number of rows in a way that is not supported")
         return value.fixed
@@ -417,9 +353,10 @@ def gives(
 ) -> Tensor:
     """Return an output that depends on what any input depends on."""
     depends = any(t is not None and t.depends for t in call.inputs)
+    longest = max((t.longest for t in call.inputs if t is not None), default=1)
     if values is not None and (values.size > MAX_VALUES or depends):
         values = None
-    return Tensor(element, tuple(shape), depends, values)
+    return Tensor(element, tuple(shape), depends, values, longest=longest)
 
 
 def followed(call: Call, work: Callable[..., Any]) -> npt.NDArray[Any] | None:

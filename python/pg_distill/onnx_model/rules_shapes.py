@@ -33,12 +33,20 @@ def _shape(call: Call) -> Sequence[Tensor]:
     source = call.input(0)
     start, end = call.given.get("start", 0), call.given.get("end", source.rank)
     part = source.shape[int(start) : int(end)]
-    return [Tensor(TensorProto.INT64, (Amount(len(part)),), False, amounts_of(part, (len(part),)))]
+    return [_of_sizes(part, (len(part),))]
+
+
+def _of_sizes(sizes: Sequence[Amount], shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor of sizes; those that depend on a text are values as others are."""
+    dimensions = tuple(Amount(size) for size in shape)
+    if any(size.at_most for size in sizes):
+        return Tensor(TensorProto.INT64, dimensions)
+    return Tensor(TensorProto.INT64, dimensions, False, amounts_of(sizes, shape))
 
 
 @rule("Size", why="it reads no values")
 def _size(call: Call) -> Sequence[Tensor]:
-    return [Tensor(TensorProto.INT64, (), False, amounts_of([call.input(0).size], ()))]
+    return [_of_sizes([call.input(0).size], ())]
 
 
 @rule("Reshape", why="the shape is a constant or comes from shapes, and has as many elements as before")
@@ -99,7 +107,7 @@ def _squeeze(call: Call) -> Sequence[Tensor]:
     source = call.input(0)
     given = _given_axes(call)
     if given is None:
-        if any(size.a_row for size in source.shape):
+        if any(size.a_row or size.at_most for size in source.shape):
             call.refuse(
                 "without axes is not supported",
                 hint="It would drop the rows' dimension where there is one row.",
@@ -199,6 +207,8 @@ def _slice(call: Call) -> Sequence[Tensor]:
         size = shape[axis]
         if step == 1 and start == Amount(0) and (end == size or (not end.a_row and end.fixed >= _FAR)):
             continue
+        if size.at_most:
+            call.refuse("of words is not supported")
         if size.a_row:
             call.refuse("of rows is not supported", hint="Each row must be predicted for itself.")
         whole = range(*slice(call.fixed(start), call.fixed(end), step).indices(size.fixed))

@@ -14,7 +14,7 @@ from pg_distill.errors import (
     FeatureNotSupported,
     InvalidData,
 )
-from pg_distill.frame import Feature, FloatArray, Frame, Strings
+from pg_distill.frame import Column, Feature, Frame, Strings
 from pg_distill.onnx_model.cut import prune
 from pg_distill.onnx_model.session import (
     RUN_BYTES,
@@ -46,10 +46,13 @@ def synthetic(signature: Signature) -> Frame:
     specs, inputs = signature.features, signature.inputs
     rng = np.random.default_rng(0)
     integer = {i for spec in inputs if spec.element in ("int64", "int32", "bool") for i in spec.features}
-    columns: dict[str, FloatArray | Strings] = {}
+    columns: dict[str, Column] = {}
     for position, spec in enumerate(specs):
-        if spec.kind == "string":
+        if spec.is_string:
             columns[spec.name] = Strings(np.zeros(_SYNTHETIC_ROWS, np.int32), ("",))
+        elif spec.is_vector:
+            numbers = rng.normal(0.0, 3.0, (_SYNTHETIC_ROWS, spec.length))
+            columns[spec.name] = (numbers > 0 if position in integer else numbers).astype(np.float32)
         elif spec.kind == "boolean" or position in integer:
             columns[spec.name] = rng.integers(0, 2, _SYNTHETIC_ROWS).astype(np.float64)
         else:
@@ -66,14 +69,24 @@ def run_graph(
     run_bytes: int = RUN_BYTES,
 ) -> dict[str, npt.NDArray[Any]]:
     """Run the graph on ``frame`` and return the tensors ``names``, outputs or not."""
+    if signature.max_tokens is not None:
+        from pg_distill.onnx_model.text_model import run_texts
+
+        return run_texts(model.SerializeToString(), signature, frame, names)
     session = open_session(prune(model.SerializeToString(), names))
     rows = 1 if signature.cost is None else max(signature.cost.rows(run_bytes, longest(frame)), 1)
-    return run_session(session, signature, encode(signature, frame), names, rows)
+    if len(frame) <= rows:
+        return run_session(session, signature, encode(signature, frame), names, rows)
+    parts = []
+    for start in range(0, len(frame), rows):  # a text may be wide: not all rows are encoded at once
+        part = frame.take(np.arange(start, min(start + rows, len(frame))))
+        parts.append(run_session(session, signature, encode(signature, part), names, rows))
+    return {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in names}
 
 
 def longest(frame: Frame) -> int:
     """Return the bytes of the longest string."""
-    texts = (t for name in frame.string_names for t in frame.strings(name).categories)
+    texts = (t for f in frame.features if f.is_string for t in frame.strings(f.name).categories)
     return max((len(text.encode(errors="surrogatepass")) for text in texts), default=0)
 
 

@@ -19,6 +19,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from time import perf_counter
@@ -29,6 +30,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from pg_distill.errors import (
+    ArtifactCorrupted,
     FeatureNotSupported,
     InvalidArtifact,
     InvalidData,
@@ -36,12 +38,13 @@ from pg_distill.errors import (
     UndefinedColumn,
 )
 from pg_distill.frame import FloatArray, Frame
-from pg_distill.onnx_model.cut import Lookup, cut_lookups, prune
+from pg_distill.onnx_model.cut import Lookup, cut_lookups, cut_texts, prune
 from pg_distill.onnx_model.signature import NULL_STRING, FeatureSpec, InputSpec, Signature
 from pg_distill.onnx_model.values import (
     NULL_STRINGS,
     PACK,
     checked,
+    checked_vectors,
     decode,
     encode,
     exact_integer,
@@ -50,6 +53,7 @@ from pg_distill.onnx_model.values import (
     whole_number,
     wrong_type,
 )
+from pg_distill.onnx_model.vectors import Segment, read_bytes, read_vector, spread
 from pg_distill.rows import canonical
 
 __all__ = [
@@ -80,6 +84,9 @@ SLOW_SECONDS = 0.005
 
 SLOW_NS = 100_000_000
 """From which on a run is guarded whatever it has been timed at: by its cost, which is that of the worst values on a slow core."""
+
+WIDE = 1024
+"""Numbers that the texts of one row become: from there on rows are encoded a run at a time, not all at once."""
 
 FAST_RUNS = 16
 """So many guarded runs of one row in turn, each well below `SLOW_SECONDS`, and rows are run without a guard."""
@@ -171,10 +178,13 @@ def open_session(artifact: bytes, *, threads: int = 1, guard: Guard = NO_GUARD) 
         )
     except runtime_errors as error:
         kind = FeatureNotSupported if "NOT_IMPLEMENTED" in str(error) else InvalidArtifact
+        local = "locale" in str(error)
         newer = re.search(r"IR version: \d+, max supported IR version: (\d+)", str(error))
         hint = None
         if newer is not None:
             hint = f"Save it with an IR version of {newer[1]} or less: model.ir_version = {newer[1]}, onnx.save(model, path)."
+        if local:
+            hint = "The server has no such locale. Export StringNormalizer with the locale C, or C.UTF-8."
         raise kind("model cannot be opened by onnxruntime", detail=first_line(error), hint=hint) from error
     if hasattr(session, "_model_bytes"):
         session._model_bytes = None  # kept only to open the session again on another provider
@@ -227,16 +237,34 @@ class Model:
         doubles = {i for spec in signature.inputs if spec.element != "float32" for i in spec.features}
         self._readers = canonical.json_readers(
             # What is rounded to float32 anyhow needs no reader that does.
-            (f for i, f in enumerate(signature.features) if f.kind == "string" or i in doubles),
+            (
+                f
+                for i, f in enumerate(signature.features)
+                if not f.is_vector and (f.is_string or i in doubles)
+            ),
             types or {},
         )
+        known = types or {}
+        vectors = {
+            f.name: partial(read_vector, f, type_name=known.get(f.name) if i in doubles else None)
+            for i, f in enumerate(signature.features)
+            if f.is_vector
+        }
+        self._readers = {**self._readers, **vectors}
         output = signature.output
+        artifact, readers = cut_texts(artifact, guard.check)
+        if readers:
+            signature = replace(signature, readers={reader.target: reader for reader in readers})
+            self.signature = signature
+        if any(spec.words and spec.name not in signature.readers for spec in signature.inputs):
+            raise ArtifactCorrupted("stored signature of the model is not its file's")
         graph = prune(artifact, [output.name])
         guard.check()
         strings = {spec.name for spec in signature.inputs if spec.element == "string"}
         graph, self._lookups = cut_lookups(graph, strings, guard.check) if strings else (graph, ())
         self._looked_up = {lookup.source for lookup in self._lookups}
         self.words = sum(len(lookup.table) for lookup in self._lookups)
+        self.words += sum(reader.entries for reader in readers)
         self.session = open_session(graph, threads=threads, guard=guard)
         self._outputs = [output.name]
         self._options = ort.RunOptions()
@@ -244,7 +272,10 @@ class Model:
         # The C object does without Python's checks of the feed's names; it is private, hence the fallback.
         self._run: Callable[..., Any] = getattr(getattr(self.session, "_sess", None), "run", self.session.run)
         self._batch = min((i.batch for i in signature.inputs if i.batch is not None), default=None)
-        self._plan = [_Slot(signature, spec) for spec in signature.inputs]
+        self._plan = [
+            _TextSlot(signature, spec, guard.check) if spec.words else _Slot(signature, spec)
+            for spec in signature.inputs
+        ]
         by_name = {slot.spec.name: slot for slot in self._plan}
         self._row_lookups = [_RowLookup(lookup, by_name[lookup.source]) for lookup in self._lookups]
         self._feeds = {name: slot.array for name, slot in by_name.items() if name not in self._looked_up}
@@ -255,6 +286,7 @@ class Model:
             if self._feeds.get(name) is slot.array and slot.is_text
         ]
         straight = tuple(range(len(signature.features)))
+        self._width = signature.cells + sum(f.is_string for f in signature.features)
         self._is_straight = signature.is_numeric and [i.features for i in signature.inputs] == [straight]
         self._is_plain = output.form in ("probabilities", "value")  # nothing left for `decode` to do
         self.is_slow = True
@@ -265,6 +297,7 @@ class Model:
         self.predict_number: Callable[..., float] = self._fastest(
             lambda output: partial(output.item, output.size - 1), lambda answer: float(answer[-1])
         )
+        self.predict_vector = self._fastest_vector(lambda output: partial(output.item, output.size - 1))
         self.predict_position: Callable[..., int] = self._fastest(
             lambda output: cast(Callable[[], int], output.argmax) if output.size > 1 else None,
             lambda answer: int(np.argmax(answer)),
@@ -285,9 +318,9 @@ class Model:
             self._fast_runs = 0
         return result
 
-    def _may_take_long(self, rows: int) -> bool:
+    def _may_take_long(self, rows: int, text_bytes: int = 0) -> bool:
         cost = self.signature.cost
-        return cost is not None and cost.fixed_ns + rows * cost.row_ns > SLOW_NS
+        return cost is not None and cost.ns(rows, text_bytes) > SLOW_NS
 
     # -- one row
 
@@ -353,28 +386,52 @@ class Model:
             slot.fill(slot.pick_mixed(values))
         return self._finish()
 
+    def run_parts(
+        self, numbers: Sequence[Any], strings: Sequence[Any], vectors: Sequence[bytes | None]
+    ) -> FloatArray:
+        """Predict one row given as its other numbers, its strings, and the bytes of its vectors, each in order; None is NULL.
+
+        Returns
+        -------
+        (K,) float64 probabilities, or (1,) the value.
+
+        Raises
+        ------
+        InvalidData, NullNotAllowed, DatatypeMismatch
+            As `run_numbers`, and where a vector is not what the model takes.
+        """
+        row = self.signature.parts(numbers, strings, vectors)
+        for slot in self._plan:
+            slot.fill_parts(row)
+        return self._finish()
+
     def _fill_numbers(self, values: Sequence[Any]) -> None:
-        expected = len(self.signature.features)
+        expected = self._width
         if len(values) != expected:
-            raise InvalidData(f"expected {expected} features, not {len(values)}")
+            raise self._wrong_count(len(values))
         if self._is_straight:
             self._plan[0].fill(values)
             return
         for feature in self.signature.features:
-            if feature.kind == "string":
+            if feature.is_string:
                 raise FeatureNotSupported(
                     f'feature "{feature.name}" is a string, which an array of numbers cannot hold',
                     hint="Pass numbers and strings as two arrays, or the row as jsonb.",
                 )
         for slot in self._plan:
-            slot.fill([values[i] for i in slot.spec.features])
+            slot.fill([values[i] for i in slot.places])
+
+    def _wrong_count(self, given: int) -> InvalidData:
+        what = "numbers, all those of vectors too" if self.signature.has_vectors else "features"
+        return InvalidData(f"expected {self._width} {what}, not {given}")
 
     def _finish(self) -> FloatArray:
         """Run the graph on the buffers."""
         for lookup in self._row_lookups:
             lookup.fill()
+        guarded = self.is_slow
         if self._texts:
-            self._refuse_long_texts()
+            guarded = self._may_take_long(1, self._checked_texts()) or guarded
         try:
             if self._run_bound is not None and self._bound is not None:
                 self._one_run(self._run_bound) if self.is_slow else self._run_bound()
@@ -383,17 +440,18 @@ class Model:
                 raw = self._bound
             else:
                 run = partial(self._run, self._outputs, self._feeds, self._options)
-                raw = np.asarray((self._one_run(run) if self.is_slow else run())[0])
+                raw = np.asarray((self._one_run(run) if guarded else run())[0])
         except runtime_errors as error:
             raise _failed(error) from error
         return cast(FloatArray, decode(self.signature, raw, 1)[0])
 
-    def _refuse_long_texts(self) -> None:
-        """Raise LimitExceeded where the row's strings, which onnxruntime copies, would take too much memory."""
-        longest = TEXT_BYTES_A_CHARACTER * max(len(text) for cells in self._texts for text in cells)
+    def _checked_texts(self) -> int:
+        """Return the bytes of the row's longest string; LimitExceeded where it would take too much memory, or too long."""
+        longest = max(map(_most_bytes, (text for cells in self._texts for text in cells)))
         cost = self.signature.cost
-        if longest > MAX_TEXT_BYTES or (cost is not None and cost.bytes(1, longest) > self._run_bytes):
+        if longest > MAX_TEXT_BYTES or (cost is not None and cost.rows(self._run_bytes, longest) < 1):
             raise _too_long(longest)
+        return longest
 
     def _bind(self) -> Callable[[], None] | None:
         """Bind inputs and output to buffers; None where the graph does not allow it.
@@ -451,6 +509,7 @@ class Model:
 
         first, *looked_up = sorted(self._plan, key=lambda slot: slot.spec.element == "string")
         run, pack, buffer, refuses_nan = self._run_bound, first.pack, first.array, not first.takes_nan
+        checks = [segment.check for segment in first.segments]
         answer = None
         if self._bound is not None and self.signature.output.form != "logits":
             answer = read(self._bound)
@@ -468,6 +527,8 @@ class Model:
                     pack_codes(codes, 0, *[get(value, default) for value in strings[0]])
             except (struct.error, OverflowError, TypeError):
                 return slow(numbers, *strings)  # NULL, a number past float32, or an error to name
+            for check in checks:
+                check()
             if refuses_nan and math.isnan(sum(numbers)):
                 return slow(numbers, *strings)  # NaN, or infinities of both signs
             try:
@@ -478,9 +539,51 @@ class Model:
 
         return fast
 
+    def _fastest_vector(
+        self, read: Callable[[npt.NDArray[Any]], Callable[[], T] | None]
+    ) -> Callable[[Sequence[Any], Sequence[bytes | None]], T] | None:
+        """Return the shortest way from one row's other numbers and its vector's bytes; None where there is none."""
+        answer = None
+        if self._bound is not None and self.signature.output.form != "logits":
+            answer = read(self._bound)
+        run, slot = self._run_bound, self._plan[0]
+        if (
+            run is None
+            or answer is None
+            or len(self._plan) > 1
+            or len(slot.segments) != 1
+            or slot.pack is None
+        ):
+            return None
+        take, check, cells = slot.segments[0].take, slot.segments[0].check, slot.cells
+        places = np.array([place for _, place in slot.singles], np.intp)
+        others, number = len(places), partial(self.run_parts, strings=())
+
+        def fast(numbers: Sequence[Any], vectors: Sequence[bytes | None]) -> T:
+            if len(numbers) != others or len(vectors) != 1 or not slot.takes_nan:
+                number(numbers, vectors=vectors)  # which says what is wrong
+                return answer()
+            if others:
+                try:
+                    with np.errstate(over="ignore"):
+                        cells[places] = numbers
+                except (TypeError, ValueError, OverflowError):
+                    number(numbers, vectors=vectors)
+                    return answer()
+            take(vectors[0])
+            check()
+            try:
+                run()
+            except runtime_errors as error:
+                raise _failed(error) from error
+            return answer()
+
+        return fast
+
     def _is_simple(self, first: _Slot, *others: _Slot) -> bool:
         """Return whether one input takes all numbers in order, and at most one other all strings, which are looked up."""
-        features = [feature for slot in (first, *others) for feature in slot.features]
+        specs = self.signature.features
+        features = [specs[i] for slot in (first, *others) for i in slot.spec.features]
         return tuple(features) == self.signature.numbers_first and (
             not others
             or (len(others) == 1 and others[0].spec.name in self._looked_up and others[0].null is not None)
@@ -505,12 +608,10 @@ class Model:
             As `run_numbers`.
         """
         features = self.signature.features
-        if values.ndim != 2 or values.shape[1] != len(features):
-            raise InvalidData(
-                f"expected {len(features)} features, not {values.shape[-1] if values.ndim else 0}"
-            )
+        if values.ndim != 2 or values.shape[1] != self._width:
+            raise self._wrong_count(values.shape[-1] if values.ndim else 0)
         for feature in features:
-            if feature.kind == "string":
+            if feature.is_string:
                 raise FeatureNotSupported(
                     f'feature "{feature.name}" is a string, which an array of numbers cannot hold'
                 )
@@ -518,8 +619,10 @@ class Model:
         def feeds(rows: slice) -> dict[str, npt.NDArray[Any]]:
             out: dict[str, npt.NDArray[Any]] = {}
             for slot in self._plan:
-                part = values[rows][:, slot.spec.features]
+                part = values[rows][:, slot.places]
                 array = np.empty(part.shape, slot.spec.element)
+                if slot.segments:
+                    slot.check_vectors(part)
                 if slot.plain:
                     with np.errstate(over="ignore", invalid="ignore"):
                         array[...] = part
@@ -543,15 +646,20 @@ class Model:
         UndefinedColumn, DatatypeMismatch, NullNotAllowed, InvalidData
             As `encode`; InvalidData also where the model fails on the rows.
         """
-        feeds = encode(self.signature, frame)
-        longest = (
-            max((_longest(feeds[slot.spec.name]) for slot in self._plan if slot.is_text), default=0)
-            if self._texts
-            else 0
-        )
+        check = self._guard.check
+        if sum(spec.words for spec in self.signature.inputs) > WIDE:
 
-        def part(rows: slice) -> dict[str, npt.NDArray[Any]]:
-            return {name: array[rows] for name, array in feeds.items()}
+            def part(rows: slice) -> dict[str, npt.NDArray[Any]]:
+                return encode(self.signature, frame.take(np.arange(rows.start, rows.stop)), check)
+
+            longest = _longest_of(self.signature, frame) if self._texts else 0
+        else:
+            feeds = encode(self.signature, frame, check)
+            texts = [slot.spec.name for slot in self._plan if slot.is_text]
+            longest = max(map(_longest, (feeds[name] for name in texts)), default=0) if self._texts else 0
+
+            def part(rows: slice) -> dict[str, npt.NDArray[Any]]:
+                return {name: array[rows] for name, array in feeds.items()}
 
         return self._run_batches(len(frame), batch, part, longest, logits=logits)
 
@@ -572,9 +680,8 @@ class Model:
             fed = {name: array for name, array in given.items() if name not in self._looked_up}
             fed |= {lookup.target: lookup.numbers(given[lookup.source]) for lookup in self._lookups}
             try:
-                raw = self._batch_run(
-                    partial(self._run, self._outputs, fed, self._options), rows.stop - start
-                )[0]
+                run = partial(self._run, self._outputs, fed, self._options)
+                raw = self._batch_run(run, rows.stop - start, text_bytes)[0]
             except runtime_errors as error:
                 raise _failed(error) from error
             out[rows] = decode(self.signature, np.asarray(raw), rows.stop - start, logits=logits)
@@ -593,13 +700,13 @@ class Model:
             raise _too_long(text_bytes)
         return rows
 
-    def _batch_run(self, run: Callable[[], T], rows: int) -> T:
+    def _batch_run(self, run: Callable[[], T], rows: int, text_bytes: int) -> T:
         """Make a run of many rows, under the guard where it may take long."""
         each = self._seconds_a_row
         guarded = (
             each is None
             or rows * each > SLOW_SECONDS
-            or self._may_take_long(rows)
+            or self._may_take_long(rows, text_bytes)
             or (rows == 1 and self.is_slow)
         )
         began = perf_counter()
@@ -612,13 +719,26 @@ class Model:
 
 def _longest(array: npt.NDArray[Any]) -> int:
     """Return the bytes that the longest of some strings may have."""
-    return TEXT_BYTES_A_CHARACTER * max(map(len, array.reshape(-1).tolist()), default=0)
+    return max(map(_most_bytes, array.reshape(-1).tolist()), default=0)
+
+
+def _most_bytes(text: str) -> int:
+    """Return how many bytes a string has at most, without a look at its characters."""
+    return len(text) if text.isascii() else TEXT_BYTES_A_CHARACTER * len(text)
+
+
+def _longest_of(signature: Signature, frame: Frame) -> int:
+    """Return the bytes that the longest of a frame's strings may have."""
+    names = [f.name for f in signature.features if f.is_string and f.name in frame.columns]
+    texts = (text for name in names for text in frame.strings(name).categories)
+    return max(map(_most_bytes, texts), default=0)
 
 
 def _too_long(text_bytes: int) -> LimitExceeded:
     return LimitExceeded(
-        f"a string of {text_bytes // TEXT_BYTES_A_CHARACTER} characters is too long for the model",
-        hint="Shorten it, or have an administrator raise the setting predict_memory_mb.",
+        f"a string of up to {text_bytes} bytes is too long for the model",
+        hint="Shorten it in the query: left(column, n). Where it is memory that it takes, an administrator may raise the setting"
+        " predict_memory_mb.",
     )
 
 
@@ -646,8 +766,10 @@ class _Slot:
 
     def __init__(self, signature: Signature, spec: InputSpec) -> None:
         self.spec = spec
-        self.features = tuple(signature.features[i] for i in spec.features)
-        width = len(spec.features)
+        own = tuple(signature.features[i] for i in spec.features)
+        self.features = tuple(f for f in own for _ in range(f.width))
+        """Of each column; of a vector again and again."""
+        width = spec.cells or len(own)
         shape = (1, width) if spec.rank == 2 else (width,)
         self.array: npt.NDArray[Any]
         if spec.element == "string":
@@ -661,15 +783,28 @@ class _Slot:
         encodings = {NULL_STRINGS.get(f.null) for f in self.features}
         self.null = encodings.pop() if len(encodings) == 1 else None
         """What NULL is in an input of strings, where it is the same for all of its features."""
-        self.takes_nan = all(f.null != "error" for f in self.features)
-        self.plain = code is not None and all(f.null == "nan" for f in self.features)
-        names = [f.name for f in self.features]
+        # A vector is looked at as a whole, whatever it takes.
+        self.takes_nan = all(f.null != "error" or f.is_vector for f in own)
+        self.plain = code is not None and all(f.null == "nan" or f.is_vector for f in own)
+        names = [f.name for f in own]
         pick = itemgetter(*names)
         self.pick: Callable[[Mapping[str, Any]], Sequence[Any]] = (
-            pick if width > 1 else lambda row: (pick(row),)
+            spread(own) if spec.cells else pick if width > 1 else lambda row: (pick(row),)
         )
-        order = {feature.name: place for place, feature in enumerate(signature.numbers_first)}
-        places = [order[name] for name in names]
+        starts = signature.starts
+        places = [starts[i] + j for i, f in zip(spec.features, own, strict=True) for j in range(f.width)]
+        self.places = places
+        """Of its columns among all values of a row, `Signature.numbers_first`."""
+        begins = [sum(f.width for f in own[:i]) for i in range(len(own))]
+        self.segments = [
+            Segment(f, self.cells[start : start + f.width])
+            for f, start in zip(own, begins, strict=True)
+            if f.is_vector
+        ]
+        self.singles = [(f, start) for f, start in zip(own, begins, strict=True) if not f.is_vector]
+        self._vectors = [
+            (f, slice(start, start + f.width)) for f, start in zip(own, begins, strict=True) if f.is_vector
+        ]
         together = places == list(range(places[0], places[0] + width))
         self.pick_mixed: Callable[[Sequence[Any]], Sequence[Any]] = (
             itemgetter(slice(places[0], places[0] + width)) if together else itemgetter(*places)
@@ -677,6 +812,36 @@ class _Slot:
 
     def fill(self, values: Sequence[Any]) -> None:
         """Write one row's ``values``."""
+        self._write(values)
+        for segment in self.segments:
+            segment.check()
+
+    def fill_parts(self, row: Mapping[str, Any]) -> None:
+        """Write one row's values by name, vectors as bytes."""
+        if not self.segments:
+            self.fill([row[f.name] for f in self.features])
+            return
+        if self.pack is None:  # of whole numbers, each of which is looked at
+            read = {
+                s.feature.name: read_bytes(s.feature, row[s.feature.name]).tolist() for s in self.segments
+            }
+            self.fill(self.pick({**row, **read}))
+            return
+        for segment in self.segments:
+            segment.take(row[segment.feature.name])
+        for feature, place in self.singles:
+            value = row[feature.name]
+            number = exact_integer(feature, value) if feature.is_string else read_number(feature, value)
+            self.cells[place] = number
+        for segment in self.segments:
+            segment.check()
+
+    def check_vectors(self, values: npt.NDArray[Any]) -> None:
+        """Check the vectors among the columns (n, width) of an input."""
+        for feature, columns in self._vectors:
+            checked_vectors(feature, "float64", values[:, columns])
+
+    def _write(self, values: Sequence[Any]) -> None:
         if self.pack is not None:
             try:
                 if self.takes_nan:
@@ -694,13 +859,34 @@ class _Slot:
             return
         with np.errstate(over="ignore"):
             for position, (feature, value) in enumerate(zip(self.features, values, strict=True)):
-                if feature.kind == "string":
+                if feature.is_string:
                     cells[position] = exact_integer(feature, value)
                     continue
-                number = read_number(feature, value)
+                number = (
+                    canonical.read_number(feature.name, feature.kind, value)
+                    if feature.is_vector
+                    else read_number(feature, value)
+                )
                 if self.pack is None:
                     number = whole_number(feature, element, number)
                 cells[position] = number
+
+
+class _TextSlot(_Slot):
+    """The buffer of what one row's text is read as."""
+
+    def __init__(self, signature: Signature, spec: InputSpec, check: Callable[[], None]) -> None:
+        super().__init__(signature, spec)
+        self.array = np.zeros((1, spec.words), spec.element)
+        self.pack = None
+        self.read = signature.readers[spec.name].read
+        self.check = check
+
+    def fill(self, values: Sequence[Any]) -> None:
+        """Read the text."""
+        (text,) = values
+        text = None if text is None else _string(self.features[0], text)
+        self.array[0] = self.read(text, self.check)
 
 
 def _string(feature: FeatureSpec, value: object) -> str:

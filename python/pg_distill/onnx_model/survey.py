@@ -38,11 +38,31 @@ ELEMENT_TYPES: Mapping[str, int] = {
     "bool": TensorProto.BOOL,
     "string": TensorProto.STRING,
 }
+_READ_OPEN = frozenset(
+    {
+        "Cast",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "LabelEncoder",
+        "Reshape",
+        "Shape",
+        "Squeeze",
+        "TfIdfVectorizer",
+        "Unsqueeze",
+    }
+)
+"""Of a tensor whose size depends on a text these read any number of elements, none too."""
+
 NODE_NS = 2_000.0  # of any node: what onnxruntime spends around it
+NUMBER_BYTES = 32  # of a number as a string
 CELL_BYTES = 32  # of a feature or an output in Python, as float64 and on its way: four copies
 
 # A tensor of no elements is the shape of a single number, and nothing else: these read shapes, or join them.
 _READ_NOTHING = frozenset({"Cast", "Concat", "ConstantOfShape", "Expand", "Identity", "Reshape", "Slice"})
+
+_FETCHES = frozenset({"Gather", "GatherND"})
+"""What they fetch from is as large as it is: an embedding's table of a vocabulary, of which a text takes some rows."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +101,11 @@ class Survey:
         """
         ns, held = Amount(0), Amount(0)
         size, texts, scratch = Amount(0), Amount(0), Amount(0)
-        rows = 1 << 31
+        rows, bytes_ns = 1 << 31, 0
         for step in self._behind(outputs):
             ns, size, texts = ns + step.ns, size + step.bytes, texts + step.texts
-            scratch = Amount(max(scratch.fixed, step.scratch.fixed), max(scratch.a_row, step.scratch.a_row))
+            scratch = _largest([scratch, step.scratch])
+            bytes_ns = max(bytes_ns, step.ns.a_byte + step.ns.a_row_byte)
             if step.is_folded:
                 held = held + step.bytes
             if step.ns.a_row:
@@ -92,8 +113,9 @@ class Survey:
             elif step.ns.fixed > node_ns:
                 rows = 0
         for spec in self.inputs:
-            cells = Amount(0, len(spec.features))
-            size = size + cells * (item_bytes(ELEMENT_TYPES[spec.element]) + CELL_BYTES)
+            cells = Amount(0, spec.columns)
+            copies = item_bytes(ELEMENT_TYPES[spec.element]) if spec.words else CELL_BYTES
+            size = size + cells * (item_bytes(ELEMENT_TYPES[spec.element]) + copies)
             texts = texts + (cells * 2 if spec.element == "string" else 0)
         for name in outputs:
             size = size + self.tensors[name].size * CELL_BYTES
@@ -103,12 +125,14 @@ class Survey:
         return Cost(
             fixed_bytes=size.fixed,
             row_bytes=size.a_row,
-            row_texts=texts.a_row + texts.fixed,
+            row_texts=texts.a_row + texts.fixed + size.a_byte + size.a_row_byte,
             text_bytes=self.text_bytes,
             fixed_ns=ns.fixed,
             row_ns=ns.a_row,
             most_rows=max(rows, 0),
             held_bytes=held.fixed,
+            byte_ns=ns.a_byte + ns.a_row_byte,
+            most_bytes=int(node_ns) // bytes_ns if bytes_ns else 0,
         )
 
     def _behind(self, outputs: Collection[str]) -> Iterable[Step]:
@@ -128,6 +152,8 @@ def survey(
     node_seconds: float,
     open_seconds: float,
     constant_bytes: int,
+    tokens: int | None = None,
+    before: Survey | None = None,
 ) -> Survey:
     """Walk ``graph``, whose nodes are in order and of known operators.
 
@@ -143,6 +169,10 @@ def survey(
         Limit of the time of one node, for one row, on a slow core.
     open_seconds, constant_bytes
         Limits of what is computed of constants where a session is opened: of its time and, initializers included, of its size.
+    tokens
+        Of the text that a transformer reads: the width of each of its inputs.
+    before
+        A walk of the same graph with other ``tokens``: what constants alone make is taken from it.
 
     Raises
     ------
@@ -157,34 +187,46 @@ def survey(
     texts = 0
     held = 0
     for initializer in graph.initializer:
-        tensors[initializer.name] = _initializer(initializer)
+        name = initializer.name
+        tensors[name] = _initializer(initializer) if before is None else before.tensors[name]
         texts = max(texts, *(len(s) for s in initializer.string_data)) if initializer.string_data else texts
         held += math.prod(initializer.dims) * item_bytes(initializer.data_type)
     single = any(spec.batch == 1 for spec in inputs)
     rows = ONE if single else Amount(0, 1)
     for spec in inputs:
-        shape = (rows, Amount(len(spec.features))) if spec.rank == 2 else (rows,)
+        width = Amount(spec.columns if tokens is None else tokens)
+        shape = (rows, width) if spec.rank == 2 else (rows,)
         tensors[spec.name] = Tensor(ELEMENT_TYPES[spec.element], shape)
     steps: list[Step] = []
     opening_ns = 0
-    for node in graph.node:
+    varying = {spec.name for spec in inputs}
+    for position, node in enumerate(graph.node):
+        if before is not None and varying.isdisjoint(node.input):
+            steps.append(before.steps[position])
+            tensors.update((name, before.tensors[name]) for name in node.output if name)
+            continue
+        varying.update(filter(None, node.output))
         step, outputs = step_of(node, tensors, versions)
         tensors.update(zip(node.output, outputs, strict=False))
         steps.append(step)
-        largest = max((t.size.at(1) for t in outputs), default=0)
+        largest = max((t.size.at(1, texts) for t in outputs), default=0)
         what = f'operator "{node.op_type}"'
         if largest > tensor_elements:
             raise LimitExceeded(
                 f"{what} makes a tensor of {largest} elements for one row, limit is {tensor_elements}"
             )
-        if step.ns.at(1) > node_seconds * 1e9:
+        if step.ns.at(1, texts) > node_seconds * 1e9:
             raise LimitExceeded(
                 f"{what} may take {step.ns.at(1) / 1e9:.3g} s for one row, limit is {node_seconds:g} s",
                 hint="Such a model could not be interrupted. Register its predictions as a logged model.",
             )
+        if node.op_type == "Cast" and any(t.element == TensorProto.STRING for t in outputs):
+            texts = max(texts, NUMBER_BYTES)
         if step.is_folded:
             opening_ns += step.ns.fixed
             held += step.bytes.fixed
+        if before is not None:
+            continue
         for attribute in node.attribute:
             if attribute.strings or attribute.s:
                 texts = max(texts, len(attribute.s), *(len(s) for s in attribute.strings), 0)
@@ -195,7 +237,7 @@ def survey(
         )
     if held > constant_bytes:
         raise LimitExceeded(f"model has constants of {held} bytes, limit is {constant_bytes}")
-    return Survey(tensors, steps, tuple(inputs), texts)
+    return Survey(tensors, steps, tuple(inputs), texts if before is None else before.text_bytes)
 
 
 def _initializer(tensor: TensorProto) -> Tensor:
@@ -219,6 +261,8 @@ def step_of(
     for tensor in given:
         if tensor.is_map:
             raise FeatureNotSupported(f"{what} reads dictionaries, which is not supported")
+        if tensor.is_open and node.op_type not in _READ_OPEN:
+            raise FeatureNotSupported(f"{what} reads a tensor whose size depends on the features' values")
         if tensor.is_empty and node.op_type not in _READ_NOTHING:
             raise FeatureNotSupported(f"{what} reads a tensor of no elements, which is not supported")
     call = Call(node, read, versions[domain])
@@ -229,25 +273,41 @@ def step_of(
     for tensor in outputs:
         if tensor.is_empty and not (tensor.values is not None and tensor.rank == 1):
             raise InvalidArtifact(f"{what} makes a tensor of shape {tensor.shape}")
-    sizes = [tensor.size for tensor in (*given, *outputs)]
-    most = Amount(max((s.fixed for s in sizes), default=0), max((s.a_row for s in sizes), default=0))
+    sizes = [tensor.size for tensor in (*(given[1:] if node.op_type in _FETCHES else given), *outputs)]
+    most = _largest(sizes)
     ns = [(NODE_NS, ONE), (rule.ns, most), *call.ns]
     if any(tensor.element == TensorProto.DOUBLE for tensor in given):
         ns += call.ns  # half as many fit in a register
     total = Amount(
         math.ceil(sum(each * count.fixed for each, count in ns)),
         math.ceil(sum(each * count.a_row for each, count in ns)),
+        math.ceil(sum(each * count.a_byte for each, count in ns)),
+        math.ceil(sum(each * count.a_row_byte for each, count in ns)),
     )
-    texts = [tensor.size for tensor in outputs if tensor.element == TensorProto.STRING]
+    strings = [tensor for tensor in outputs if tensor.element == TensorProto.STRING]
+    for tensor in strings:
+        if tensor.is_open and tensor.characters is None:
+            raise FeatureNotSupported(f"{what} makes strings of the words of a text, which is not supported")
+    texts = [tensor.size * tensor.longest for tensor in strings if tensor.characters is None]
     step = Step(
         node,
         total,
-        sum((t.size * _held_bytes(t.element) for t in outputs), Amount(0)),
+        sum((t.size * _held_bytes(t.element) + (t.characters or 0) for t in outputs), Amount(0)),
         sum(texts, Amount(0)),
         sum(call.scratch, Amount(0)),
         not any(tensor.depends or _varies(tensor) for tensor in given),
     )
     return step, outputs
+
+
+def _largest(amounts: Sequence[Amount]) -> Amount:
+    """Return an amount that none of these is above, part by part."""
+    return Amount(
+        max((a.fixed for a in amounts), default=0),
+        max((a.a_row for a in amounts), default=0),
+        max((a.a_byte for a in amounts), default=0),
+        max((a.a_row_byte for a in amounts), default=0),
+    )
 
 
 def _held_bytes(element: int) -> int:

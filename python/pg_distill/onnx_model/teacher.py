@@ -14,6 +14,7 @@ from pg_distill.errors import (
     PgDistillError,
 )
 from pg_distill.frame import FloatArray, Frame
+from pg_distill.onnx_model.cut import cut_texts
 from pg_distill.onnx_model.derive import LOGITS_TOLERANCE
 from pg_distill.onnx_model.nodes import (
     Producers,
@@ -31,6 +32,7 @@ from pg_distill.onnx_model.signature import (
     OutputSpec,
     Signature,
 )
+from pg_distill.onnx_model.text_model import TextModel, open_model
 from pg_distill.onnx_model.values import decode
 
 __all__ = ["PROBABILITY_FLOOR", "TeacherModel", "tree_thresholds"]
@@ -39,7 +41,9 @@ PROBABILITY_FLOOR = 1e-6
 """Clips probabilities before the logarithm where a graph has no logits; float32 resolves no less near 1."""
 
 
-def _with_logits(artifact: bytes, signature: Signature, rows: Frame | None = None) -> Model | None:
+def _with_logits(
+    artifact: bytes, signature: Signature, rows: Frame | None = None
+) -> Model | TextModel | None:
     """Return the model that gives the logits of ``artifact``; None where the graph has none.
 
     The logits are what its last Softmax, Sigmoid or LogSoftmax reads, or the scores of its last ensemble or
@@ -50,13 +54,15 @@ def _with_logits(artifact: bytes, signature: Signature, rows: Frame | None = Non
     if signature.task == "regression" or signature.output.form == "label":
         return None
     if signature.output.form == "logits":
-        return Model(artifact, signature)
+        return open_model(artifact, signature)
     graph = parse(artifact)
     upstream = Producers(graph.graph).upstream(signature.output.name)
     node = next((n for n in upstream if n.op_type in (*_ACTIVATIONS, *_CLASSIFIERS)), None)
     if node is None:
         return None
     frame = rows if rows is not None else synthetic(signature)
+    if signature.max_tokens is not None:
+        frame = frame.take(np.arange(min(len(frame), _TEXTS)))
     outputs = _add_logits(graph, node, len(signature.classes))
     try:  # in one session: that of a large teacher takes seconds to open
         names = dict.fromkeys([signature.output.name, *(o.name for o in outputs)])
@@ -70,10 +76,11 @@ def _with_logits(artifact: bytes, signature: Signature, rows: Frame | None = Non
             if np.allclose(
                 decode(own, found[output.name], len(frame)), expected, rtol=0, atol=LOGITS_TOLERANCE
             ):
-                return Model(graph.SerializeToString(), own)
+                return open_model(graph.SerializeToString(), own)
     return None
 
 
+_TEXTS = 16  # that the logits of a transformer are found on
 _LOGITS_NAME = "pg_distill_logits"
 _ACTIVATIONS = ("Softmax", "Sigmoid", "LogSoftmax")
 _CLASSIFIERS = ("TreeEnsembleClassifier", "LinearClassifier")
@@ -111,20 +118,26 @@ class TeacherModel:
 
     Attributes
     ----------
+    is_text
+        Whether it reads texts, each in a run of its own.
     logits_source
         "graph": the logits inside the graph; "log-probabilities": logarithms of its probabilities, clipped at
         `PROBABILITY_FLOOR`; "values" for regression.
     """
 
     def __init__(self, artifact: bytes, signature: Signature, rows: Frame | None = None) -> None:
+        artifact, readers = cut_texts(artifact)
+        if readers:
+            signature = replace(signature, readers={reader.target: reader for reader in readers})
         self.signature = signature
+        self.is_text = signature.max_tokens is not None
         found = _with_logits(artifact, signature, rows)
         self.logits_source: Literal["graph", "log-probabilities", "values"]
         if found is not None:
             self.logits_source, self._model = "graph", found
         else:
             self.logits_source = "values" if signature.task == "regression" else "log-probabilities"
-            self._model = Model(artifact, signature)
+            self._model = open_model(artifact, signature)
 
     def logits(self, frame: Frame, batch: int = BATCH_ROWS) -> FloatArray:
         """Return (n, K) logits, or (n, 1) values, for the rows of ``frame``.

@@ -6,8 +6,10 @@ import math
 import resource
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,7 @@ from pg_distill.errors import (
     NullNotAllowed,
     PgDistillError,
 )
-from pg_distill.frame import Feature, FloatArray, Frame, Strings
+from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
 from pg_distill.onnx_model.limits import DEFAULT_LIMITS, Limits
 from pg_distill.onnx_model.nodes import (
     SUM_TOLERANCE,
@@ -32,7 +34,10 @@ from pg_distill.onnx_model.signature import (
     Signature,
 )
 
-__all__ = ["peak_bytes", "run_extremes", "trial_run", "try_model"]
+if TYPE_CHECKING:
+    from pg_distill.onnx_model.text_model import TextModel
+
+__all__ = ["check_predictions", "peak_bytes", "run_extremes", "timed", "trial_run", "try_model"]
 
 _ROWS_ALONE = 8  # rows that are predicted alone and in a batch
 _TOGETHER_TOLERANCE = 1e-5  # between a row with some rows and with as many others
@@ -70,7 +75,7 @@ def try_model(model: Model, rows: Frame | None, limits: Limits, before: int) -> 
         batch = rows.take(np.resize(np.arange(len(rows)), size))
         started = time.perf_counter()
         try:
-            _check_predictions(_timed(model, batch, limits), signature)
+            check_predictions(_timed(model, batch, limits), signature)
         except (InvalidData, NullNotAllowed):
             if given:
                 raise
@@ -82,30 +87,32 @@ def try_model(model: Model, rows: Frame | None, limits: Limits, before: int) -> 
     if not given:
         return np.empty((0, signature.width))
     predictions = model.run_frame(rows)
-    _check_predictions(predictions, signature)
+    check_predictions(predictions, signature)
     _check_independence(model, rows, predictions)
     return predictions
 
 
 def _timed(model: Model, rows: Frame, limits: Limits) -> FloatArray:
-    """Return the predictions of ``rows``; LimitExceeded where they take too long, or more memory than there is."""
+    return timed(model, partial(model.run_frame, rows), len(rows), limits)
+
+
+def timed(model: Model | TextModel, run: Callable[[], FloatArray], count: int, limits: Limits) -> FloatArray:
+    """Return what a run of ``count`` rows gives; LimitExceeded where it takes too long, or more memory than there is."""
     timer = threading.Timer(limits.run_seconds, model.terminate)
     timer.start()
     started = time.perf_counter()
     try:
-        predictions = model.run_frame(rows)
+        predictions = run()
     except PgDistillError as error:
         if time.perf_counter() - started >= limits.run_seconds:
-            raise LimitExceeded(f"model takes over {limits.run_seconds} s for {len(rows)} rows") from error
+            raise LimitExceeded(f"model takes over {limits.run_seconds} s for {count} rows") from error
         if "alloc" in (error.detail or ""):
-            raise LimitExceeded(
-                f"model runs out of memory on {len(rows)} rows", detail=error.detail
-            ) from error
+            raise LimitExceeded(f"model runs out of memory on {count} rows", detail=error.detail) from error
         raise
     finally:
         timer.cancel()
     if time.perf_counter() - started >= limits.run_seconds:
-        raise LimitExceeded(f"model takes over {limits.run_seconds} s for {len(rows)} rows")
+        raise LimitExceeded(f"model takes over {limits.run_seconds} s for {count} rows")
     return predictions
 
 
@@ -174,7 +181,6 @@ _EXTREME_TEXTS = (
     "\u202e",
     "\U0010ffff",
     "\x01",
-    "x" * 10_000,
 )
 
 
@@ -182,23 +188,38 @@ _EXTREME_ROWS = 64  # of values drawn for each feature, beside those in which al
 _EXTREME_SECONDS = 2.0  # for the extremes of a slow model
 
 
-def _extremes(signature: Signature) -> Frame:
+def _longest_text(model: Model, limits: Limits) -> int:
+    """Return how many characters an extreme text has: one that the model takes."""
+    cost = model.signature.cost
+    for count in (10_000, 1000, 100):
+        if cost is None or cost.rows(limits.run_bytes, count) >= 1:
+            return count
+    return 10
+
+
+def _extremes(signature: Signature, characters: int) -> Frame:
     """Return rows of extreme values: those in which all features have the same, those of two in turns, and some at random."""
     rng = np.random.default_rng(0)
+    texts = (*_EXTREME_TEXTS, "x" * characters)
     element = {i: spec.element for spec in signature.inputs for i in spec.features}
-    columns: dict[str, FloatArray | Strings] = {}
+    columns: dict[str, Column] = {}
     count = len(_EXTREME_NUMBERS)
     same = np.arange(count)
     for position, spec in enumerate(signature.features):
         # In the second part each feature meets another value than its neighbour: the least number over -1 is a pair of these.
         turned = np.roll(same, position * 7 + 1) if position % 2 else same
         places = np.concatenate([same, turned, rng.integers(0, count, _EXTREME_ROWS)])
-        if spec.kind == "string":
-            columns[spec.name] = Strings.from_values(
-                [_EXTREME_TEXTS[i % len(_EXTREME_TEXTS)] for i in places]
-            )
+        if spec.is_string:
+            columns[spec.name] = Strings.from_values([texts[i % len(texts)][:characters] for i in places])
             continue
         values = np.array(_EXTREME_NUMBERS)[places]
+        if spec.is_vector:
+            # Of finite numbers, as all vectors are; neighbours are others.
+            known = np.clip(np.nan_to_num(values), -3.4e38, 3.4e38).astype(np.float32)
+            if element[position] in ("int64", "int32", "bool"):
+                known = (known > 0).astype(np.float32)
+            columns[spec.name] = np.stack([np.roll(known, 3 * i) for i in range(spec.length)], axis=1)
+            continue
         if element[position] in ("int64", "int32", "bool"):
             low, high = {"int64": (-(2.0**63), 2.0**63 - 1024), "int32": (-(2.0**31), 2.0**31 - 1)}.get(
                 element[position], (0.0, 1.0)
@@ -213,7 +234,7 @@ def _extremes(signature: Signature) -> Frame:
 def run_extremes(model: Model, limits: Limits) -> None:
     """Run rows of extreme values, alone and together. What the model says of them is left to it, an error too."""
     signature = model.signature
-    rows = _extremes(signature)
+    rows = _extremes(signature, _longest_text(model, limits))
     began = time.monotonic()
     for i in range(len(rows)):
         with suppress(InvalidData, NullNotAllowed):
@@ -224,7 +245,9 @@ def run_extremes(model: Model, limits: Limits) -> None:
     together = rows.take(np.arange(min(len(rows), max(int(_EXTREME_SECONDS / max(each, 1e-9)), 1))))
     with suppress(InvalidData, NullNotAllowed):
         _timed(model, together, limits)
-    row = {f.name: "" if f.kind == "string" else 0.0 for f in signature.features}
+    row: dict[str, Any] = {
+        f.name: "" if f.is_string else [0.0] * f.length if f.is_vector else 0.0 for f in signature.features
+    }
     with suppress(InvalidData, NullNotAllowed):
         model.run_row(row)
 
@@ -280,11 +303,15 @@ def _companions(signature: Signature, rows: Frame, chosen: npt.NDArray[np.int64]
         signature.names[i] for spec in signature.inputs if spec.element not in _FLOATS for i in spec.features
     }
     for scale in (1.0, 8.0, -1000.0):
-        columns: dict[str, FloatArray | Strings] = {}
+        columns: dict[str, Column] = {}
         for place, feature in enumerate(rows.features):
             column = rows.columns[feature.name]
             if isinstance(column, Strings):
                 columns[feature.name] = column.take(np.resize(np.roll(np.arange(len(rows)), place), count))
+                continue
+            if column.ndim == 2:
+                few = column[np.resize(np.arange(len(rows)), count)]
+                columns[feature.name] = few if feature.name in narrow else few * column.dtype.type(scale)
                 continue
             known = column[np.isfinite(column)]
             if not len(known):
@@ -298,7 +325,8 @@ def _companions(signature: Signature, rows: Frame, chosen: npt.NDArray[np.int64]
 _FLOATS = ("float32", "float64")
 
 
-def _check_predictions(predictions: FloatArray, signature: Signature) -> None:
+def check_predictions(predictions: FloatArray, signature: Signature) -> None:
+    """Raise InvalidData where predictions are not finite, or are to be probabilities and are none."""
     bad = np.flatnonzero(~np.isfinite(predictions).all(axis=1))
     if len(bad):
         raise InvalidData(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -16,15 +16,17 @@ from pg_distill.errors import (
     NullNotAllowed,
     UndefinedColumn,
 )
-from pg_distill.frame import FloatArray, Frame
+from pg_distill.frame import STRINGS, FloatArray, Frame, VectorArray
 from pg_distill.onnx_model.signature import NULL_STRING, Element, FeatureSpec, Null, Signature
 from pg_distill.rows import canonical
+from pg_distill.rows.vectors import check_finite, wrong_length
 
 __all__ = [
     "INTEGER_RANGE",
     "NULL_STRINGS",
     "PACK",
     "checked",
+    "checked_vectors",
     "decode",
     "encode",
     "null_refused",
@@ -45,8 +47,12 @@ INTEGER_RANGE: Mapping[Element, tuple[float, float]] = {
 }
 
 
-def encode(signature: Signature, frame: Frame) -> dict[str, npt.NDArray[Any]]:
+def encode(
+    signature: Signature, frame: Frame, check: Callable[[], None] = lambda: None
+) -> dict[str, npt.NDArray[Any]]:
     """Return the graph's inputs for the rows of ``frame``, whose columns are found by name.
+
+    ``check`` is called while texts are read, and may raise.
 
     Raises
     ------
@@ -59,15 +65,26 @@ def encode(signature: Signature, frame: Frame) -> dict[str, npt.NDArray[Any]]:
     for feature in signature.features:
         if feature.name not in kinds:
             raise UndefinedColumn(f'column "{feature.name}" does not exist')
-        if (kinds[feature.name] == "string") != (feature.kind == "string"):
+        if (kinds[feature.name] in STRINGS) != feature.is_string or (
+            kinds[feature.name] == "vector"
+        ) != feature.is_vector:
             raise wrong_type(feature, kinds[feature.name])
     feeds: dict[str, npt.NDArray[Any]] = {}
     for spec in signature.inputs:
-        array = np.empty(
-            (len(frame), len(spec.features)), object if spec.element == "string" else spec.element
-        )
-        for position, feature in enumerate(signature.features[i] for i in spec.features):
-            if feature.kind == "string":
+        if spec.words:
+            column = frame.strings(signature.features[spec.features[0]].name)
+            feeds[spec.name] = signature.readers[spec.name].numbers(column, check)
+            continue
+        array = np.empty((len(frame), spec.columns), object if spec.element == "string" else spec.element)
+        position = -1
+        for feature in (signature.features[i] for i in spec.features):
+            position += 1
+            if feature.is_vector:
+                array[:, position : position + feature.length] = checked_vectors(
+                    feature, spec.element, frame.vector(feature.name)
+                )
+                position += feature.length - 1
+            elif feature.is_string:
                 strings = frame.strings(feature.name)
                 if feature.null == "error" and (strings.codes < 0).any():
                     raise null_refused(feature)
@@ -153,6 +170,22 @@ def checked(feature: FeatureSpec, element: Element, column: npt.NDArray[Any]) ->
     if feature.kind == "integer":
         canonical.check_exact(feature.name, column, "pg_catalog.int8")
     return column.astype(element)
+
+
+def checked_vectors(feature: FeatureSpec, element: Element, column: VectorArray) -> npt.NDArray[Any]:
+    """Return a column of vectors as ``element``; raise where they are of another length, not finite, or NULL with no encoding."""
+    if column.shape[1] != feature.length:
+        raise wrong_length(feature.name, column.shape[1], feature.length)
+    check_finite(column, feature.name)
+    if feature.null == "error" and len(column) and np.isnan(column[:, 0]).any():
+        raise null_refused(feature)
+    if element in PACK:
+        with np.errstate(over="ignore"):
+            cells = column.astype(element)
+        if cells.dtype != column.dtype:
+            check_finite(cells, feature.name)  # what float32 does not hold
+        return cells
+    return np.stack([checked(feature, element, cells) for cells in column.T.astype(np.float64)], axis=1)
 
 
 def null_refused(feature: FeatureSpec) -> NullNotAllowed:

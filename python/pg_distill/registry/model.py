@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -15,7 +15,7 @@ from pg_distill.errors import (
 )
 from pg_distill.frame import ModelForm, Task
 from pg_distill.onnx_model.signature import Signature
-from pg_distill.rows.canonical import stored_types
+from pg_distill.rows.canonical import stored_texts, stored_types
 from pg_distill.text import name_fault, printable
 
 __all__ = [
@@ -114,6 +114,8 @@ class Model:
     """Of two classes: the probability from which the last one is named; None: it is named where it is the more probable."""
     types: Mapping[str, str]
     """SQL type of each feature's column, where SQL is to be run over rows of them."""
+    text_columns: Sequence[str] | None = None
+    """Columns of strings that are texts, as whoever registered it said; None: its rows say."""
 
     @property
     def qualified_name(self) -> str:
@@ -161,7 +163,9 @@ def model_of_row(row: Row) -> Model:
         if row[what] is not None:
             said = f'the {what} of model "{row["name"]}:{row["version"]}"'
             row[what] = StoredSql(row[what], row["owner"], said)
-    return Model(signature=signature, types=stored_types(input_schema), **row)
+    return Model(
+        signature=signature, types=stored_types(input_schema), text_columns=stored_texts(input_schema), **row
+    )
 
 
 @dataclass(frozen=True)

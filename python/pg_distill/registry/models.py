@@ -144,6 +144,7 @@ def insert_model(
     figures: Mapping[str, Any],
     teacher_id: str | None = None,
     types: Mapping[str, str] | None = None,
+    text_columns: Sequence[str] | None = None,
     form: ModelForm = "predict",
     threshold: float | None = None,
     class_threshold: float | None = None,
@@ -174,6 +175,8 @@ def insert_model(
     input_schema, output_schema = signature.to_json()
     if types:
         input_schema["types"] = dict(types)
+    if text_columns is not None:
+        input_schema["text_columns"] = list(text_columns)
 
     def insert() -> str:
         lock_names(db, [name])

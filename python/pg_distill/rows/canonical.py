@@ -9,6 +9,8 @@ boolean    bool                                                              flo
 timestamp  date, timestamp (read as UTC), timestamptz                        float64: seconds since 1970 UTC
 string     text, varchar, char(n), name, "char", citext, uuid, enums;        text; char(n) without its padding
            integers beyond 2**53, as their digits
+vector     float4[], float8[], pgvector's vector and halfvec                 (length,) float32, float64 for float8[]; NaN
+                                                                            throughout for NULL
 =========  ================================================================  ===================================
 
 A domain is its base type. A row comes as columns of a query (`to_canonical`), as JSON (`read_number`, `json_readers`), or as
@@ -36,7 +38,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pg_distill.errors import ArtifactCorrupted, DatatypeMismatch, InvalidData, ValueOutOfRange
-from pg_distill.frame import Column, FloatArray, Frame, Kind, Strings
+from pg_distill.frame import STRINGS, Column, FloatArray, Frame, Kind, Strings, VectorArray
 from pg_distill.quoting import array_text, number_array_text, quote_identifier, quote_literal
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "constant_sql",
     "decode_row",
     "from_canonical",
+    "is_single",
     "is_whole",
     "json_readers",
     "label_text",
@@ -58,8 +61,10 @@ __all__ = [
     "one_text_for_equal_numbers",
     "read_number",
     "rows_sql",
+    "stored_texts",
     "stored_types",
     "to_canonical",
+    "vector_text",
 ]
 
 EXACT = 2.0**53
@@ -88,7 +93,13 @@ _KINDS: Mapping[str, Kind] = {
     "citext": "string",
     "uuid": "string",
     "enum": "string",
+    "_float4": "vector",
+    "_float8": "vector",
+    "vector": "vector",
+    "halfvec": "vector",
 }
+
+_PGVECTOR = ("vector", "halfvec", "sparsevec")
 
 # What to write in the sample's query for a column {c} of a type that no model takes.
 _ADVICE: Mapping[str, str] = {
@@ -102,9 +113,9 @@ _ADVICE: Mapping[str, str] = {
     "point": "{c}[0] and {c}[1]",
     "oid": "{c}::bigint",
     "tsvector": "the text that it was made of",
-    "vector": "({c}::real[])[1], ({c}::real[])[2] and so on, a column for each number",
+    "sparsevec": "{c}::vector",
     "hstore": "{c}->'key'",
-    "array": "{c}[1], {c}[2] and so on, a column for each element",
+    "array": "{c}::real[] where it is as many numbers in each row, else {c}[1], {c}[2] and so on, a column for each element",
     "range": "lower({c}) and upper({c})",
     "multirange": "lower({c}) and upper({c})",
     "composite": "({c}).field",
@@ -154,7 +165,7 @@ class SqlType:
         by_category = {"A": "array"}.get(row["category"])
         by_type = {"e": "enum", "c": "composite", "r": "range", "m": "multirange", "p": "pseudo"}
         base = row["name"]
-        if row["type"] in by_type or not (own or base in ("citext", "hstore", "vector")):
+        if row["type"] in by_type or not (own or base in ("citext", "hstore", *_PGVECTOR)):
             base = by_type.get(row["type"], by_category or "")
         elif by_category and base not in _KINDS:
             base = by_category
@@ -236,6 +247,22 @@ def stored_types(input_schema: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def stored_texts(input_schema: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the columns of strings that whoever registered a model said are texts; None where nobody said.
+
+    Raises
+    ------
+    ArtifactCorrupted
+        One is no name.
+    """
+    names = input_schema.get("text_columns")
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ArtifactCorrupted("stored text columns of the model are not names")
+    return tuple(names)
+
+
 _BASE = re.compile(r'pg_catalog\."?([a-z0-9_]+)"?(?:\(.*\))?')
 
 
@@ -257,7 +284,14 @@ def is_whole(name: str | None) -> bool:
 # -- from SQL
 
 
-def to_canonical(column: str, kind: Kind, sql_type: SqlType | None = None, as_type: str | None = None) -> str:
+def to_canonical(
+    column: str,
+    kind: Kind,
+    sql_type: SqlType | None = None,
+    as_type: str | None = None,
+    *,
+    null: float = math.nan,
+) -> str:
     """Return SQL for a column in canonical form: float8, NULL as NaN; or text, NULL as NULL.
 
     Parameters
@@ -268,19 +302,36 @@ def to_canonical(column: str, kind: Kind, sql_type: SqlType | None = None, as_ty
         Its type, where it is known: an integer that is read as a string is its digits.
     as_type
         The type that the model has stored for it: what is char(n) there has no padding here.
+    null
+        What NULL becomes, where it is to be told from NaN.
     """
-    if kind == "string":
+    if kind in STRINGS:
         base = sql_type.base if sql_type is not None else ""
         if base == "numeric":
             column = f"pg_catalog.trim_scale({column})"
         text = f"({column})::pg_catalog.text"
         padded = base_of(as_type) == "bpchar" and base != "bpchar"
         return f"pg_catalog.rtrim({text}, ' '::pg_catalog.text)" if padded else text
+    if kind == "vector":
+        return _array_of_vector(column, sql_type, as_type)
     if kind == "boolean":
         column = f"({column})::pg_catalog.int4"
     elif kind == "timestamp":
         column = f"pg_catalog.date_part('epoch', {column})"
-    return f"COALESCE(({column})::pg_catalog.float8, 'NaN'::pg_catalog.float8)"
+    number = "NaN" if math.isnan(null) else repr(null)
+    return f"COALESCE(({column})::pg_catalog.float8, '{number}'::pg_catalog.float8)"
+
+
+def is_single(name: str | None) -> bool:
+    """Return whether a stored type is one of vectors in single precision or less: of all but float8[]."""
+    return base_of(name) != "_float8"
+
+
+def _array_of_vector(column: str, sql_type: SqlType | None, as_type: str | None) -> str:
+    base = sql_type.base if sql_type is not None else ""
+    if base == "_float8" and as_type is not None and is_single(as_type):
+        base = ""
+    return column if base in ("_float4", "_float8") else f"({column})::pg_catalog._float4"
 
 
 def label_text(column: str, sql_type: SqlType) -> str | None:
@@ -395,6 +446,8 @@ class _Named(Protocol):
     def name(self) -> str: ...
     @property
     def kind(self) -> Kind: ...
+    @property
+    def is_string(self) -> bool: ...
 
 
 _SPECIAL_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -514,9 +567,9 @@ def json_readers(features: Iterable[_Named], types: Mapping[str, str]) -> Mappin
     found: dict[str, Callable[[Any], Any]] = {}
     for feature in features:
         base = base_of(types.get(feature.name))
-        if feature.kind == "string" and base == "bpchar":
+        if feature.is_string and base == "bpchar":
             found[feature.name] = _without_padding
-        elif feature.kind == "string" and base in ("int2", "int4", "int8", "numeric"):
+        elif feature.is_string and base in ("int2", "int4", "int8", "numeric"):
             found[feature.name] = _digits
         elif base == "float4":
             found[feature.name] = _single
@@ -557,6 +610,7 @@ _DEFAULT: Mapping[Kind, str] = {
     "integer": "pg_catalog.int8",
     "timestamp": "pg_catalog.timestamp",
     "number": "pg_catalog.float8",
+    "vector": "pg_catalog._float4",
 }
 
 
@@ -564,6 +618,8 @@ def from_canonical(column: str, kind: Kind, type_name: str | None) -> str:
     """Return SQL of a canonical value in its stored type; ``column`` is SQL of what `rows_sql` sends."""
     name = type_name if type_name is not None else _DEFAULT[kind]
     base = base_of(name)
+    if kind == "vector":
+        return f"{column}::pg_catalog.{base or '_float4'}{'' if base else f'::{name}'}"
     if kind == "boolean":
         return f"({column} OPERATOR(pg_catalog.<>) '0'::pg_catalog.float8)::{name}"
     if kind == "timestamp":
@@ -591,7 +647,7 @@ def from_canonical(column: str, kind: Kind, type_name: str | None) -> str:
 
 def _element(kind: Kind, type_name: str | None) -> str:
     """Return the type in which a column is sent: float8 would round a numeric to 15 digits."""
-    if kind == "string":
+    if kind in STRINGS or kind == "vector":  # unnest would take arrays of arrays apart
         return "text"
     return "numeric" if base_of(type_name) == "numeric" else "float8"
 
@@ -615,9 +671,16 @@ def rows_sql(features: Iterable[_Named], types: Mapping[str, str], frame: Frame)
     )
 
 
+def vector_text(numbers: VectorArray) -> str | None:
+    """Write a vector as the server reads an array from a text; None for NULL."""
+    return None if np.isnan(numbers).all() else f"{{{','.join(map(repr, numbers.tolist()))}}}"
+
+
 def _array(column: Column) -> str:
     if isinstance(column, Strings):
         return array_text(column.to_objects())
+    if column.ndim == 2:
+        return array_text(np.array([vector_text(row) for row in column], object))
     return number_array_text(column.tolist())
 
 
@@ -629,6 +692,8 @@ def constant_sql(feature: _Named, types: Mapping[str, str], column: Column, posi
     element = f"pg_catalog.{_element(feature.kind, types.get(feature.name))}"
     if isinstance(column, Strings):
         text = column.to_objects()[position]
+    elif column.ndim == 2:
+        text = vector_text(column[position])
     else:
         number = float(column[position])
         text = None if math.isnan(number) else repr(number)

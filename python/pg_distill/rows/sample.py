@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pg_distill.database.protocol import Database
 from pg_distill.errors import DatatypeMismatch, InvalidData
-from pg_distill.frame import Column, Feature, FloatArray, Frame, Kind, Strings
+from pg_distill.frame import STRINGS, Column, Feature, FloatArray, Frame, Kind, Strings
 from pg_distill.quoting import quote_identifier
 from pg_distill.rows.canonical import (
     SqlType,
@@ -25,7 +25,15 @@ from pg_distill.rows.canonical import (
     number_text,
     one_text_for_equal_numbers,
 )
-from pg_distill.rows.fetch import MAX_TEXT_BYTES, bytes_of, fetch, hash_of, identity_hash, refuse_texts
+from pg_distill.rows.fetch import (
+    MAX_TEXT_BYTES,
+    Fetched,
+    bytes_of,
+    fetch,
+    hash_of,
+    identity_hash,
+    refuse_texts,
+)
 from pg_distill.rows.learned import Identity, Learned
 from pg_distill.rows.source import Source, identity_columns, numbers_of
 from pg_distill.rows.split import (
@@ -73,6 +81,11 @@ class Label:
     values: Column
     texts: Strings | None
     sql_type: SqlType
+
+    def take(self, rows: npt.NDArray[Any]) -> Label:
+        """Return the label of some rows."""
+        values = self.values.take(rows) if isinstance(self.values, Strings) else self.values[rows]
+        return Label(values, None if self.texts is None else self.texts.take(rows), self.sql_type)
 
     def names(self) -> list[str]:
         """Return the texts that occur, in the order of their values."""
@@ -170,7 +183,7 @@ class Sample:
 def _has(source: Source, identity: Identity) -> bool:
     """Whether ``source`` has the columns of ``identity``, of their kinds."""
     return all(
-        name in source.kinds and (source.kinds[name] == "string") == strings for name, strings in identity
+        name in source.kinds and (source.kinds[name] in STRINGS) == strings for name, strings in identity
     )
 
 
@@ -198,7 +211,7 @@ _LABEL_TEXT, _GROUP = object(), object()
 def _label_wanted(source: Source, label: str | None, texts: bool) -> dict[Any, tuple[str, Kind]]:
     if label is None:
         return {}
-    wanted: dict[Any, tuple[str, Kind]] = {label: (source.canonical(label), source.kind(label))}
+    wanted: dict[Any, tuple[str, Kind]] = {label: source.single(label)}
     text = label_text(f"s.{quote_identifier(label)}", source.columns[label])
     if texts and text is not None and source.kind(label) != "string":
         wanted[_LABEL_TEXT] = text, "string"
@@ -249,7 +262,7 @@ def draw_identified(
     identities: Sequence[Identity] = (),
 ) -> tuple[Frame, Label | None, dict[str, Column], dict[Identity, IntArray], npt.NDArray[Any] | None]:
     """Draw rows as `draw_rows` does, with the hashes by which they are known, of columns that there are, and their groups."""
-    wanted = _label_wanted(source, label, True) | {c: (source.canonical(c), source.kind(c)) for c in extra}
+    wanted = _label_wanted(source, label, True) | {c: source.single(c) for c in extra}
     if group_column is not None:
         wanted[_GROUP] = source.group(group_column)
     where = f" WHERE s.{quote_identifier(label)} IS NOT NULL" if label else ""
@@ -268,7 +281,7 @@ def draw_with_rows(
     db: Database, source: Source, features: Sequence[Feature], extra: str, *, limit: int
 ) -> tuple[Frame, Column, Sequence[str]]:
     """Draw rows, one more column of them, and each of them as the text of to_jsonb."""
-    wanted = {extra: (source.canonical(extra), source.kind(extra))}
+    wanted = {extra: source.single(extra)}
     found = fetch(db, source, features, wanted, where="", seed=0, limit=limit, with_rows=True)
     columns = {f.name: found.columns[f.name] for f in features}
     return Frame(tuple(features), columns), found.columns[extra], found.rows
@@ -306,7 +319,7 @@ def draw_sample(
         Too few rows for a split.
     """
     others = [*extra, *([time_column] if time_column is not None else [])]
-    wanted: dict[Any, tuple[str, Kind]] = {c: (source.canonical(c), source.kind(c)) for c in others}
+    wanted: dict[Any, tuple[str, Kind]] = {c: source.single(c) for c in others}
     wanted |= _label_wanted(source, label, label_texts)
     if group_column is not None:
         wanted[_GROUP] = source.group(group_column)
@@ -316,7 +329,7 @@ def draw_sample(
     cells = [(source.canonical(f.name), f.kind) for f in features] + list(wanted.values())
     # Of a few rows, by chance: to read all long texts takes longer than to draw some.
     by_chance = f"pg_catalog.random() OPERATOR(pg_catalog.<) '{LOOKED_AT}'::pg_catalog.float8"
-    texts = bytes_of([sql for sql, kind in cells if kind == "string"], by_chance)
+    texts = bytes_of([sql for sql, kind in cells if kind in STRINGS], by_chance)
     counts = db.caged(
         [source.query],
         lambda: db.query_once(
@@ -335,8 +348,10 @@ def draw_sample(
         wheres.append(f" WHERE {labelled} IS NULL")
     asked = {identity_columns(features), *identities, *([teacher.identity] if teacher is not None else [])}
     hashed = sorted(identity for identity in asked if _has(source, identity))
-    parts = [
-        fetch(
+    parts: list[Fetched] = []
+    lengths: dict[Any, int] = {}
+    for where in wheres:
+        found = fetch(
             db,
             source,
             features,
@@ -346,9 +361,11 @@ def draw_sample(
             limit=max_rows,
             with_rows=with_rows,
             identities=hashed,
+            lengths=lengths,
         )
-        for where in wheres
-    ]
+        if len(found.hashes):
+            lengths = {name: c.shape[1] for name, c in found.columns.items() if np.ndim(c) == 2}  # type: ignore[union-attr,arg-type]
+        parts.append(found)
     hashes = np.concatenate([p.hashes for p in parts])
     columns = {c: _concat([p.columns[c] for p in parts]) for c in parts[0].columns}
     n = len(parts[0].hashes)
@@ -415,7 +432,13 @@ def draw_sample(
 
 
 def _concat(columns: Sequence[Column]) -> Column:
-    feature = Feature("", "string" if isinstance(columns[0], Strings) else "number")
+    if isinstance(columns[0], Strings):
+        kind: Kind = "string"
+    else:
+        kind = "vector" if columns[0].ndim == 2 else "number"
+        if len(columns) == 2 and kind == "vector":
+            columns = [c for c in columns if len(c)] or columns[:1]
+    feature = Feature("", kind)
     return Frame.concat([Frame((feature,), {"": c}) for c in columns]).columns[""]
 
 

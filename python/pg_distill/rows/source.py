@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.database.protocol import Database
-from pg_distill.errors import InvalidData, InvalidState, UndefinedColumn
+from pg_distill.errors import DatatypeMismatch, InvalidData, InvalidState, UndefinedColumn
 from pg_distill.frame import Feature, Frame, Kind
 from pg_distill.quoting import quote_identifier
 from pg_distill.rows.canonical import (
@@ -26,6 +28,8 @@ from pg_distill.rows.canonical import (
 from pg_distill.rows.learned import Identity, identity_of
 
 __all__ = [
+    "NO_ANSWER",
+    "NamedColumn",
     "Source",
     "check_columns",
     "identity_columns",
@@ -34,6 +38,10 @@ __all__ = [
     "numbers_of",
     "resolve_source",
 ]
+
+
+NO_ANSWER = -sys.float_info.max
+"""NULL in a log, where NaN is an answer, if a bad one: no probability, and no value that anybody predicts."""
 
 
 class NamedColumn(Protocol):
@@ -47,6 +55,10 @@ class NamedColumn(Protocol):
     def kind(self) -> Kind:
         """The column's kind."""
 
+    @property
+    def is_string(self) -> bool:
+        """Whether its values are strings, not numbers."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -58,6 +70,8 @@ class Source:
     query: str
     columns: Mapping[str, SqlType]
     as_text: frozenset[str] = frozenset()
+    answers: frozenset[str] = frozenset()
+    """Columns of numbers whose NULL is `NO_ANSWER`, not NaN."""
 
     @cached_property
     def kinds(self) -> Mapping[str, Kind]:
@@ -77,9 +91,20 @@ class Source:
                 detail=f"The sample has the columns {', '.join(self.columns) or '(none)'}.",
             )
         found = self.columns[column]
+        if column in self.as_text:
+            return "string"
         if found.kind is None:
             raise found.refusal(column)
-        return "string" if column in self.as_text else found.kind
+        return found.kind
+
+    def single(self, column: str) -> tuple[str, Kind]:
+        """Return canonical SQL and kind of ``column``; DatatypeMismatch where it holds vectors, and not single values."""
+        kind = self.kind(column)
+        if kind == "vector":
+            raise DatatypeMismatch(
+                f'column "{column}" is of type {self.shown(column)}, where a single value is needed'
+            )
+        return self.canonical(column), kind
 
     def shown(self, column: str) -> str:
         """Return the type of ``column`` as PostgreSQL shows it."""
@@ -87,11 +112,14 @@ class Source:
 
     def canonical(self, column: str, as_type: str | None = None) -> str:
         """Return SQL of ``column`` in canonical form, over rows ``s``; as a model reads it that has ``as_type`` stored."""
-        return to_canonical(f"s.{quote_identifier(column)}", self.kind(column), self.columns[column], as_type)
+        null = NO_ANSWER if column in self.answers else math.nan
+        return to_canonical(
+            f"s.{quote_identifier(column)}", self.kind(column), self.columns[column], as_type, null=null
+        )
 
     def group(self, column: str) -> tuple[str, Kind]:
         """Return SQL and kind of a column by which rows are grouped: whole numbers as their digits, whatever their size."""
-        kind = self.kind(column)  # first: it names a column that is missing
+        _, kind = self.single(column)  # first: it names a column that is missing
         sql_type = self.columns[column]
         if sql_type.base in ("int8", "numeric"):
             kind = "string"
@@ -99,11 +127,19 @@ class Source:
 
     def read_as(self, features: Iterable[NamedColumn]) -> Source:
         """Return the source with columns of integers as strings where a model takes them so."""
-        strings = {f.name for f in features if f.kind == "string"}
+        strings = {f.name for f in features if f.is_string}
         numbers = {
             name for name, found in self.columns.items() if found.base in ("int2", "int4", "int8", "numeric")
         }
         return replace(self, as_text=frozenset(strings & numbers))
+
+    def with_answers(self, columns: Iterable[str]) -> Source:
+        """Return the source with NULL in these columns told from NaN."""
+        return replace(self, answers=self.answers | frozenset(columns))
+
+    def with_texts(self, columns: Iterable[str]) -> Source:
+        """Return the source with these columns, too, as their texts."""
+        return replace(self, as_text=self.as_text | frozenset(columns))
 
     def rows_as_json(self) -> str:
         """Return SQL of the row ``s`` as jsonb; of char(n) without the padding, as predict and class names have it."""
@@ -212,7 +248,7 @@ def lost_microseconds(db: Database, source: Source, frame: Frame) -> Mapping[str
 
 def identity_columns(features: Sequence[NamedColumn]) -> Identity:
     """Return the columns by which rows of ``features`` are known."""
-    return identity_of([(f.name, f.kind == "string") for f in features])
+    return identity_of([(f.name, f.is_string) for f in features])
 
 
 def numbers_of(value: bytes | None, dtype: str) -> npt.NDArray[Any]:

@@ -44,7 +44,7 @@ def split_times(column: Column, groups: npt.NDArray[Any] | None) -> FloatArray:
     """Return the time by which each row is put on its side: its own, or that of the newest row of its group."""
     assert not isinstance(column, Strings)
     if groups is None or not len(column):
-        return column
+        return np.asarray(column, np.float64)
     _, group = np.unique(groups, return_inverse=True)
     newest = np.full(group.max() + 1, -np.inf)
     np.maximum.at(newest, group, column)

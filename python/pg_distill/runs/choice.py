@@ -13,6 +13,7 @@ from pg_distill.frame import ModelForm
 from pg_distill.measure import confidence, metrics, pareto
 from pg_distill.registry.model import Model
 from pg_distill.serving.timing import Timing
+from pg_distill.students.expression import form
 
 __all__ = [
     "CHOSEN",
@@ -30,7 +31,7 @@ __all__ = [
     "stands_in",
 ]
 
-MAX_SQL_FORMS = 4  # students in SQL form that are timed in queries
+MAX_SQL_FORMS = 6  # students in SQL form that are timed in queries
 MAX_TIMED = 8  # candidates of the search's frontier that are timed in the backend
 KNEE_LIFT = 0.98  # of the lift over the majority that the answer has: the fastest student that keeps it is at the knee
 ALWAYS_TIMED = 3  # of these, the best within the target
@@ -99,23 +100,26 @@ def predict_name(member: Model) -> str:
     return f"{member.id} predict"
 
 
-def sql_forms(trials: Sequence[Trial]) -> list[Trial]:
+def sql_forms(trials: Sequence[Trial], *, pgvector: bool) -> list[Trial]:
     """Return candidates in SQL form as candidates of their own, thinned out where they are many.
 
     Of those that have an expression, the ones that no other beats at once in its length, on which planning and roughly
-    execution depend, and on the select rows: what is fast as SQL (a single tree) need not be so as a graph.
+    execution depend, and on the select rows: what is fast as SQL (a single tree) need not be so as a graph. ``pgvector`` tells
+    whether the database has it.
     """
     known, points = [], []
     for t in trials:
         if t.artifact is not None and t.expression and t.select_accuracy is not None:
-            known.append(t)
-            points.append((float(len(t.expression)), t.select_accuracy))
+            written = (pgvector and form(t.expression, vectors=True)) or form(t.expression, vectors=False)
+            if written:
+                known.append(t)
+                points.append((float(len(written)), t.select_accuracy))
+    order = sorted(range(len(known)), key=lambda i: (points[i][0], known[i].number))
     best = [
-        t
-        for i, t in enumerate(known)
+        known[i]
+        for i in order
         if not any(pareto.dominates(p, points[i]) for p in points) and points[i] not in points[:i]
     ]
-    best.sort(key=lambda t: (len(t.expression or ""), t.number))
     if len(best) > MAX_SQL_FORMS:
         best = [best[round(i)] for i in np.linspace(0, len(best) - 1, MAX_SQL_FORMS)]
     first = 1 + max((t.number for t in trials), default=0)

@@ -155,6 +155,7 @@ def run_and_candidates(
         "trained_on": material.trained_on.query if material.trained_on is not None else None,
         "student_name": student_name,
         "families": list(options.student_families),
+        "text_columns": list(material.reading.texts),
     }
     row = {
         "run_id": run.id,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pg_distill.child.messages import Trial
 from pg_distill.child.trainer import Trainer
-from pg_distill.database.lexer import exact
+from pg_distill.database.pgvector import pgvector_schema
 from pg_distill.database.protocol import Database
 from pg_distill.frame import Frame
 from pg_distill.onnx_model.signature import Signature
@@ -19,6 +19,7 @@ from pg_distill.runs.material import Material
 from pg_distill.runs.options import Options
 from pg_distill.runs.progress import latency_seconds
 from pg_distill.serving import approval, predict
+from pg_distill.serving.sql_forms import expression_of
 from pg_distill.serving.timing import (
     Timing,
     contender_for,
@@ -74,10 +75,11 @@ def fits(member: Model, teacher: Model, rows: Frame) -> bool:
 def sql_forms_of(db: Database, trials: Sequence[Trial], material: Material) -> list[Trial]:
     """Return candidates in SQL form, each with the latency of a statement that holds it."""
     forms = []
-    for trial in choice.sql_forms(trials):
+    pgvector = pgvector_schema(db)
+    for trial in choice.sql_forms(trials, pgvector=pgvector is not None):
         assert trial.signature is not None
         assert trial.expression is not None
-        expression, rows = exact(trial.expression), material.timing_rows
+        expression, rows = expression_of(trial.expression, pgvector), material.timing_rows
         took = statement_latency_ms(db, expression, trial.signature, material.source.types, rows)
         forms.append(replace(trial, statement_latency_ms=took))
     return forms
@@ -229,11 +231,12 @@ def time_all(
     if teacher.kind == "sql" and teacher.task != "regression":  # what a cascade asks
         asked = predict_contender(teacher.qualified_name, teacher.signature)
         contenders[choice.predict_name(teacher)] = replace(asked, name=choice.predict_name(teacher))
+    pgvector = pgvector_schema(db)
     for t in finalists:
-        if t.form == "sql" and t.signature is not None:
+        if t.form == "sql" and t.signature is not None and t.expression is not None:
             name = choice.offer_name(t.number)
             types = material.source.types
-            contenders[name] = sql_contender(name, exact(t.expression), t.signature, types)
+            contenders[name] = sql_contender(name, expression_of(t.expression, pgvector), t.signature, types)
     with predict.offer(db, offered, behind) as opened_ms:
         timings = measure_latency(
             db,

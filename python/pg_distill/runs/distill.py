@@ -122,6 +122,9 @@ def _distill(
             identities=identities_of_family(db, teacher),
         )
     clock.say(f'distilling "{teacher.qualified_name}": {material.counts_text}')
+    if material.reading.notice is not None:
+        clock.say(material.reading.notice)
+    clock.warn(material.warnings)
 
     # Label, in the child: it holds the rows from here on.
     clock.enter("label")

@@ -30,13 +30,14 @@ from pg_distill.runs.distill import identities_of_family, known_to_registered
 from pg_distill.runs.material import prepare
 from pg_distill.runs.options import Options
 from pg_distill.serving.approval import trainer_limits
-from pg_distill.serving.sql_models import check_outputs, label_by_sql, logged_columns, logged_outputs
+from pg_distill.serving.sql_models import label_by_sql, logged_columns
 from pg_distill.serving.timing import (
     Timing,
     contender_for,
     measure_latency,
     predict_contender,
 )
+from pg_distill.teachers import logged
 from pg_distill.teachers.labels import positions
 
 __all__ = ["MAX_REMEASURED", "FreshFigures", "Rows", "fresh_rows", "learned_of", "measure_on", "unlearned"]
@@ -158,21 +159,22 @@ def fresh_rows(
     source = resolve_source(db, runs.sample_of(db, model, sample)).read_as(teacher.signature.features)
     if label is None and model.label in source.types:
         label = model.label
-    logged = logged_columns(teacher) if teacher.kind == "logged" else []
+    columns = logged_columns(teacher) if teacher.kind == "logged" else []
+    source = logged.read_logged(source, columns, label)
     features = check_columns(source, teacher.signature.names)
     # What the model's run kept on one side is told apart by the same columns, where the rows have them.
     by_group, by_time = (
         column if column is not None and column in source.kinds else None
         for column in ((learned.group_column, learned.time_column) if learned is not None else (None, None))
     )
-    if by_time is not None and source.kinds[by_time] == "string":
+    if by_time is not None and source.kinds[by_time] in ("string", "vector"):
         by_time = None
     frame, labels, extra, identities, groups = draw_identified(
         db,
         source,
         features,
         label=label,
-        extra=[*logged, *([by_time] if by_time is not None else [])],
+        extra=[*columns, *([by_time] if by_time is not None else [])],
         seed=seed,
         limit=max_rows,
         group_column=by_group,
@@ -194,12 +196,12 @@ def fresh_rows(
     else:
         y = np.full(len(frame), math.nan) if teacher.task == "regression" else np.full(len(frame), -1)
         metric = "agreement"
-    outputs = None
-    if logged:
-        raw = logged_outputs(extra, logged)
-        outputs = check_outputs(raw, teacher.task, teacher.signature.classes, frame)
     assert metric is not None
-    return Rows(frame, y, None, outputs, metric, seed, outside)
+    if not columns:
+        return Rows(frame, y, None, None, metric, seed, outside)
+    answers = logged.read_answers(extra, columns, source, teacher.task, teacher.signature.classes, frame)
+    rows = Rows(frame, y, None, answers.outputs, metric, seed, outside)
+    return rows if answers.given.all() else rows.take(np.flatnonzero(answers.given))
 
 
 def measure_on(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,14 +19,17 @@ from pg_distill.registry.model import Model
 from pg_distill.rows.learned import Digest, Identity, Learned, are_enough
 from pg_distill.rows.sample import Sample, draw_sample
 from pg_distill.rows.source import Source, check_columns, identity_columns, resolve_source
-from pg_distill.rows.split import FIT, SELECT, SPLIT_NAMES, TEST, UNLABELLED
+from pg_distill.rows.split import FIT, LEFT_OUT, SELECT, SPLIT_NAMES, TEST, UNLABELLED
 from pg_distill.runs.options import Options
-from pg_distill.serving.sql_models import check_outputs, logged_columns, logged_outputs
+from pg_distill.serving.sql_models import logged_columns
+from pg_distill.teachers import logged
 from pg_distill.teachers.labels import positions
+from pg_distill.teachers.reading import Reading, read_strings
 
 __all__ = ["Material", "prepare"]
 
 LATENCY_ROWS = 2000  # test rows that calls are timed on
+LEAST_ROWS = 10  # of a split; what the sample was drawn with, less what a log has no answer for
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Material:
     y: npt.NDArray[Any]
     weights: FloatArray | None
     outputs: FloatArray | None
+    warnings: Sequence[str]
+    reading: Reading
 
     options: Options
     task: Task
@@ -96,6 +101,10 @@ class Material:
         """Raise InvalidData where the metric is not defined on the rows of a split."""
         for part in (FIT, SELECT, TEST):
             rows = self.sample.split == part
+            if rows.sum() < LEAST_ROWS:
+                raise InvalidData(
+                    f"the teacher has answered {rows.sum()} rows of {SPLIT_NAMES[part]}, where {LEAST_ROWS} are needed"
+                )
             if self.weights is not None and not self.weights[rows].any():
                 raise InvalidData(f"every weight of the {rows.sum()} {SPLIT_NAMES[part]} rows is 0")
             if metrics.ranks(self.metric) and len(np.unique(self.y[rows])) < 2:
@@ -132,6 +141,11 @@ class Material:
         if self.trained_on is None:
             said.append("rows that the teacher was trained on are not named")
         return "; " + "; ".join(said) if said else ""
+
+
+def missing_of(task: Task, y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return which rows have no label."""
+    return np.asarray(np.isnan(y) if task == "regression" else y < 0)
 
 
 def prepare(
@@ -172,8 +186,9 @@ def prepare(
         label = None  # another sample than the teacher's own need not have its label
     metric = options.metric if options.metric is not None else default_metric(teacher.task, label is not None)
     metrics.check_metric(metric, teacher.task, labelled=label is not None)
-    logged = logged_columns(teacher) if teacher.kind == "logged" else []
-    extra = [*logged, *([options.weight_column] if options.weight_column is not None else [])]
+    columns = logged_columns(teacher) if teacher.kind == "logged" else []
+    source = logged.read_logged(source, columns, label)
+    extra = [*columns, *([options.weight_column] if options.weight_column is not None else [])]
     sample = draw_sample(
         db,
         source,
@@ -193,7 +208,7 @@ def prepare(
     if sample.label is not None:
         y = positions(sample.label, teacher.task, teacher.signature.classes)
         # What is NULL in SQL is in no split; a NaN there is not.
-        missing = np.isnan(y) if teacher.task == "regression" else y < 0
+        missing = missing_of(teacher.task, y)
         if (missing & (sample.split != UNLABELLED)).any():
             raise InvalidData(
                 f'label column "{label}" has NaN values', hint="A row without a label has NULL there."
@@ -208,11 +223,34 @@ def prepare(
             raise InvalidParameter(
                 f'weight column "{options.weight_column}" has values that are not numbers of 0 or more'
             )
-        weights = column
+        weights = np.asarray(column, np.float64)
     outputs = None
-    if logged:
-        raw = logged_outputs(sample.extra, logged)
-        outputs = check_outputs(raw, teacher.task, teacher.signature.classes, sample.frame)
-    material = Material(source, trained_on, label, metric, sample, y, weights, outputs, options, teacher.task)
+    warnings: Sequence[str] = ()
+    if columns:
+        answers = logged.read_answers(
+            sample.extra, columns, source, teacher.task, teacher.signature.classes, sample.frame
+        )
+        outputs, warnings = answers.outputs, answers.warnings
+        # What the teacher has not answered, only a label teaches; nobody is judged by it.
+        idle = ~answers.given & ((sample.split != FIT) | missing_of(teacher.task, y))
+        sample = replace(sample, split=np.where(idle, LEFT_OUT, sample.split).astype(np.uint8))
+    reading = read_strings(
+        sample.frame, options.text_columns if options.text_columns is not None else teacher.text_columns
+    )
+    sample = replace(sample, frame=sample.frame.with_texts(reading.texts))
+    material = Material(
+        source,
+        trained_on,
+        label,
+        metric,
+        sample,
+        y,
+        weights,
+        outputs,
+        [*warnings, *reading.warnings],
+        reading,
+        options,
+        teacher.task,
+    )
     material.check_splits()
     return material

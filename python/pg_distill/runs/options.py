@@ -47,6 +47,7 @@ class Options:
     weight_column: str | None = None
     trained_on: str | None = None
     prefer: str = "accurate"
+    text_columns: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("teacher", "target_latency_ms", "temperature", "epochs", "seed", "max_rows", "time_budget_s",

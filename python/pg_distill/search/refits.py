@@ -10,7 +10,7 @@ from pg_distill.search.gate import Gate
 from pg_distill.search.problem import Problem
 from pg_distill.search.runner import Runner
 from pg_distill.search.select import Select
-from pg_distill.search.training import AGREEMENT, Outcome, disagreement
+from pg_distill.search.training import AGREEMENT, Outcome, disagreement, sql_of
 from pg_distill.students.blend import Blend
 
 __all__ = ["Refitter"]
@@ -81,7 +81,7 @@ class Refitter:
             artifact = blend.to_onnx(self.problem.fit.frame)
             logits = blend.predict_logits(self.problem.select.frame)
             if disagreement(artifact, self.problem.select.frame, logits, self.problem.task) <= AGREEMENT:
-                self.replace_artifact(entry, artifact, None)
+                self.replace_artifact(entry, artifact, sql_of(blend, artifact))
         except Exception as error:  # the first blend stays
             entry.configuration["refit"] = f"failed: {type(error).__name__}: {error}"
 

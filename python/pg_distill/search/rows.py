@@ -68,8 +68,9 @@ class Rows:
 
     def kinds(self) -> tuple[str, ...]:
         """Return the kinds of augmented rows that can be had here."""
-        if self.label is None:
-            return ()
+        frame = self.problem.fit.frame
+        if self.label is None or not (frame.number_names or frame.string_names):
+            return ()  # texts and vectors are those of real rows
         return tuple(k for k in KINDS if k != "thresholds" or self.thresholds())
 
     def thresholds(self) -> dict[str, FloatArray]:
@@ -83,6 +84,8 @@ class Rows:
 
                 features = self.problem.fit.frame.features
                 found = teacher.tree_thresholds(onnx.load_from_string(self.problem.teacher))
+                if any(f.is_vector for f in features):
+                    return self._thresholds  # its places are those of their numbers
                 self._thresholds = {features[p].name: cuts for p, cuts in found.items() if p < len(features)}
         return self._thresholds
 
@@ -155,7 +158,7 @@ class Rows:
             self.config.time_budget_s * LABEL_SHARE - self.labelled_seconds, self.deadline - time.monotonic()
         )
         affordable = int(max(0.0, seconds) / max(self.seconds_a_row, 1e-9))
-        width = len(self.problem.fit.frame.features) + max(1, len(self.problem.classes))
+        width = sum(f.width for f in self.problem.fit.frame.features) + max(1, len(self.problem.classes))
         room = self.config.transfer_bytes // (CELL_BYTES * width)
         n = min(n, affordable, room - sum(self.had(k) for k in self.pools))
         if n < 1:

@@ -18,6 +18,9 @@ from pg_distill.errors import FeatureNotSupported, LimitExceeded, PgDistillError
 from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.onnx_model import cut, signature
 from pg_distill.onnx_model import session as onnx_model
+from pg_distill.onnx_model.texts import INPUT
+from pg_distill.onnx_model.tokens import prepare
+from pg_distill.students.blend import Blend
 from pg_distill.students.families import Student, load_family
 from pg_distill.students.soft_labels import softmax
 from pg_distill.students.transfer_set import TransferSet
@@ -27,6 +30,8 @@ WARM_UP_CALLS, TIMED_CALLS, TIMED_ROWS = 50, 400, 256
 AGREEMENT = 1e-4
 """Largest difference between ONNX and the trainer's arithmetic: of probabilities, or of values in deviations."""
 AGREEMENT_ROWS = 2000
+TEXT_ROWS = 50
+"""Rows of which a file that reads texts is run as a whole: half a millisecond for 300 characters."""
 NO_TIME = "time budget ended before its turn"
 NO_TIME_TO_REFIT = "no time to refit"
 
@@ -113,10 +118,7 @@ def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
         difference = disagreement(artifact, select.frame, logits, task.task)
         if not difference <= AGREEMENT:
             return failed(f"ONNX Runtime and trainer differ by {difference:.1e}, over {AGREEMENT:.0e}")
-        try:
-            expression = student.to_sql()
-        except (FeatureNotSupported, LimitExceeded):
-            expression = None
+        expression = sql_of(student, artifact)
     except MemoryError:
         return failed("out of memory")
     except PgDistillError as error:
@@ -128,10 +130,23 @@ def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
         student,
         artifact,
         logits,
-        expression if isinstance(expression, str) else None,
+        expression,
         "",
         time.monotonic() - start,
     )
+
+
+def sql_of(student: Student | Blend, artifact: bytes) -> str | None:
+    """Return a student's SQL; None where it has none, or a longer one than is of use.
+
+    Of a text it is slower than predict, and takes 20 ms to plan.
+    """
+    if cut.cut_texts(artifact)[1]:
+        return None
+    try:
+        return student.to_sql()
+    except (FeatureNotSupported, LimitExceeded):
+        return None
 
 
 def make_student(task: Training) -> Student:
@@ -151,18 +166,27 @@ def make_student(task: Training) -> Student:
     return student
 
 
-def _feeds(session: Any, frame: Frame, lookups: Sequence[cut.Lookup] = ()) -> dict[str, npt.NDArray[Any]]:
-    """Return what a student's session takes for ``frame``; ``lookups`` are those that were cut from its graph."""
+def _feeds(
+    session: Any, frame: Frame, readers: Sequence[signature.Reader] = (), lookups: Sequence[cut.Lookup] = ()
+) -> dict[str, npt.NDArray[Any]]:
+    """Return what a student's session takes for ``frame``; ``readers`` and ``lookups`` are those that were cut from its graph."""
     by_target = {lookup.target: lookup for lookup in lookups}
+    by_reader = {reader.target: reader for reader in readers}
     strings = [frame.strings(name).to_objects(signature.NULL_STRING) for name in frame.string_names]
     feeds: dict[str, npt.NDArray[Any]] = {}
     for node in session.get_inputs():
         if node.name == "numbers":
             kind = np.float64 if "double" in node.type else np.float32
             with np.errstate(over="ignore"):
-                feeds["numbers"] = frame.numbers().astype(kind)
+                feeds["numbers"] = frame.cells().astype(kind)
         elif node.name in by_target:
             feeds[node.name] = by_target[node.name].numbers(np.column_stack(strings))
+        elif node.name in by_reader:
+            reader = by_reader[node.name]
+            feeds[node.name] = reader.numbers(frame.strings(reader.name))
+        elif node.name == INPUT:
+            texts = [frame.strings(name).to_objects() for name in frame.text_names]
+            feeds[INPUT] = np.array([[prepare(text) for text in column] for column in texts], object).T
         else:
             feeds["strings"] = np.column_stack(strings)
     return feeds
@@ -170,9 +194,23 @@ def _feeds(session: Any, frame: Frame, lookups: Sequence[cut.Lookup] = ()) -> di
 
 def disagreement(artifact: bytes, frame: Frame, logits: FloatArray, task: Task) -> float:
     """Return the largest difference between a student's file and its own logits on some rows."""
-    rows = np.arange(min(len(frame), AGREEMENT_ROWS))
+    served, readers = cut.cut_texts(artifact)
+    found = _difference(served, frame, logits, task, AGREEMENT_ROWS, readers)
+    # As whoever has no pg_distill runs it, which takes long where there are texts.
+    return max(found, _difference(artifact, frame, logits, task, TEXT_ROWS)) if readers else found
+
+
+def _difference(
+    artifact: bytes,
+    frame: Frame,
+    logits: FloatArray,
+    task: Task,
+    most: int,
+    readers: Sequence[signature.Reader] = (),
+) -> float:
+    rows = np.arange(min(len(frame), most))
     session = onnx_model.open_session(artifact)
-    found = session.run(None, _feeds(session, frame.take(rows)))[0]
+    found = session.run(None, _feeds(session, frame.take(rows), readers))[0]
     expected = logits[rows]
     if task == "regression":
         return float(np.abs(found - expected).max() / max(float(np.std(logits)), 1e-12))
@@ -180,13 +218,13 @@ def disagreement(artifact: bytes, frame: Frame, logits: FloatArray, task: Task) 
 
 
 def latency_ms(artifact: bytes, frame: Frame) -> float:
-    """Return the median of one-row ``session.run`` calls over real rows, in ms, of the graph that predict would run."""
-    graph, lookups = cut.cut_lookups(artifact, {"strings"})
+    """Return the median time of one row, in ms, of the graph that predict would run over real rows; texts are read anew."""
+    graph, readers = cut.cut_texts(artifact)
+    graph, lookups = cut.cut_lookups(graph, {"strings"})
     session = onnx_model.open_session(graph)
-    rows = [
-        _feeds(session, frame.take(np.array([i])), lookups)
-        for i in np.linspace(0, len(frame) - 1, TIMED_ROWS).astype(int)
-    ]
+    frames = [frame.take(np.array([i])) for i in np.linspace(0, len(frame) - 1, TIMED_ROWS).astype(int)]
+    rows = [_feeds(session, row, readers, lookups) for row in frames]
+    texts = [[(r.target, r.read, row.strings(r.name).to_objects()[0]) for r in readers] for row in frames]
     run, names = session.run, [o.name for o in session.get_outputs()]
     for i in range(WARM_UP_CALLS):
         run(names, rows[i % TIMED_ROWS])
@@ -194,10 +232,14 @@ def latency_ms(artifact: bytes, frame: Frame) -> float:
     clock = time.perf_counter_ns
     begun = clock()
     for i in range(TIMED_CALLS):
+        feeds = rows[i % TIMED_ROWS]
         start = clock()
-        run(names, rows[i % TIMED_ROWS])
+        for target, read, text in texts[i % TIMED_ROWS]:
+            feeds[target][0] = read(text)
+        run(names, feeds)
         times[i] = clock() - start
         if clock() - begun > 200_000_000 and i >= 20:
             times = times[: i + 1]
             break
-    return float(np.median(times)) / 1e6
+    # Of texts the mean: their lengths differ, and a long one counts.
+    return float(np.mean(times) if readers else np.median(times)) / 1e6

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pg_distill.database.lexer import exact
+from pg_distill.database.exact import exact
 from pg_distill.database.protocol import Database, Row
 from pg_distill.errors import (
     DependentObjects,
@@ -22,6 +22,7 @@ from pg_distill.registry.model import MAX_NAME_BYTES, Dropped, Model
 from pg_distill.registry.models import find_model
 from pg_distill.rows.canonical import base_of
 from pg_distill.serving.dependents import OWN, StoredResults, find_blocking, find_stored_results
+from pg_distill.serving.sql_forms import chosen_form, expression_of, plpgsql_body, schema_for
 from pg_distill.students import expression as native
 
 __all__ = ["create_function", "drop_functions", "to_sql"]
@@ -29,8 +30,8 @@ __all__ = ["create_function", "drop_functions", "to_sql"]
 MAX_ARGUMENTS = 100  # FUNC_MAX_ARGS of a server as it is usually built
 COMMENT = "pg_distill model "  # and the model's name: what a function of a dropped model is known by
 ROW_TYPE = "_features"  # after the function's name: that of its argument, where it is a row
-MAX_NAMED = 20  # functions that a warning names: anybody may plant thousands
 SLOW_PLANNING_MS = 5.0  # from here on planning shows beside the network's round trip
+MAX_NAMED = 20  # functions that a warning names: anybody may plant thousands
 
 _TIMESTAMPS = {
     "date": "date",
@@ -50,22 +51,31 @@ class _Argument:
     value: str
 
 
-def to_sql(db: Database, name: str) -> str:
+def to_sql(db: Database, name: str, *, pgvector: bool | None = None) -> str:
     """Return a model as one SQL expression over columns of its features' names.
+
+    Parameters
+    ----------
+    pgvector
+        Whether in the form with pgvector; None: where this database has it, and the model such a form.
 
     Raises
     ------
     FeatureNotSupported
         It has none: it is not a student, or of a family or size without one.
+    InvalidState
+        pgvector is wanted, or needed, and not there.
     """
     model = find_model(db, name)
     if model.kind == "logged" or model.expression is None:
         raise FeatureNotSupported(
             f'model "{model.qualified_name}" has no form as a SQL expression',
-            hint="Linear students, trees and small networks have one.",
+            hint="Students have one, unless it would be too large.",
         )
     text = model.expression.text_for_caller(db)
-    return exact(text) if model.kind == "onnx" else text
+    if model.kind != "onnx":
+        return text
+    return expression_of(text, schema_for(db, pgvector), wanted=pgvector)
 
 
 def create_function(
@@ -76,11 +86,12 @@ def create_function(
     as_sql: bool,
     replace: bool,
     keep_dependents: bool,
+    pgvector: bool | None = None,
 ) -> str:
     """Create a function whose arguments are the model's features; return its signature.
 
     The function is the caller's object, not the extension's: pg_dump dumps it, and its comment names the model that it goes
-    with when that is dropped. Only what is the caller's own is replaced, by a superuser too.
+    with when that is dropped. Only what is the caller's own is replaced, by a superuser too. ``pgvector`` as in `to_sql`.
 
     Raises
     ------
@@ -109,11 +120,14 @@ def create_function(
     row_type = ""
     returns = "double precision[]" if model.task == "multiclass" else "double precision"
     if as_sql:
-        labels, body = "IMMUTABLE PARALLEL SAFE", _native_body(db, model, arguments, wide)
+        labels = "IMMUTABLE PARALLEL SAFE"
+        language, body = _native_body(db, model, arguments, wide, pgvector)
         cost = native.planning_ms(body)
         if cost > SLOW_PLANNING_MS:
-            db.notice(f"each statement that calls {qualified} takes about {cost:.0f} ms more to plan")
+            how = "each statement that calls" if language == "sql" else "the first call in a session of"
+            db.notice(f"{how} {qualified} takes about {cost:.0f} ms more to plan")
     else:
+        language = "sql"
         labels, body = f"STABLE PARALLEL {_parallel_label(db)}", _predict_body(model, target, arguments, wide)
     kept = _keep_or_drop(db, schema, bare, _shown(db, arguments), returns) if replace else None
     stale: Sequence[StoredResults] = ()
@@ -130,7 +144,7 @@ def create_function(
     create = "CREATE OR REPLACE" if kept is not None else "CREATE"
     # A text body, not a parsed one: that loads into servers before 14 too.
     db.query(
-        f"{create} FUNCTION {qualified}({declared}) RETURNS {returns} LANGUAGE sql {labels} AS {quote_literal(body)}",
+        f"{create} FUNCTION {qualified}({declared}) RETURNS {returns} LANGUAGE {language} {labels} AS {quote_literal(body)}",
         keep=False,
     )
     # After it: what another role has put here meanwhile is seen, and the function's own row is locked.
@@ -332,7 +346,7 @@ def _parallel_label(db: Database) -> str:
 
 def _argument(feature: FeatureSpec, sql_type: str | None) -> _Argument:
     name, base = quote_identifier(feature.name), base_of(sql_type)
-    if feature.kind == "string":
+    if feature.is_string:
         # What PostgreSQL passes for a text by itself is one; else the column's own type, or it could not be passed at all.
         if sql_type is None or "." not in sql_type or base in ("text", "varchar", "name", "char"):
             return _Argument(feature, "text", name)
@@ -341,6 +355,15 @@ def _argument(feature: FeatureSpec, sql_type: str | None) -> _Argument:
         # Without its modifier, which in a row's type is one character if nothing is said.
         known = "pg_catalog.bpchar" if base == "bpchar" else _DIGITS.get(base, sql_type)
         return _Argument(feature, known, f"{name}::pg_catalog.text")
+    if feature.is_vector:
+        known = (
+            "double precision[]" if base == "_float8" else "real[]" if base or sql_type is None else sql_type
+        )
+        if base == "_float8":
+            return _Argument(feature, known, f"distill._array_bytes({name})")
+        return _Argument(
+            feature, known, f"distill._vector_bytes({name}{'' if base else '::pg_catalog._float4'})"
+        )
     if feature.kind == "boolean":
         return _Argument(feature, "boolean", f"{name}::pg_catalog.int4::pg_catalog.float8")
     if feature.kind == "integer":
@@ -365,12 +388,24 @@ def _shown(db: Database, arguments: list[_Argument]) -> list[list[str]]:
 
 def _predict_body(model: Model, target: str, arguments: list[_Argument], wide: bool) -> str:
     source = [a.value if not wide else _of_row(a) for a in arguments]
-    numbers = [v for v, a in zip(source, arguments, strict=True) if a.feature.kind != "string"]
-    strings = [v for v, a in zip(source, arguments, strict=True) if a.feature.kind == "string"]
+    numbers = [
+        v
+        for v, a in zip(source, arguments, strict=True)
+        if not a.feature.is_string and not a.feature.is_vector
+    ]
+    vectors = [v for v, a in zip(source, arguments, strict=True) if a.feature.is_vector]
+    strings = [v for v, a in zip(source, arguments, strict=True) if a.feature.is_string]
     given = f"ARRAY[{', '.join(numbers)}]::pg_catalog.float8[]"
     if strings:
         given += f", ARRAY[{', '.join(strings)}]::pg_catalog.text[]"
     function = "predict_proba" if model.task == "multiclass" else "predict"
+    if vectors:
+        # Their bytes, of which a list would take 40 us.
+        given = (
+            f"ARRAY[{', '.join(numbers)}]::pg_catalog.float8[], ARRAY[{', '.join(strings)}]::pg_catalog.text[],"
+            f" ARRAY[{', '.join(vectors)}], pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot())"
+        )
+        return f"SELECT distill._{function}({quote_literal(target)}, {given})"
     return f"SELECT distill.{function}({quote_literal(target)}, {given})"
 
 
@@ -379,22 +414,30 @@ def _of_row(argument: _Argument) -> str:
     return argument.value.replace(name, f"(features).{name}")
 
 
-def _native_body(db: Database, model: Model, arguments: list[_Argument], wide: bool) -> str:
+def _native_body(
+    db: Database, model: Model, arguments: list[_Argument], wide: bool, pgvector: bool | None
+) -> tuple[str, str]:
+    """Return the language and the body of a function that is the student itself."""
     if model.kind != "onnx" or model.expression is None:
         raise FeatureNotSupported(
             f'model "{model.qualified_name}" has no form as a SQL expression of its own',
-            hint="Linear students, trees and small networks have one.",
+            hint="Students have one, unless it would be too large.",
         )
-    expression = model.expression.text_for_caller(db)
+    schema = schema_for(db, pgvector)
+    form = chosen_form(model.expression.text_for_caller(db), schema, wanted=pgvector)
     for argument in arguments:
         if argument.type_name == "timestamp with time zone":
             # date_part of a timestamptz is only STABLE, as it may look at the time zone; its epoch does not.
             read = native.canonical(quote_identifier(argument.feature.name), "timestamp")
-            expression = expression.replace(
+            form = form.replace(
                 read, native.canonical(quote_identifier(argument.feature.name), "timestamp", "timestamptz")
             )
-    expression = exact(expression)
+    columns = [(a.feature.name, a.type_name) for a in arguments]
+    steps = plpgsql_body(db, form, schema, columns, as_row=wide)
+    if steps is not None:
+        return "plpgsql", steps
+    expression = exact(form, schema)
     if not wide:
-        return f"SELECT {expression}"
+        return "sql", f"SELECT {expression}"
     # Names of columns, as the expression has them, of the one argument.
-    return f"SELECT {expression} FROM (SELECT (features).*) AS f"
+    return "sql", f"SELECT {expression} FROM (SELECT (features).*) AS f"

@@ -28,8 +28,8 @@ from pg_distill.errors import (
     UndefinedModel,
 )
 from pg_distill.onnx_model.session import RUN_BYTES
-from pg_distill.onnx_model.session import Model as Session
 from pg_distill.onnx_model.signature import Cost, Signature
+from pg_distill.onnx_model.text_model import open_model
 from pg_distill.rows.canonical import stored_types
 from pg_distill.serving import predictors
 from pg_distill.serving.predictors import Cascade, OnnxPredictor, Predictor, SqlPredictor
@@ -201,7 +201,7 @@ def offer_here(
     guard, run_bytes = Watchdog(db.check_interrupts), settings.get_setting(db, "predict_memory_mb") * 2**20
     for name, (artifact, signature) in models.items():
         start = time.perf_counter()
-        session = Session(artifact, signature, guard=guard, run_bytes=run_bytes)
+        session = open_model(artifact, signature, guard=guard, run_bytes=run_bytes)
         predictor: Predictor = OnnxPredictor(name, session, {})
         opened[name] = (time.perf_counter() - start) * 1000.0
         if name in cascades:
@@ -319,7 +319,7 @@ def _open(db: Database, model_id: str) -> Predictor:
     # Room is made first, so that the limit holds while the new session is opened too.
     _make_room(size, row["limit"] * 2**20)
     run_bytes = RUN_BYTES if row["run_mb"] is None else row["run_mb"] * 2**20
-    session = Session(
+    session = open_model(
         artifact, signature, types=types, guard=Watchdog(db.check_interrupts), run_bytes=run_bytes
     )
     size += SESSION_BYTES_PER_WORD * session.words

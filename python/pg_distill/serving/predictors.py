@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,18 +21,28 @@ from pg_distill.errors import (
     UndefinedColumn,
 )
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
-from pg_distill.onnx_model.session import Model as Session
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.onnx_model.values import read_number
+from pg_distill.onnx_model.vectors import read_bytes, read_vector
 from pg_distill.rows.canonical import base_of, decode_row, json_readers
 
 if TYPE_CHECKING:
+    from pg_distill.onnx_model.session import Model as Session
+    from pg_distill.onnx_model.text_model import TextModel
     from pg_distill.registry.model import Model
 
 __all__ = ["Cascade", "OnnxPredictor", "Predictor", "SqlPredictor", "digits"]
 
-Features = list[Any] | tuple[list[Any], list[Any]] | str | dict[str, Any] | None
-"""A row: numbers in the order of the features; numbers and strings; the text of a JSON object; values by name."""
+Features = (
+    list[Any]
+    | tuple[list[Any], list[Any]]
+    | tuple[list[Any], list[Any], list[bytes | None]]
+    | str
+    | dict[str, Any]
+    | None
+)
+"""A row: numbers in the order of the features; numbers and strings; other numbers, strings and the bytes of vectors; the
+text of a JSON object; values by name."""
 
 digits = 1
 """extra_float_digits, as it was when `predict.find` last resolved a name: what a row that to_jsonb wrote may have lost."""
@@ -103,6 +114,10 @@ class Predictor:
         """Return the probability of the last class, or the value, for numbers, or numbers and strings, in order."""
         return self.last(numbers if strings is None else (numbers, strings))
 
+    def vector(self, numbers: list[Any], strings: list[Any], vectors: list[bytes | None]) -> float:
+        """Return the probability of the last class, or the value, for other numbers, strings, and vectors as bytes."""
+        return self.last((numbers, strings, vectors))
+
     def last(self, features: Features) -> float:
         """Return the probability of the last class, or the value, for one row.
 
@@ -154,7 +169,7 @@ class OnnxPredictor(Predictor):
     def __init__(
         self,
         name: str,
-        session: Session,
+        session: Session | TextModel,
         types: Mapping[str, str],
         class_threshold: float | None = None,
     ) -> None:
@@ -162,10 +177,11 @@ class OnnxPredictor(Predictor):
         self.session = session
         self._number = session.predict_number
         self._position = session.predict_position
+        self._vector = session.predict_vector
         self._hurry()
         # The closures refer to the session: without this way back, eviction frees all at once, and not when Python's
         # collector of cycles, which knows nothing of a session's size, comes by.
-        del session.predict_number, session.predict_position
+        del session.predict_number, session.predict_position, session.predict_vector
 
     def _hurry(self) -> None:
         """Answer by the shortest way, which nobody guards, where the model is fast."""
@@ -177,11 +193,18 @@ class OnnxPredictor(Predictor):
         self._hurry()
         return answer
 
+    def vector(self, numbers: list[Any], strings: list[Any], vectors: list[bytes | None]) -> float:
+        if self._vector is None or self.session.is_slow or strings or self.signature.task == "multiclass":
+            return super().vector(numbers, strings, vectors)
+        return float(self._vector(numbers, vectors))
+
     def run(self, features: Features) -> FloatArray:
         if isinstance(features, list):
             return self.session.run_numbers(features)
         if isinstance(features, tuple):
-            return self.session.run_mixed(*features)
+            return (
+                self.session.run_mixed(*features) if len(features) == 2 else self.session.run_parts(*features)
+            )
         return self.session.run_row(_row(self, features))
 
     def class_name(self, features: Features) -> str:
@@ -190,7 +213,7 @@ class OnnxPredictor(Predictor):
             return super().class_name(features)
         if isinstance(features, list):
             return self.signature.classes[self._position(features)]
-        if isinstance(features, tuple):
+        if isinstance(features, tuple) and len(features) == 2:
             return self.signature.classes[self._position(*features)]
         return super().class_name(features)
 
@@ -251,31 +274,42 @@ class SqlPredictor(Predictor):
 
     def run(self, features: Features) -> FloatArray:
         if isinstance(features, list):
-            row: Mapping[str, Any] = dict(zip(self._names(len(features)), features, strict=True))
+            self._require_numbers(len(features))
+            row: Mapping[str, Any] = _by_name(self.signature, features)
         elif isinstance(features, tuple):
-            names = (feature.name for feature in self.signature.numbers_first)
-            row = dict(zip(names, self.signature.row(*features), strict=True))
+            if len(features) == 2:
+                row = _by_name(self.signature, self.signature.row(*features))
+            else:
+                row = self.signature.parts(*features)
+                vectors = {
+                    f.name: read_bytes(f, row[f.name]).tolist()
+                    for f in self.signature.features
+                    if f.is_vector
+                }
+                row = {**row, **vectors}
         else:
             row = _row(self, features)
             readers = {name: read for name, read in self._readers.items() if name in row}
             row = {**row, **{name: read(row[name]) for name, read in readers.items()}}
         return self.run_frame(_frame(self.signature, row)).reshape(-1)
 
-    def _names(self, count: int) -> Sequence[str]:
+    def _require_numbers(self, count: int) -> None:
         if not self.signature.is_numeric:
             raise FeatureNotSupported(
                 f'model "{self.name}" takes strings',
                 hint="Pass numbers and strings as two arrays, or the row as jsonb.",
             )
-        names = self.signature.names
-        if count != len(names):
-            raise InvalidData(f"expected {len(names)} features, not {count}")
-        return names
+        expected = self.signature.cells
+        if count != expected:
+            raise InvalidData(f"expected {expected} features, not {count}")
 
     def run_many(self, rows: FloatArray) -> FloatArray:
-        names = self._names(rows.shape[1])
+        self._require_numbers(rows.shape[1])
         features = tuple(Feature(f.name, f.kind) for f in self.signature.features)
-        return self.run_frame(Frame(features, {name: rows[:, i] for i, name in enumerate(names)}))
+        columns: dict[str, Column] = {}
+        for f, start in zip(self.signature.features, self.signature.starts, strict=True):
+            columns[f.name] = rows[:, start : start + f.width] if f.is_vector else rows[:, start]
+        return self.run_frame(Frame(features, columns))
 
     def run_frame(self, frame: Frame) -> FloatArray:
         from pg_distill.serving.sql_models import evaluate
@@ -303,6 +337,14 @@ def _row(predictor: Predictor, features: Features) -> Mapping[str, Any]:
     raise DatatypeMismatch("a row must be a jsonb object")
 
 
+def _by_name(signature: Signature, values: Sequence[Any]) -> dict[str, Any]:
+    """Return values, those of `Signature.numbers_first` one by one, by the features' names; a vector as a list."""
+    return {
+        f.name: list(values[start : start + f.width]) if f.is_vector else values[start]
+        for f, start in zip(signature.features, signature.starts, strict=True)
+    }
+
+
 def _frame(signature: Signature, row: Mapping[str, Any]) -> Frame:
     columns: dict[str, Column] = {}
     for feature in signature.features:
@@ -310,10 +352,14 @@ def _frame(signature: Signature, row: Mapping[str, Any]) -> Frame:
             value = row[feature.name]
         except KeyError:
             raise UndefinedColumn(f'feature "{feature.name}" is missing from the row') from None
-        if feature.kind == "string":
+        if feature.is_string:
             if value is not None and not isinstance(value, str):
                 raise DatatypeMismatch(f'feature "{feature.name}" is of kind string')
             columns[feature.name] = Strings.from_values([value])
+        elif feature.is_vector:
+            if isinstance(value, list):
+                value = [math.nan if number is None else number for number in value]
+            columns[feature.name] = np.array([read_vector(feature, value)])
         else:
             columns[feature.name] = np.array([read_number(feature, value)])
     return Frame(tuple(Feature(f.name, f.kind) for f in signature.features), columns)

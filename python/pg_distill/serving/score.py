@@ -21,9 +21,11 @@ import numpy.typing as npt
 from pg_distill.database.backend import PlpyDatabase
 from pg_distill.errors import DatatypeMismatch
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings
+from pg_distill.onnx_model.signature import FeatureSpec
 from pg_distill.quoting import quote_identifier
-from pg_distill.rows.canonical import base_of
+from pg_distill.rows.canonical import base_of, is_single
 from pg_distill.rows.source import check_columns, resolve_source
+from pg_distill.rows.vectors import kept_vectors
 from pg_distill.serving.batch import array_cells
 from pg_distill.serving.predictors import Predictor
 
@@ -101,12 +103,13 @@ def _outputs(
         source.kind(key)  # raises
     features = check_columns(source, signature.names)
     for feature, found in zip(signature.features, features, strict=True):
-        if (feature.kind == "string") != (found.kind == "string"):
+        if (feature.is_string, feature.is_vector) != (found.is_string, found.is_vector):
             raise DatatypeMismatch(
                 f'column "{found.name}" is of type {source.shown(found.name)}, feature "{found.name}" of kind {feature.kind}'
             )
-    numbers = [f for f in features if f.kind != "string"]
-    strings = [f for f in features if f.kind == "string"]
+    numbers = [f for f in features if not f.is_string and not f.is_vector]
+    vectors = [f for f in signature.features if f.is_vector]
+    strings = [f for f in features if f.is_string]
     cells = [source.canonical(f.name) for f in numbers]
     name = f"s.{quote_identifier(key)}"
     columns = []
@@ -122,6 +125,10 @@ def _outputs(
     columns += [
         f"{source.canonical(f.name, predictor.types.get(f.name))} AS s{i}" for i, f in enumerate(strings)
     ]
+    for i, f in enumerate(vectors):
+        array = source.canonical(f.name, predictor.types.get(f.name))
+        double = source.columns[f.name].base == "_float8" and not is_single(predictor.types.get(f.name))
+        columns.append(f"distill.{'_array_bytes' if double else '_vector_bytes'}({array}) AS v{i}")
     single = [
         i
         for i, f in enumerate(numbers)
@@ -138,8 +145,10 @@ def _outputs(
         return predictor.in_slices(db, len(frame), part)
 
     def chunks() -> Iterator[tuple[Keys, FloatArray]]:
-        most = max(CHUNK_ROWS, min(MOST_CHUNK_ROWS, MOST_CHUNK_CELLS // (len(cells) + len(strings) + 1)))
-        count = CHUNK_ROWS
+        width = len(cells) + len(strings) + sum(f.length for f in vectors) + 1
+        most = max(MOST_CHUNK_CELLS // width, 1)
+        most = min(most, MOST_CHUNK_ROWS) if vectors else max(CHUNK_ROWS, min(MOST_CHUNK_ROWS, most))
+        count = min(CHUNK_ROWS, most)
         while rows := cursor.fetch(count):
             count = min(2 * count, most)
             values = array_cells(b"".join(map(_numbers, rows)), len(cells)) if cells else _NOTHING
@@ -147,7 +156,10 @@ def _outputs(
                 values = values.copy()
                 with np.errstate(over="ignore"):
                     values[:, single] = values[:, single].astype(np.float32)
-            outputs = run(_frame(rows, values, numbers, strings))
+            frame = _frame(rows, values, numbers, strings)
+            if vectors:
+                frame = _with_vectors(frame, rows, vectors, _whole_keys(values) if whole else None, key)
+            outputs = run(frame)
             yield _whole_keys(values) if whole else _join(list(map(_key, rows))), outputs
         cursor.close()
 
@@ -179,6 +191,9 @@ class _Words(Strings):
     def take(self, rows: npt.NDArray[Any]) -> Strings:
         return _Words(self._values[rows])
 
+    def compact(self) -> Strings:
+        return Strings.from_values(self._values.tolist())
+
     def to_objects(self, null: str | None = None) -> npt.NDArray[np.object_]:
         missing = np.equal(self._values, None)  # type: ignore[call-overload]
         return (
@@ -209,6 +224,22 @@ def _join(keys: Sequence[str | None]) -> Keys:
     used = set("".join(key for key in keys if key is not None))
     separator, null = islice((c for c in map(chr, range(1, sys.maxunicode)) if c not in used), 2)
     return separator.join(null if key is None else key for key in keys), separator, null
+
+
+def _with_vectors(
+    frame: Frame, rows: Sequence[dict[str, Any]], vectors: Sequence[FeatureSpec], keys: Keys | None, key: str
+) -> Frame:
+    """Return the frame with its columns of vectors."""
+
+    def shown(position: int) -> str:
+        value = rows[position]["k"] if keys is None else keys[0].split(keys[1])[position]
+        return f"{key} = {value}"
+
+    columns = {
+        f.name: kept_vectors([row[f"v{i}"] for row in rows], f.name, shown, f.length)
+        for i, f in enumerate(vectors)
+    }
+    return Frame((*frame.features, *(Feature(f.name, f.kind) for f in vectors)), {**frame.columns, **columns})
 
 
 def _frame(

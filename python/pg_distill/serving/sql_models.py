@@ -7,14 +7,15 @@ through the pipe, to label rows. A logged teacher labels only the rows that it h
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from pg_distill.database.protocol import Database
-from pg_distill.errors import ArtifactCorrupted, InvalidData, InvalidParameter
-from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
+from pg_distill.errors import ArtifactCorrupted, InvalidData
+from pg_distill.frame import Feature, FloatArray, Frame, Task
 from pg_distill.onnx_model.signature import FeatureSpec, Form, OutputSpec, Signature
+from pg_distill.onnx_model.values import checked_vectors
 from pg_distill.registry.model import Model
 from pg_distill.rows.canonical import check_exact, rows_sql
 
@@ -23,7 +24,6 @@ __all__ = [
     "evaluate",
     "label_by_sql",
     "logged_columns",
-    "logged_outputs",
     "signature_without_graph",
 ]
 
@@ -35,7 +35,7 @@ def signature_without_graph(features: Sequence[Feature], task: Task, classes: Se
     """Return the signature of a model that is no graph: a SQL expression or logged columns."""
     form: Form = "value" if task == "regression" else "probabilities"
     width = 1 if task == "regression" else len(classes)
-    specs = tuple(FeatureSpec(f.name, f.kind, "string" if f.kind == "string" else "nan") for f in features)
+    specs = tuple(FeatureSpec(f.name, f.kind, "string" if f.is_string else "nan", f.length) for f in features)
     return Signature(specs, (), OutputSpec("", form, width, "float64"), task, tuple(classes))
 
 
@@ -114,7 +114,9 @@ def label_by_sql(db: Database, model: Model, rows: Frame) -> FloatArray:
 def evaluate(db: Database, expression: str, model: Model, rows: Frame) -> FloatArray:
     """Do what `label_by_sql` does, for who has asked for the expression already."""
     for feature in model.signature.features:
-        if feature.kind != "string":
+        if feature.is_vector:
+            checked_vectors(feature, "float64", rows.vector(feature.name))
+        elif not feature.is_string:
             check_exact(feature.name, rows.number(feature.name), model.types.get(feature.name))
     out = np.empty((len(rows), model.signature.width))
     for start in range(0, len(rows), LABEL_BATCH):
@@ -145,19 +147,3 @@ def evaluate(db: Database, expression: str, model: Model, rows: Frame) -> FloatA
         out[start : start + len(batch)] = checked
         db.check_interrupts()
     return out
-
-
-def logged_outputs(extra: Mapping[str, Column], columns: Sequence[str]) -> FloatArray:
-    """Stack the logged columns as (n, m)."""
-    stacked = []
-    for name in columns:
-        column = extra[name]
-        if isinstance(column, Strings):
-            raise InvalidParameter(
-                f'output column "{name}" is of strings',
-                detail="Logged outputs are numbers: the probability of each class, in the order of classes, or a value.",
-                hint=f"In a view, write a column for each class, such as CASE WHEN {name} = 'its name' THEN 1.0 ELSE 0.0 END,"
-                " and pass these as outputs.",
-            )
-        stacked.append(column)
-    return np.column_stack(stacked)

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from pg_distill.database.lexer import exact
+from pg_distill.database.exact import needs_pgvector
+from pg_distill.database.pgvector import pgvector_schema
 from pg_distill.database.protocol import Argument, Database
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure.latency import Latency, latency_statistics
@@ -30,7 +31,9 @@ from pg_distill.onnx_model.signature import Signature
 from pg_distill.quoting import array_text, number_array_text, quote_identifier, quote_literal
 from pg_distill.registry.model import MeasuredOn, Model
 from pg_distill.registry.runs import server_figures
-from pg_distill.rows.canonical import constant_sql, from_canonical, rows_sql
+from pg_distill.rows.canonical import constant_sql, from_canonical, rows_sql, vector_text
+from pg_distill.serving.sql_forms import expression_of
+from pg_distill.students.expression import form
 
 __all__ = [
     "SQL_PATH",
@@ -46,6 +49,7 @@ __all__ = [
     "predict_path",
     "require_expressions",
     "sql_contender",
+    "sql_path",
     "statement_latency_ms",
     "statement_seconds",
 ]
@@ -57,6 +61,7 @@ MIN_BLOCK_CALLS, MAX_BLOCK_CALLS, MAX_LEAD_CALLS = 3, 500, 200
 WARM_UP_CALLS = 100
 STATEMENTS = 7  # of one row each; the median of so few is steady to some 10 %
 SQL_PATH = "the expression in a query"
+SQL_PATH_BY_PGVECTOR = "the expression in a query, by pgvector"
 _ROWS = quote_identifier("pg_distill rows")  # no table that an expression reads is called so
 WARM_UP_SECONDS = 1.0  # a slow contender is warm after fewer calls
 
@@ -82,14 +87,17 @@ class Timing:
     path: str
 
 
-def predict_path(numeric: bool, task: str) -> str:
+def predict_path(signature: Signature) -> str:
     """Name the predict form that a query would use for a model.
 
     Of more than two classes that is the class: PL/Python makes an array of their probabilities number by number, which takes
     longer than a small student (16 us of 27 with 26 classes).
     """
-    function = "predict_class" if task == "multiclass" else "predict"
-    return f"distill.{function}(text, {'float8[]' if numeric else 'float8[], text[]'})"
+    function = "predict_class" if signature.task == "multiclass" else "predict"
+    arrays = "float8[]" if signature.is_numeric else "float8[], text[]"
+    if sum(f.is_vector for f in signature.features) == 1:
+        arrays = "float8[], text[], float4[]"
+    return f"distill.{function}(text, {arrays})"
 
 
 def contender_for(db: Database, model: Model) -> Contender:
@@ -103,7 +111,7 @@ def contender_for(db: Database, model: Model) -> Contender:
     if model.is_timed_as_sql:
         assert model.expression is not None
         text = model.expression.text_for_caller(db)
-        expression = text if model.kind == "sql" else exact(text)
+        expression = text if model.kind == "sql" else expression_of(text, pgvector_schema(db))
         return sql_contender(model.qualified_name, expression, model.signature, model.types)
     return predict_contender(model.qualified_name, model.signature)
 
@@ -119,7 +127,7 @@ def sql_contender(name: str, expression: str, signature: Signature, types: Mappi
     """Return the contender of an expression over columns that are named as the features."""
     return Contender(
         name,
-        SQL_PATH,
+        SQL_PATH_BY_PGVECTOR if needs_pgvector(expression) else SQL_PATH,
         f"({expression}\n)",
         lambda rows: (rows_sql(signature.features, types, rows), ()),
         foreign_text=True,
@@ -128,8 +136,10 @@ def sql_contender(name: str, expression: str, signature: Signature, types: Mappi
 
 def predict_contender(name: str, signature: Signature) -> Contender:
     """Return the contender of whatever predict finds under ``name``."""
-    path = predict_path(signature.is_numeric, signature.task)
+    path = predict_path(signature)
     arguments = "s.numbers" if signature.is_numeric else "s.numbers, s.strings"
+    if "float4" in path:
+        arguments = "s.numbers, s.strings, s.vector"
     call = f"{path.partition('(')[0]}({quote_literal(name)}, {arguments})"
     return Contender(name, path, call, lambda rows: _arrays(rows.select(signature.names)))
 
@@ -175,17 +185,22 @@ def _seconds(db: Database, statement: str) -> float:
 
 
 def _arrays(rows: Frame) -> tuple[str, tuple[Argument, ...]]:
-    """Give each row's numbers and strings as two arrays."""
-    source = (
-        "(SELECT u.numbers::pg_catalog.float8[] AS numbers, u.strings::pg_catalog.text[] AS strings FROM ROWS FROM"
-        " (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[])) AS u(numbers, strings))"
-    )
-    columns = [rows.strings(name).to_objects() for name in rows.string_names]
-    strings = [array_text(row) for row in zip(*columns, strict=True)] or ["{}"] * len(rows)
-    return source, (
-        ("text[]", [number_array_text(row) for row in rows.numbers().tolist()]),
+    """Give each row's numbers and strings as two arrays; where one column is of vectors, it is beside them."""
+    alone = rows.vector_names if len(rows.vector_names) == 1 else ()
+    types = {"numbers": "float8[]", "strings": "text[]", **({"vector": "float4[]"} if alone else {})}
+    columns = ", ".join(f"u.{name}::pg_catalog.{kind} AS {name}" for name, kind in types.items())
+    arrays = ", ".join(f"pg_catalog.unnest(${i}::pg_catalog.text[])" for i in range(1, len(types) + 1))
+    source = f"(SELECT {columns} FROM ROWS FROM ({arrays}) AS u({', '.join(types)}))"
+    words = [rows.strings(name).to_objects() for name in (f.name for f in rows.features if f.is_string)]
+    strings = [array_text(row) for row in zip(*words, strict=True)] or ["{}"] * len(rows)
+    numbers = rows.numbers() if alone else rows.cells()
+    arguments: list[Argument] = [
+        ("text[]", [number_array_text(row) for row in numbers.tolist()]),
         ("text[]", strings),
-    )
+    ]
+    if alone:
+        arguments.append(("text[]", [vector_text(row) for row in rows.vector(alone[0])]))
+    return source, tuple(arguments)
 
 
 def _time_block(db: Database, contender: Contender, rows: Frame, lead: int = 0) -> FloatArray:
@@ -288,7 +303,14 @@ def describe_machine(db: Database) -> dict[str, Any]:
         "numpy": np.__version__,
         "onnxruntime": onnxruntime.__version__,
         **server_figures(db),
+        **({"pgvector": True} if pgvector_schema(db) is not None else {}),
     }
+
+
+def sql_path(expression: str, machine: Mapping[str, Any]) -> str:
+    """Return the path of a student's stored SQL that was timed on ``machine``, as `describe_machine` gives it."""
+    has_it = form(expression, vectors=True) != form(expression, vectors=False)
+    return SQL_PATH_BY_PGVECTOR if machine.get("pgvector") and has_it else SQL_PATH
 
 
 def latency_figures(timing: Timing) -> dict[str, Any]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.students import expression
 from pg_distill.students.export import Graph, Numbers
 from pg_distill.students.families import Student
 from pg_distill.students.objective import sharpness
@@ -54,9 +53,25 @@ class Blend:
             total = graph.node("Add", [total, scaled]) if total else scaled
         return graph.finish(total, self.task, self.n_classes, self.describe())
 
-    def to_sql(self, columns: Mapping[str, str] | None = None) -> Any:
-        """Raise: blends have no form in SQL."""
-        raise FeatureNotSupported("a blend has no form in SQL")
+    def to_sql(self, columns: Mapping[str, str] | None = None) -> str:
+        """Return the blend as SQL, with pgvector or without it; see ``students.expression``."""
+        return expression.either(
+            lambda vectors: expression.output(self.sql_sums(columns, vectors=vectors), self.task)
+        )
+
+    def sql_sums(
+        self, columns: Mapping[str, str] | None, *, vectors: bool, place: str = ""
+    ) -> expression.Sums:
+        """Return the mean of the parts' sums as SQL; no two parts name a stage alike, so that one function can hold all."""
+        places = [f"{place}p{i}_" for i in range(len(self.students))]
+        parts = [
+            student.sql_sums(columns, vectors=vectors, place=own)
+            for student, own in zip(self.students, places, strict=True)
+        ]
+        prefix = max(
+            (part.prefix.removesuffix(own) for part, own in zip(parts, places, strict=True)), key=len
+        )
+        return expression.blended(parts, self.weights, prefix)
 
     def describe(self) -> dict[str, object]:
         """Return the parts and their weights."""

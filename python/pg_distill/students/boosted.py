@@ -84,7 +84,9 @@ class Boosted(TreeStudent):
 
     @classmethod
     def sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
-        """Return rounds and leaves, fastest first."""
+        """Return rounds and leaves, fastest first; none for a table of texts."""
+        if shape.only_texts:
+            return []
         each = n_outputs(shape.task, shape.n_classes)
         # Fewer trees of more leaves cost less a row than more trees of fewer, and tell apart what interacts.
         sizes = [
@@ -130,7 +132,7 @@ class Boosted(TreeStudent):
         goal = take_targets(goal, rows)
         frame = data.frame.take(rows)
         order = ordering(self.task, goal.mean)
-        self.columns_ = Columns.fit(frame, order, goal.weight)
+        self.columns_ = Columns.fit(frame, order, goal.weight, mean=goal.mean)
         objective = Objective(self.task, self.n_classes, self.temperature, goal)
         select_goal = resolve_targets(self, select)
         outputs = objective.outputs

@@ -18,6 +18,7 @@ from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.students import expression
 from pg_distill.students.encoding import CategoryEncoder, look_up
 from pg_distill.students.export import Graph, Numbers
+from pg_distill.students.projection import TREE_NUMBERS
 
 __all__ = [
     "ALL",
@@ -74,25 +75,35 @@ class Columns:
     missing: npt.NDArray[np.bool_]
 
     @classmethod
-    def fit(cls, frame: Frame, target: FloatArray, weight: FloatArray) -> Columns:
-        """Learn the codes and their order by ``target`` (n, K) and ``weight`` (n,)."""
+    def fit(
+        cls,
+        frame: Frame,
+        target: FloatArray,
+        weight: FloatArray,
+        *,
+        mean: FloatArray | None = None,
+        vector_numbers: int = TREE_NUMBERS,
+    ) -> Columns:
+        """Learn the codes and their order by ``target`` (n, K) and ``weight`` (n,).
+
+        Vectors become ``vector_numbers`` numbers each, which predict ``mean``, by itself ``target``.
+        """
         encoders, tables = [], []
         for name in frame.string_names:
             encoder = CategoryEncoder.fit(frame.strings(name))
             codes = encoder.codes(frame.strings(name))
             encoders.append(encoder)
             tables.append(_order(codes, encoder.size, target, weight))
-        numbers = Numbers.fit(frame)
+        numbers = Numbers.fit(frame, target if mean is None else mean, vector_numbers)
         names = frame.string_names
-        nulls = [np.isnan(frame.number(f.name)) for f in frame.features if f.kind != "string"]
-        nulls += [frame.strings(name).codes < 0 for name in names]
-        missing = [bool(column.any()) for column in nulls]
+        missing = numbers.missing(frame)
+        missing += [bool((frame.strings(name).codes < 0).any()) for name in names]
         return cls(numbers, names, tuple(encoders), tuple(tables), np.array(missing, bool))
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the matrix's columns."""
-        return (*(f.name for f in self.numbers.features if f.kind != "string"), *self.string_names)
+        return (*self.numbers.names, *self.string_names)
 
     @property
     def n_numbers(self) -> int:
@@ -393,10 +404,11 @@ class Ensemble:
             attributes["post_transform"] = "SOFTMAX"
         return graph.node("TreeEnsembleRegressor", [matrix], domain="ai.onnx.ml", output=output, **attributes)
 
-    def to_sql(self, columns: Sequence[expression.Number | expression.Categories], task: Task) -> str:
-        """Return the prediction as one SQL expression."""
+    def to_sql(self, columns: Sequence[expression.Number | expression.Categories]) -> expression.Sums:
+        """Return the sums as SQL."""
         sums, unit = expression.tree_sums(self, columns)
-        return expression.output(sums, task, bound=self.bound / unit, unit=unit)
+        prefix = expression.stage_prefix(column.sql for column in columns)
+        return expression.Sums(sums, unit, self.bound / unit, prefix=prefix)
 
     @property
     def bound(self) -> float:

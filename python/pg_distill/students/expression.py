@@ -17,38 +17,46 @@ Long, because trees, sums and networks share how a number, a category and an out
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.errors import LimitExceeded
-from pg_distill.frame import Feature, FloatArray, Kind, Task
+from pg_distill.errors import FeatureNotSupported, LimitExceeded
+from pg_distill.frame import STRINGS, Feature, FloatArray, Kind, Task
 from pg_distill.quoting import quote_identifier, quote_literal
 
 __all__ = [
     "MAX_BYTES",
     "Categories",
+    "Clipped",
     "Line",
     "Number",
+    "Sums",
     "Trees",
     "balanced_sum",
+    "blended",
     "canonical",
     "choose",
+    "clip",
+    "either",
     "float8_threshold",
+    "form",
     "line_term",
     "literal",
     "output",
-    "perceptron",
     "planning_ms",
     "sources",
+    "stage_prefix",
     "tree_sums",
 ]
 
 MAX_BYTES = 1 << 20
 """Longest expression: more than 0.1 s to plan, in every statement that holds it."""
+_BY_PGVECTOR = "pgvector:"
+"""Before the length of a form with pgvector, a colon, that form, and the other one: no expression starts so."""
 LEAF = ALL = -1
 """As in ``students.ensemble``."""
 EXPONENT = 700.0
@@ -56,17 +64,18 @@ EXPONENT = 700.0
 PLANNING_MS_PER_KB = 0.12
 """20, 50, 200, 400 kB (310, 800, 3,100 leaves, 3,100 with long lists of strings) took 1.5, 4, 12 to 30, 70 to 90
 ms on PostgreSQL 15 and a busy machine, parsing included."""
-INLINED_BYTES = 1 << 14
-"""Longest hidden layer that is written without a sub-select: inputs are computed again for each unit, which took 12 us a row
-instead of 6 (6 inputs, 8 units); but a function that is not inlined took 90."""
-WEIGHT_BYTES = 20
-"""What a weight takes, with the name of what it weighs."""
 LEAF_BYTES = 30
 """What a leaf takes at least, with its share of the splits."""
 MAX_CHAIN = 4
 """Values that are compared one by one; more are halved first."""
 FLOAT32_TERM = 4.0
 """Float32 rounds a term of this size by 2e-7: larger ones are rounded in SQL too, or predictions would drift apart."""
+SMALLEST_SHIFT = 2.0**-10
+"""Of a column's scale: what a number is shifted by at least, so that no difference from it is tiny."""
+LARGEST_SCALE = 1e6
+"""Scales within this, and its inverse, are left to the weights, which are float4 in a vector."""
+SAFE_EXPONENT = 300.0
+"""No sum of exp() of up to this overflows, whatever the number of classes, and none of their shares underflows."""
 FLOAT32_LIMIT = 2.0**128 - 2.0**103
 """From here on float32 rounds to infinity."""
 
@@ -127,7 +136,7 @@ def canonical(sql: str, kind: Kind, type_name: str | None = None) -> str:
         Its SQL type, where it is known: a timestamptz is then read by immutable functions only (date_part of a
         timestamptz is stable, and so stops a function from being inlined).
     """
-    if kind == "string":
+    if kind in STRINGS:
         return f'({sql}::text COLLATE "C")'  # an equality that no collation can change
     if kind == "boolean":
         return f"{sql}::int::float"
@@ -139,7 +148,16 @@ def canonical(sql: str, kind: Kind, type_name: str | None = None) -> str:
 
 
 def sources(features: Sequence[Feature], columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Return each feature's SQL: `canonical` of the column of its name, or what ``columns`` has for it."""
+    """Return each feature's SQL: `canonical` of the column of its name, or what ``columns`` has for it.
+
+    Raises
+    ------
+    FeatureNotSupported
+        One is a vector.
+    """
+    for f in features:
+        if f.is_vector:
+            raise FeatureNotSupported(f'feature "{f.name}" is a vector, of which there is no form in SQL')
     return {
         f.name: columns[f.name]
         if columns is not None and f.name in columns
@@ -333,15 +351,15 @@ class _Writer:
         return choose(column.sql, found, other, null if here.null else other)
 
 
-def choose(sql: str, results: Mapping[str, int], other: int, null: int) -> str:
-    """Return the int4 that belongs to a string: a binary search that names each value once.
+def choose(sql: str, results: Mapping[str, int | str], other: int | str, null: int | str) -> str:
+    """Return the value, SQL or an int4, that belongs to a string: a binary search that names each value once.
 
     Parameters
     ----------
     sql
         A string with COLLATE "C", as `canonical` gives it.
     results
-        The integers of the known values; ``other`` is that of any other value, ``null`` that of NULL.
+        Those of the known values; ``other`` is that of any other value, ``null`` that of NULL.
     """
     # Only ASCII has the same order in Python and in every server encoding.
     plain = sorted(value for value, result in results.items() if result != other and value.isascii())
@@ -426,22 +444,97 @@ def line_term(column: Number, line: Line) -> tuple[str, float]:
     return text, -at_centre
 
 
-# -- from sums to predictions
-
-
-def output(sums: Sequence[str], task: Task, *, bound: float, unit: float = 1.0, source: str = "") -> str:
-    """Return the prediction of a student's sums.
+@dataclass(frozen=True)
+class Clipped:
+    """A number between two ends, less a shift and times a factor: SQL of type float8, neither NaN, huge nor tiny.
 
     Parameters
     ----------
-    sums
+    known
+        NULL where the number is NULL or NaN.
+    at_fill
+        What is to stand there for it.
+    shift, factor
+        ``y`` being what the graph has of the number after centring, filling and clipping, this is ``(y - shift) * factor``.
+    """
+
+    column: str
+    known: str
+    at_fill: float
+    shift: float
+    factor: float
+
+    @property
+    def filled(self) -> str:
+        """SQL that is never NULL."""
+        return f"{self.known.removesuffix(' END')} ELSE {literal(self.at_fill)} END"
+
+    @property
+    def is_missing(self) -> str:
+        """SQL of type float8: 1 where the number is NULL or NaN, 0 elsewhere."""
+        return f"CASE WHEN {self.column} < 'NaN' THEN {literal(0.0)} ELSE {literal(1.0)} END"
+
+
+def clip(column: Number, fill: float, low: float, high: float, scale: float) -> Clipped:
+    """Return a column clipped to ``low`` .. ``high``; these and ``fill`` are of after centring.
+
+    ``scale`` is what counts as a step of it. A difference from the shift is 0 or no less than the shift's own last bit, and so
+    no product with a weight underflows; a factor brings in range what is not.
+    """
+    ends = [v + column.centre for v in (fill, low, high)]
+    at = ends[0] if abs(ends[0]) >= SMALLEST_SHIFT * scale else SMALLEST_SHIFT * scale
+    factor = 1.0 if 1.0 / LARGEST_SCALE <= scale <= LARGEST_SCALE else 1.0 / scale
+    at_fill, _, at_high = ((v - at) * factor for v in ends)
+    x = column.sql
+    inside = f"GREATEST({x}, {literal(ends[1])})"
+    if column.centre == 0.0 and ends[1] * ends[2] > 0 and max(map(abs, ends)) > FLOAT32_TERM * scale:
+        inside = f"{inside}::real"  # in range, because it is between low and high
+    inside = f"({inside} - {literal(at)})"
+    if factor != 1.0:
+        inside = f"{inside} * {literal(factor)}"
+    known = f"CASE WHEN {x} <= {literal(ends[2])} THEN {inside} WHEN {x} < 'NaN' THEN {literal(at_high)} END"
+    return Clipped(x, known, at_fill, at - column.centre, factor)
+
+
+# -- from sums to predictions
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a student adds up before it predicts.
+
+    Parameters
+    ----------
+    sql
         SQL of one value, of the log-odds of the last class of two, or of each class's logit.
+    unit
+        What they count in.
     bound
         What none of them exceeds in size, in units.
-    unit
-        What the sums count in.
     source
-        A FROM clause, where the sums read one.
+        The FROM clause that they read.
+    prefix
+        How the names of stages start: as nothing does that they read.
+    """
+
+    sql: Sequence[str]
+    unit: float = 1.0
+    bound: float = float("inf")
+    source: str = ""
+    prefix: str = "_"
+
+
+def stage_prefix(columns: Iterable[str]) -> str:
+    """Return how the names of stages start, so that they are no part of the SQL of any column."""
+    texts = list(columns)
+    prefix = "_"
+    while any(prefix in text for text in texts):
+        prefix += "_"
+    return prefix
+
+
+def output(sums: Sums, task: Task) -> str:
+    """Return the prediction of a student's sums.
 
     Returns
     -------
@@ -453,128 +546,114 @@ def output(sums: Sequence[str], task: Task, *, bound: float, unit: float = 1.0, 
     LimitExceeded
         Where it would be longer than `MAX_BYTES`.
     """
-    scale = "" if unit == 1.0 else f" * {literal(unit)}"
+    scale = "" if sums.unit == 1.0 else f" * {literal(sums.unit)}"
     if task == "regression":
-        text = f"({sums[0]}{scale})::float"
+        text = f"({sums.sql[0]}{scale})::float"
     elif task == "binary":
-        z = f"({sums[0]}){scale}"
-        if bound * unit > EXPONENT:
+        z = f"({sums.sql[0]}){scale}"
+        if sums.bound * sums.unit > EXPONENT:
             z = f"GREATEST(LEAST({z}, {literal(EXPONENT)}), {literal(-EXPONENT)})"
         text = f"({literal(1.0)} / ({literal(1.0)} + pg_catalog.exp(-({z}))))"
     else:
-        text = _softmax(sums, scale, 2 * bound * unit > EXPONENT, source)
-    if source and task != "multiclass":
-        text = f"(SELECT {text}{source})"
+        text = _softmax(sums, scale)
+    if sums.source and task != "multiclass":
+        text = f"(SELECT {text}{sums.source})"
     if len(text) > MAX_BYTES:
         raise LimitExceeded(f"expression of {len(text)} bytes is over the limit of {MAX_BYTES}")
     return text
 
 
-def _softmax(sums: Sequence[str], scale: str, clamped: bool, source: str) -> str:
+def _softmax(sums: Sums, scale: str) -> str:
     """Return an array of probabilities.
 
-    Each sum is needed in every probability, so it is named in a sub-select; OFFSET 0 keeps the planner from
-    writing it out again everywhere. A function with a sub-select is not inlined.
+    What is needed in every probability is named in a sub-select; OFFSET 0 keeps the planner from writing it out again everywhere.
+    The largest sum is taken off before exp() where that could overflow.
     """
-    names = [f"z{k}" for k in range(len(sums))]
-    first = ", ".join(f"{text} AS {name}" for text, name in zip(sums, names, strict=True))
-    exponents = [f"({name} - GREATEST({', '.join(names)})){scale}" for name in names]
-    if clamped:
-        exponents = [f"GREATEST({e}, {literal(-EXPONENT)})" for e in exponents]
-    second = ", ".join(
-        f"pg_catalog.exp(({e})::float) AS {name}" for e, name in zip(exponents, names, strict=True)
+    classes = range(len(sums.sql))
+    p = sums.prefix
+    source = sums.source
+    logits = [f"({z}){scale}" for z in sums.sql]
+    if sums.bound * sums.unit > SAFE_EXPONENT:
+        named = ", ".join(f"({z})::float AS {p}z{k}" for k, z in zip(classes, sums.sql, strict=True))
+        source = f" FROM (SELECT {named}{source} OFFSET 0) {p}s"
+        largest = f"GREATEST({', '.join(f'{p}z{k}' for k in classes)})"
+        source = f" FROM (SELECT {', '.join(f'{p}z{k}' for k in classes)}, {largest} AS {p}m{source} OFFSET 0) {p}s"
+        logits = [f"GREATEST(({p}z{k} - {p}m){scale}, {literal(-EXPONENT)})" for k in classes]
+    named = ", ".join(
+        f"pg_catalog.exp(({z})::float) AS {p}e{k}" for k, z in zip(classes, logits, strict=True)
     )
-    total = balanced_sum(names)
-    last = ", ".join(f"{name} / {total}" for name in names)
-    return (
-        f"(SELECT ARRAY[{last}] FROM (SELECT {second} FROM (SELECT {first}{source} OFFSET 0) s OFFSET 0) e)"
-    )
+    source = f" FROM (SELECT {named}{source} OFFSET 0) {p}s"
+    names = [f"{p}e{k}" for k in classes]
+    source = f" FROM (SELECT {', '.join(names)}, {balanced_sum(names)} AS {p}t{source} OFFSET 0) {p}s"
+    return f"(SELECT ARRAY[{', '.join(f'{name} / {p}t' for name in names)}]{source})"
 
 
-# -- perceptrons
-
-
-def perceptron(
-    inputs: Sequence[str],
-    ramps: Sequence[tuple[int, float, float]],
-    tables: Sequence[tuple[str, FloatArray]],
-    weights: Sequence[FloatArray],
-    biases: Sequence[FloatArray],
-    task: Task,
-) -> str:
-    """Return a network with ReLU between its layers.
-
-    Every layer is a sub-select, for its units are read many times; a function with a sub-select is not inlined. Where one
-    hidden layer is so small that its inputs can be written out for each of its units, there is none (`INLINED_BYTES`).
-
-    Parameters
-    ----------
-    inputs
-        SQL of type float8 that is neither NULL, NaN, huge nor tiny: first the numbers, then flags.
-    ramps
-        Piecewise-linear encoding: (position of a number, low, inverse); they stand in for the numbers. Empty
-        for none.
-    tables
-        For each string column SQL of its code, from 1 on, and what each code adds to the first layer (codes,
-        units).
-    weights, biases
-        Of each layer, (from, to) and (to,); of the last layer one output for regression and for two classes.
+def blended(parts: Sequence[Sums], weights: Sequence[float], prefix: str) -> Sums:
+    """Return the weighted mean of the sums of several students, whose prefixes differ.
 
     Raises
     ------
     LimitExceeded
-        Where it would be longer than `MAX_BYTES`.
+        Where they would be longer than `MAX_BYTES`.
     """
-    size = sum(w.size for w in weights) + sum(table.size for _, table in tables)
-    if size * WEIGHT_BYTES > MAX_BYTES:
-        raise LimitExceeded(f"expression of {size} weights is over the limit of {MAX_BYTES} bytes")
-    codes = [f"({sql}) AS c{m}" for m, (sql, _) in enumerate(tables)]
-    keep = [f"c{m}" for m in range(len(tables))]
-    names = [f"x{i}" for i in range(len(inputs))]
-    stage = [f"{sql} AS {name}" for sql, name in zip(inputs, names, strict=True)] + codes
-    source = f" FROM (SELECT {', '.join(stage)} OFFSET 0) l"
-    written = sum(map(len, inputs)) + sum(len(sql) for sql, _ in tables)
-    flat = (
-        len(weights) == 2
-        and weights[1].shape[1] == 1
-        and not ramps
-        and written * weights[0].shape[1] <= INLINED_BYTES
-    )
-    if flat:
-        source, names, keep = "", [f"({sql})" for sql in inputs], [f"({sql})" for sql, _ in tables]
-    if ramps:
-        numbers = 1 + max(position for position, _, _ in ramps)
-        spread = [
-            f"LEAST(GREATEST((x{position} - {_short(low)}) * {_short(inverse)}, {literal(0.0)}), {literal(1.0)}) AS r{i}"
-            for i, (position, low, inverse) in enumerate(ramps)
-        ]
-        source = f" FROM (SELECT {', '.join([*spread, *names[numbers:], *keep])}{source} OFFSET 0) l"
-        names = [*(f"r{i}" for i in range(len(ramps))), *names[numbers:]]
-    sums: list[str] = []
-    for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        sums = []
-        for unit in range(weight.shape[1]):
-            terms = [
-                f"{name} * {_short(w)}" for name, w in zip(names, weight[:, unit], strict=True) if w != 0.0
-            ]
-            if number == 0:
-                for name, (_, table) in zip(keep, tables, strict=True):
-                    entries = ",".join(f"{float(v):.8g}" for v in table[:, unit])
-                    terms.append(f"('{{{entries}}}'::float[])[{name}]")
-            sums.append(balanced_sum([*terms, _short(bias[unit])]))
-        if number < len(weights) - 1:
-            if flat:  # each unit is read once
-                names = [f"GREATEST({z}, {literal(0.0)})" for z in sums]
-                continue
-            names = [f"h{unit}" for unit in range(weight.shape[1])]
-            stage = [f"GREATEST({z}, {literal(0.0)}) AS {name}" for z, name in zip(sums, names, strict=True)]
-            source = f" FROM (SELECT {', '.join(stage)}{source} OFFSET 0) l"
-    return output(sums, task, bound=float("inf"), source=source)
+    classes = len(parts[0].sql)
+    terms: list[list[str]] = [[] for _ in range(classes)]
+    arrays: list[str] = []
+    bound = 0.0
+    for part, weight in zip(parts, weights, strict=True):
+        factor = literal(part.unit * weight)
+        bound += part.bound * part.unit * abs(weight)
+        read: Sequence[str] = part.sql
+        if part.source and classes == 1:
+            read = [f"(SELECT {part.sql[0]}{part.source})"]
+        elif part.source:
+            read = [f"{prefix}a{len(arrays)}[{k + 1}]" for k in range(classes)]
+            arrays.append(f"(SELECT ARRAY[{', '.join(part.sql)}]{part.source}) AS {prefix}a{len(arrays)}")
+        for k, z in enumerate(read):
+            terms[k].append(f"({z}) * {factor}")
+    source = f" FROM (SELECT {', '.join(arrays)} OFFSET 0) {prefix}s" if arrays else ""
+    if len(source) + sum(len(t) for own in terms for t in own) > MAX_BYTES:
+        raise LimitExceeded(f"expression of a blend is over the limit of {MAX_BYTES} bytes")
+    return Sums([balanced_sum(own) for own in terms], bound=bound, source=source, prefix=prefix)
 
 
-def _short(value: float) -> str:
-    """Return a literal that is as exact as float32."""
-    return f"'{float(value):.9g}'::float"
+# -- with pgvector, or without
+
+
+def either(forms: Callable[[bool], str]) -> str:
+    """Return the forms of a student with pgvector and without it as one text, of which `form` takes one.
+
+    Parameters
+    ----------
+    forms
+        Writes the form with pgvector, or without it; raises LimitExceeded where one is too long.
+
+    Raises
+    ------
+    LimitExceeded
+        Where both are.
+    """
+    found: dict[bool, str] = {}
+    refused: LimitExceeded | None = None
+    for vectors in (True, False):
+        try:
+            found[vectors] = forms(vectors)
+        except LimitExceeded as error:
+            refused = error
+    if not found:
+        assert refused is not None
+        raise refused
+    if True not in found or found.get(False) == found[True]:
+        return found[False]
+    return f"{_BY_PGVECTOR}{len(found[True])}:{found[True]}{found.get(False, '')}"
+
+
+def form(text: str, *, vectors: bool) -> str:
+    """Return what `either` was given for pgvector, or else without it; "" where there is no such form."""
+    if not text.startswith(_BY_PGVECTOR):
+        return text
+    length, _, forms = text.removeprefix(_BY_PGVECTOR).partition(":")
+    return forms[: int(length)] if vectors else forms[int(length) :]
 
 
 # -- limits

@@ -16,6 +16,7 @@ from pg_distill.frame import Feature, FloatArray, Frame, Task
 
 if TYPE_CHECKING:
     from pg_distill.students.export import Graph
+    from pg_distill.students.expression import Sums
     from pg_distill.students.transfer_set import TransferSet
 
 __all__ = ["FAMILIES", "ITERATIVE", "Shape", "Student", "load_family"]
@@ -33,6 +34,11 @@ class Shape:
     features: tuple[Feature, ...]
     n_rows: int
     teacher: bytes | None = None
+
+    @property
+    def only_texts(self) -> bool:
+        """Whether there is nothing but texts, so that families that read none have nothing to learn from."""
+        return all(f.kind == "text" for f in self.features)
 
 
 class Student(Protocol):
@@ -94,13 +100,20 @@ class Student(Protocol):
         """Return the student with its preprocessing as one ONNX file; the same bytes for the same student."""
         ...
 
-    def to_sql(self, columns: Mapping[str, str] | None = None) -> Any:
-        """Return the student as SQL (see ``native``).
+    def to_sql(self, columns: Mapping[str, str] | None = None) -> str:
+        """Return the student as SQL (see ``students.expression``).
 
         Raises
         ------
-        FeatureNotSupported
+        FeatureNotSupported, LimitExceeded
             Where it has no form in SQL, or one that is too large.
+        """
+        ...
+
+    def sql_sums(self, columns: Mapping[str, str] | None, *, vectors: bool, place: str = "") -> Sums:
+        """Return its values, log-odds or logits as SQL, of which blends are made.
+
+        ``vectors`` tells whether pgvector's type can be used, ``place`` what names of stages have behind their prefix.
         """
         ...
 

@@ -77,7 +77,7 @@ class FirstTrees(TreeStudent):
     @classmethod
     def sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
         """Return numbers of trees, fastest first; none where the teacher is no tree ensemble of this form."""
-        if shape.teacher is None or any(f.kind == "string" for f in shape.features):
+        if shape.teacher is None or any(f.is_string or f.is_vector for f in shape.features):
             return []
         whole = _read_onnx(shape.teacher, shape.task, shape.n_classes, len(shape.features))
         if whole is None:

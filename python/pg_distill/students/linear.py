@@ -1,11 +1,14 @@
-"""Generalised linear models: lines, or steps at quantiles, of numbers; an effect of each category.
+"""Generalised linear models: lines, or steps at quantiles, of numbers; an effect of each category, n-gram and vector.
 
 Bytes are the same with any number of threads as long as BLAS itself runs on one, as for networks.
+
+Its class is long, because a family answers for itself: sizes, training, ONNX and SQL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,6 +20,7 @@ from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, cut, quan
 from pg_distill.students.export import Graph
 from pg_distill.students.families import Shape
 from pg_distill.students.objective import (
+    Block,
     Calibrated,
     Lines,
     Objective,
@@ -26,7 +30,9 @@ from pg_distill.students.objective import (
     resolve_targets,
     take_targets,
 )
+from pg_distill.students.text_effect import TextEffect, usual_words
 from pg_distill.students.transfer_set import TransferSet
+from pg_distill.students.vector_effect import VectorEffect
 
 __all__ = ["Linear"]
 
@@ -37,7 +43,16 @@ PENALTIES = (100.0, 10.0, 1.0)
 SMOOTHING = 8.0
 """Penalty on the jump between two neighbouring steps, in units of the penalty on a step."""
 MOST_CELLS = 40_000_000
-"""Rows times columns times outputs that a fit reads at most; effects of single columns need no more rows."""
+"""Rows times columns times outputs that a fit reads at most; effects of single columns need no more rows. Of texts each word is
+a column."""
+TEXT_PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+"""Those on n-grams, one after the other beside ``PENALTIES``: one over scikit-learn's C, for texts are of length 1."""
+VECTOR_PENALTIES = (1.0, 0.1, 0.01, 0.001)
+"""The same on the numbers of vectors, where there are no texts."""
+USUAL_PENALTIES = (10.0, 0.1)
+"""Where there are no rows of select."""
+PROTOTYPE_TEXTS = 100
+"""Rows of whose texts a prototype learns a vocabulary: 0.05 s for texts of 2,000 characters."""
 FREE = 1e-6
 """Penalty on the intercept, in rows: none, but a Newton step must stay defined."""
 TAILS = 0.005
@@ -80,29 +95,37 @@ class Linear(Calibrated):
 
     @classmethod
     def sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
-        """Return numbers of bins, fastest in SQL first."""
+        """Return numbers of bins, fastest in SQL first; where there are only texts these are all the same."""
+        if all(f.kind in ("text", "vector") for f in shape.features):
+            return [{"bins": 0}]
         return [{"bins": 0}, {"bins": 16}, {"bins": 64}]
 
     def prototype(self, data: TransferSet) -> bytes | None:
         """Return the model before it has learned anything but its bins: latency depends on these alone."""
         twin = Linear(**self._arguments())
+        if data.frame.text_names:
+            data = data.take(np.arange(min(len(data), PROTOTYPE_TEXTS)))
         twin._prepare(data)
+        for part in twin._columns_of_many():
+            part.effect += 1.0
         twin.slopes_ += 1.0
         twin._finish()
         return twin.to_onnx()
 
-    def _prepare(self, data: TransferSet) -> tuple[Float32, Objective]:
+    def _prepare(self, data: TransferSet) -> tuple[Frame, Float32, Objective]:
         goal = resolve_targets(self, data)
         rows = np.flatnonzero(goal.weight > 0)
         outputs = self.n_classes if self.task == "multiclass" else 1
-        most = max(1000, MOST_CELLS // (len(data.frame.features) * outputs))
+        words = sum(usual_words(data.frame.strings(name)) for name in data.frame.text_names)
+        columns = sum(f.width for f in data.frame.features) + words
+        most = max(1000, MOST_CELLS // (columns * outputs))
         if len(rows) > most:
             rows = np.sort(np.random.default_rng(self.seed).choice(rows, most, replace=False))
         goal = take_targets(goal, rows)
         frame = data.frame.take(rows)
         objective = Objective(self.task, self.n_classes, self.temperature, goal)
         self.base_, self.scale_ = objective.base.copy(), objective.scale
-        self.columns_ = Columns.fit(frame, ordering(self.task, goal.mean), goal.weight)
+        self.columns_ = Columns.fit(frame, ordering(self.task, goal.mean), goal.weight, vector_numbers=0)
         matrix = self.columns_.matrix(frame)
         places = enumerate(self.columns_.tables, self.columns_.n_numbers)
         thresholds = {
@@ -120,12 +143,18 @@ class Linear(Calibrated):
         self.slopes_ = np.zeros((d, outputs))
         for j in range(d):
             self.low_[j], self.high_[j], self.centre_[j] = _range(matrix[:, j])
-        return matrix, objective
+        learned = (
+            TextEffect.learn(name, frame.strings(name), objective, seed=self.seed)
+            for name in frame.text_names
+        )
+        self.texts_ = [text for text in learned if text.tokeniser.size]
+        self.vectors_ = [VectorEffect.learn(name, frame.vector(name), outputs) for name in frame.vector_names]
+        return frame, matrix, objective
 
     def fit(self, data: TransferSet, select: TransferSet, *, deadline: float | None = None) -> Self:
         """Backfit with each penalty, from the strongest on, while the loss on ``select`` falls."""
         self.sharpness_ = 1.0
-        matrix, objective = self._prepare(data)
+        frame, matrix, objective = self._prepare(data)
         select_goal = resolve_targets(self, select)
         judge = None
         if select_goal.weight.any():
@@ -138,12 +167,20 @@ class Linear(Calibrated):
         spread[spread == 0.0] = 1.0
         dense, select_dense = (dense - mean) / spread, (select_dense - mean) / spread
         weight = objective.soft_weight + objective.hard_weight
+        lines: list[Callable[[float, FloatArray], Block]] = [
+            t.lines(frame.strings(t.name), select.frame.strings(t.name)) for t in self.texts_
+        ]
+        lines += [v.lines(frame.vector(v.name), select.frame.vector(v.name)) for v in self.vectors_]
+        parts = self._columns_of_many()
+        words = [part.start() if isinstance(part, TextEffect) else part.effect.copy() for part in parts]
         best = np.inf
         effects, slopes = [e.copy() for e in self.effects_], self.slopes_.copy()
         intercept = np.zeros((1, objective.outputs))
-        for strength in PENALTIES if judge is not None else PENALTIES[1:2]:
+        of_many = TEXT_PENALTIES if self.texts_ else VECTOR_PENALTIES if parts else (0.0,) * len(PENALTIES)
+        penalties = [*zip_longest(PENALTIES, of_many, fillvalue=PENALTIES[-1])]
+        for strength, text_strength in penalties if judge is not None else [USUAL_PENALTIES]:
             whole = np.zeros(len(codes), np.int32), np.zeros(len(select_codes), np.int32)
-            blocks: list[Steps | Lines] = [Steps(*whole, np.full(1, FREE), intercept.copy())]
+            blocks: list[Block] = [Steps(*whole, np.full(1, FREE), intercept.copy())]
             if len(slopes):
                 blocks.append(Lines(dense, select_dense, strength, slopes.copy(), weight))
             for j, effect in enumerate(effects):
@@ -151,18 +188,23 @@ class Linear(Calibrated):
                     ordered = len(self.thresholds_[j]) + 1 if j < self.columns_.n_numbers else 0
                     penalty = _penalty(len(effect), ordered, strength)
                     blocks.append(Steps(codes[:, j], select_codes[:, j], penalty, effect.copy()))
+            for make, effect in zip(lines, words, strict=True):
+                blocks.append(make(text_strength, effect.copy()))
             loss = backfit(blocks, objective, judge, sweeps=max(1, self.epochs), deadline=deadline)
             if not loss < best:
                 break
-            best, self.penalty_ = loss, strength
+            best, self.penalty_, self.text_penalty_ = loss, strength, text_strength
             found = iter(blocks)
             intercept = next(found).effect
             if len(slopes):
                 slopes = next(found).effect
             effects = [next(found).effect if len(e) > 1 else e for e in effects]
+            words = [next(found).effect for _ in words]
         self.slopes_ = slopes / spread[:, None] * self.scale_
         self.base_ += intercept[0] * self.scale_ - mean @ self.slopes_
         self.effects_ = [e * self.scale_ for e in effects]
+        for part, effect in zip(parts, words, strict=True):
+            part.effect = (part.settle(effect) if isinstance(part, TextEffect) else effect) * self.scale_
         for effect, code in zip(self.effects_, codes.T, strict=True):
             # What no row showed (a NULL, a category) gets the mean effect, so that it moves nothing.
             count = np.bincount(code, minlength=len(effect))
@@ -176,7 +218,13 @@ class Linear(Calibrated):
         self.base_ = self.base_ * factor
         self.slopes_ = self.slopes_ * factor
         self.effects_ = [effect * factor for effect in self.effects_]
+        for part in self._columns_of_many():
+            part.effect = part.effect * factor
         self._finish()
+
+    def _columns_of_many(self) -> list[TextEffect | VectorEffect]:
+        """Return the effects of columns that are many numbers each: of texts, then of vectors."""
+        return [*self.texts_, *self.vectors_]
 
     def _dense(self, matrix: Float32) -> FloatArray:
         """Return the numbers of lines, clipped and centred; NULL is 0 where it has an effect of its own."""
@@ -195,6 +243,8 @@ class Linear(Calibrated):
             if effect.any() or not hasattr(self, "penalty_")
         ]
         self.ensemble_ = Ensemble.join(parts, self.base_).snapped()
+        for text in self.texts_:
+            text.finish()
 
     def predict_logits(self, frame: Frame) -> FloatArray:
         """Return (n, K) logits, (n, 1) values for regression."""
@@ -204,16 +254,34 @@ class Linear(Calibrated):
             sums += effect[np.minimum(code, len(effect) - 1)]
         if len(self.slopes_):
             sums += self._dense(matrix) @ self.slopes_
+        for text in self.texts_:
+            sums += text.predict(frame.strings(text.name))
+        for vector in self.vectors_:
+            sums += vector.predict(frame.vector(vector.name))
         return self.ensemble_.to_logits(sums, self.task)
 
     def _only_trees(self) -> bool:
-        return not self.slopes_.any()
+        return not self.slopes_.any() and not self.texts_ and not self.vectors_
 
     def add_to(self, graph: Graph) -> str:
-        """Add one node for all steps, six for all lines; return the name of the logits or values."""
+        """Add one node for all steps, six for all lines, many for a text; return the name of the logits or values."""
         if self._only_trees():
             return self.ensemble_.add_to(graph, self.columns_.add_to(graph), self.task)
         shift = 1 if self.task == "binary" else 0
+        vectors = list(self.vectors_)
+        if len(self.ensemble_.used):
+            total = self.ensemble_.add_to(graph, self.columns_.add_to(graph), self.task)
+        elif vectors:
+            total = vectors.pop(0).add_to(graph, shift, np.pad(self.ensemble_.base, (shift, 0)))
+        else:
+            total = graph.constant(np.pad(self.ensemble_.base, (shift, 0)).astype(np.float32))
+        for text in self.texts_:
+            total = graph.node("Add", [text.add_to(graph, shift), total])
+        for vector in vectors:
+            total = graph.node("Add", [vector.add_to(graph, shift), total])
+        return self._add_lines(graph, total, shift) if self.slopes_.any() else total
+
+    def _add_lines(self, graph: Graph, rest: str, shift: int) -> str:
         x = graph.read(self.columns_.numbers)
         missing = graph.shared(("isnan", x), "IsNaN", [x])
         own = self.columns_.missing[: len(self.slopes_)]
@@ -223,10 +291,6 @@ class Linear(Calibrated):
         y = graph.node("Where", [missing, graph.constant(fill), y])
         y = graph.node("Sub", [y, graph.constant(self.centre_)])
         slopes = np.pad(self.slopes_, ((0, 0), (shift, 0))).astype(np.float32)
-        if len(self.ensemble_.used):
-            rest = self.ensemble_.add_to(graph, self.columns_.add_to(graph), self.task)
-        else:
-            rest = graph.constant(np.pad(self.ensemble_.base, (shift, 0)).astype(np.float32))
         return graph.node("Gemm", [y, graph.constant(slopes), rest])
 
     def to_onnx(self) -> bytes:
@@ -240,12 +304,20 @@ class Linear(Calibrated):
 
     def to_sql(self, columns: Mapping[str, str] | None = None) -> str:
         """Return the student as one SQL expression; see ``native``."""
+        return expression.output(self.sql_sums(columns, vectors=False), self.task)
+
+    def sql_sums(
+        self, columns: Mapping[str, str] | None, *, vectors: bool, place: str = ""
+    ) -> expression.Sums:
+        """Return the sums as SQL; a line is one term already, so pgvector is of no use to it."""
         found = self.columns_.to_sql(columns)
         if self._only_trees():
-            return self.ensemble_.to_sql(found, self.task)
+            return self.ensemble_.to_sql(found)
         sums, unit = expression.tree_sums(self.ensemble_, found)
         missing = self.columns_.missing
-        bound = self.ensemble_.bound
+        bound = self.ensemble_.bound + sum(text.bound for text in self.texts_)
+        sources = expression.sources(self.columns_.numbers.features, columns)
+        read = [text.to_sql(sources[text.name], f"pg_distill_l{i}") for i, text in enumerate(self.texts_)]
         for k, slopes in enumerate(self.slopes_.T):
             terms, constant = [f"{sums[k]} * {expression.literal(unit)}"], 0.0
             for j in np.flatnonzero(slopes):
@@ -258,8 +330,11 @@ class Linear(Calibrated):
                 terms.append(term)
                 constant += shift
                 bound += abs(slopes[j]) * float(self.high_[j] - self.low_[j])
+            terms += [own[k] for own, _ in read]
             sums[k] = expression.balanced_sum([*terms, expression.literal(constant)])
-        return expression.output(sums, self.task, bound=bound)
+        source = f" FROM {', '.join(item for _, item in read)}" if read else ""
+        prefix = expression.stage_prefix(column.sql for column in found)
+        return expression.Sums(sums, bound=bound, prefix=prefix, source=source)
 
     def _arguments(self) -> dict[str, Any]:
         return {
@@ -282,8 +357,13 @@ class Linear(Calibrated):
             "epochs": self.epochs,
             "seed": self.seed,
         }
+        if getattr(self, "texts_", None):
+            out["ngrams"] = {text.name: text.tokeniser.size for text in self.texts_}
         if hasattr(self, "penalty_"):
             out["penalty"] = self.penalty_
+            if self._columns_of_many():
+                out["text_penalty"] = self.text_penalty_
+                out["word_vectors"] = any(text.has_vectors for text in self.texts_)
         if hasattr(self, "sharpness_"):
             out["sharpness"] = self.sharpness_
         return out

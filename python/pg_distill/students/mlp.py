@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.onnx_model.signature import NULL_STRING
 from pg_distill.students import expression
@@ -26,7 +27,9 @@ from pg_distill.students.export import Graph
 from pg_distill.students.families import Shape
 from pg_distill.students.mlp_encoding import Encoded, Encoding, Float32
 from pg_distill.students.network import Layers, NetworkTrainer
+from pg_distill.students.network_expression import Perceptron, Table
 from pg_distill.students.objective import Calibrated, resolve_targets
+from pg_distill.students.text_numbers import PROTOTYPE_TEXTS, TextNumbers
 from pg_distill.students.transfer_set import TransferSet
 
 __all__ = ["Mlp"]
@@ -86,8 +89,10 @@ class Mlp(Calibrated):
                 out.append({"hidden": widths, "bins": 16})
         return out
 
-    def _prepare(self, data: TransferSet) -> Layers:
-        self.encoding_ = Encoding(data.frame, self.bins)
+    def _prepare(self, data: TransferSet, *, prototype: bool = False) -> Layers:
+        target = resolve_targets(self, data).mean if data.frame.vector_names else None
+        texts = self._learn_texts(data, prototype=prototype)
+        self.encoding_ = Encoding(data.frame, self.bins, texts, target)
         layers = Layers([self.encoding_.width, *self.hidden, self.n_classes])
         rng = np.random.default_rng(self.seed)
         for weights in layers.weights:
@@ -102,8 +107,17 @@ class Mlp(Calibrated):
     def prototype(self, data: TransferSet) -> bytes:
         """Return the untrained network: its latency depends on its shape alone."""
         twin = Mlp(**self._arguments())
-        twin.layers_ = twin._prepare(data)
+        twin.layers_ = twin._prepare(data, prototype=True)
         return twin.to_onnx()
+
+    def _learn_texts(self, data: TransferSet, *, prototype: bool) -> TextNumbers:
+        if not data.frame.text_names:
+            return TextNumbers([])
+        if prototype:
+            data = data.take(np.arange(min(len(data), PROTOTYPE_TEXTS)))
+        goal = resolve_targets(self, data)
+        learn = TextNumbers.prototype if prototype else TextNumbers.learn
+        return learn(data.frame, goal, self.task, self.n_classes, self.temperature)
 
     def fit(self, data: TransferSet, select: TransferSet, *, deadline: float | None = None) -> Self:
         """Train for at most ``epochs`` passes over ``data``; keep the average that was best on ``select``."""
@@ -124,7 +138,7 @@ class Mlp(Calibrated):
         self.layers_ = layers
         if self.task == "regression":
             self._standardise(data)
-        fit_rows, fit_targets = self._rows(data)
+        fit_rows, fit_targets = self._rows(data, training=True)
         select_rows, select_targets = self._rows(select)
         trainer = NetworkTrainer(self, layers, len(fit_rows.numbers))
         trainer.run(fit_rows, fit_targets, select_rows, select_targets, epochs, deadline)
@@ -141,14 +155,15 @@ class Mlp(Calibrated):
         variance = float(np.average((goal.mean[:, 0] - mean) ** 2, weights=goal.weight))
         self.value_mean_, self.value_scale_ = mean, float(np.sqrt(variance)) or 1.0
 
-    def _rows(self, data: TransferSet) -> tuple[Encoded, tuple[Float32, ...]]:
+    def _rows(self, data: TransferSet, *, training: bool = False) -> tuple[Encoded, tuple[Float32, ...]]:
         goal = resolve_targets(self, data)
         soft, hard = goal.soft, goal.hard
         if self.task == "regression":
             soft = (soft - self.value_mean_) / self.value_scale_
             hard = (hard - self.value_mean_) / self.value_scale_
         arrays = (soft, hard, goal.soft_weight, goal.hard_weight)
-        return self.encoding_.encode(data.frame), tuple(np.ascontiguousarray(a, np.float32) for a in arrays)
+        rows = self.encoding_.encode(data.frame, training=training)
+        return rows, tuple(np.ascontiguousarray(a, np.float32) for a in arrays)
 
     def _forward(self, rows: Encoded) -> Float32:
         """Return the last layer's (n, K) float32 output, batch by batch."""
@@ -213,6 +228,10 @@ class Mlp(Calibrated):
                 rows += encoding.n_nulls
         else:
             rows = 0
+        if encoding.n_texts:
+            x = graph.joined([*([x] if x else []), encoding.texts.add_to(graph)])
+            bias = bias - encoding.text_mean @ first[rows : rows + encoding.n_texts]
+            rows += encoding.n_texts
         c = (
             self._look_up(graph, first[rows:], bias)
             if encoding.n_categories
@@ -286,8 +305,18 @@ class Mlp(Calibrated):
         graph = Graph(self.encoding_.numbers)
         return graph.finish(self.add_to(graph), self.task, self.n_classes, self.describe())
 
-    def to_sql(self, columns: Mapping[str, str] | None = None) -> Any:
-        """Return the network as one SQL expression of nested sub-selects; see ``native``."""
+    def to_sql(self, columns: Mapping[str, str] | None = None) -> str:
+        """Return the network as SQL, with pgvector or without it; see ``students.expression``."""
+        return expression.either(
+            lambda vectors: expression.output(self.sql_sums(columns, vectors=vectors), self.task)
+        )
+
+    def sql_sums(
+        self, columns: Mapping[str, str] | None, *, vectors: bool, place: str = ""
+    ) -> expression.Sums:
+        """Return the last layer as SQL; what standardises a number is folded into the first layer."""
+        if self.encoding_.n_texts:
+            raise FeatureNotSupported("a network that reads texts has no form in SQL")
         encoding, layers = self.encoding_, self.layers_
         found = expression.sources(encoding.numbers.features, columns)
         weights = [w.astype(np.float64) for w in layers.weights]
@@ -297,34 +326,49 @@ class Mlp(Calibrated):
         elif self.task == "regression":
             weights[-1] = weights[-1] * self.value_scale_
             biases[-1] = biases[-1] * self.value_scale_ + self.value_mean_
-        names = [f.name for f in encoding.numbers.features if f.kind != "string"]
-        inputs = []
+        names = encoding.numbers.names
+        clipped = []
         for j, (name, centre) in enumerate(zip(names, encoding.numbers.centre, strict=True)):
-            slope = 1.0 if encoding.bins else 1.0 / float(encoding.scale[j])
             ends = float(encoding.fill[j]), float(encoding.lowest[j]), float(encoding.highest[j])
             column = expression.Number(found[name], float(centre))
-            term, constant = expression.line_term(column, expression.Line(slope, *ends, missing=True))
-            if not encoding.bins:
-                constant += (ends[0] - float(encoding.mean[j])) * slope
-            inputs.append(f"({term}) + {expression.literal(constant)}")
-        inputs += [
-            f"CASE WHEN {found[names[j]]} < 'NaN' THEN '0'::float ELSE '1'::float END"
-            for j in encoding.null_columns
-        ]
-        ramps = zip(
-            encoding.component.tolist(), encoding.low.tolist(), encoding.inverse.tolist(), strict=True
-        )
+            clipped.append(expression.clip(column, *ends, float(encoding.scale[j])))
+        ramps = []
+        if encoding.bins:
+            for j, low, inverse in zip(encoding.component, encoding.low, encoding.inverse, strict=True):
+                own = clipped[j]
+                edge = (float(low) + float(encoding.fill[j]) - own.shift) * own.factor
+                ramps.append((int(j), edge, float(inverse) / own.factor))
+        else:
+            for j, own in enumerate(clipped):
+                scale = float(encoding.scale[j])
+                biases[0] += weights[0][j] * ((own.shift - float(encoding.mean[j])) / scale)
+                weights[0][j] /= scale * own.factor
         rows = encoding.n_numbers + encoding.n_nulls
         tables = []
         for name, encoder, offset in zip(
             encoding.string_names, encoding.categories, encoding.offsets, strict=True
         ):
-            codes = {value: code + 1 for code, value in enumerate(encoder.values, encoder.FIRST)}
-            code = expression.choose(found[name], codes, encoder.OTHER + 1, encoder.NULL + 1)
+            values = {value: code for code, value in enumerate(encoder.values, encoder.FIRST)}
             start = rows + int(offset)
-            tables.append((code, weights[0][start : start + encoder.size]))
-        weights[0] = weights[0][:rows]
-        return expression.perceptron(inputs, list(ramps), tables, weights, biases, self.task)
+            tables.append(
+                Table(
+                    found[name],
+                    values,
+                    encoder.OTHER,
+                    encoder.NULL,
+                    weights[0][start : start + encoder.size],
+                )
+            )
+        network = Perceptron(
+            clipped,
+            ramps,
+            encoding.null_columns.tolist(),
+            tables,
+            [weights[0][:rows], *weights[1:]],
+            biases,
+            expression.stage_prefix(found.values()) + place,
+        )
+        return network.sums(vectors=vectors)
 
     def _arguments(self) -> dict[str, Any]:
         return {
@@ -349,6 +393,8 @@ class Mlp(Calibrated):
             "epochs": self.epochs,
             "seed": self.seed,
         }
+        if hasattr(self, "encoding_") and self.encoding_.n_texts:
+            out["ngrams"] = self.encoding_.texts.describe()
         if hasattr(self, "sharpness_"):
             out["sharpness"] = self.sharpness_
         return out

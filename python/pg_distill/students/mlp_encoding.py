@@ -1,4 +1,4 @@
-"""How a network reads a row: numbers as shares of their range, categories as one-hot or embedding."""
+"""How a network reads a row: numbers as shares of their range, categories as one-hot or embedding, texts as `TextNumbers`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import numpy.typing as npt
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.students.encoding import MAX_CATEGORIES, CategoryEncoder
 from pg_distill.students.export import Numbers
+from pg_distill.students.projection import NETWORK_NUMBERS
+from pg_distill.students.text_numbers import TextNumbers
 from pg_distill.students.transfer_set import usual_range
 
 __all__ = ["Encoded", "Encoding", "Float32"]
@@ -31,18 +33,21 @@ MAX_ONE_HOT = 2048
 
 @dataclass(frozen=True)
 class Encoded:
-    """Rows as the network reads them: centred, filled numbers (n, d), NULL flags (n, q), category codes (n, m)."""
+    """Rows as the network reads them: centred, filled numbers (n, d), NULL flags (n, q), category codes (n, m), texts (n, t)."""
 
     numbers: Float32
     nulls: npt.NDArray[np.bool_]
     codes: npt.NDArray[np.int64]
+    texts: Float32
 
 
 class Encoding:
-    """Learned preprocessing: fill, centre, scale, bins, NULL flags and categories; ``width`` inputs in all."""
+    """Learned preprocessing: fill, centre, scale, bins, NULL flags, texts and categories; ``width`` inputs in all."""
 
-    def __init__(self, frame: Frame, bins: int) -> None:
-        self.numbers = Numbers.fit(frame)
+    def __init__(self, frame: Frame, bins: int, texts: TextNumbers, target: FloatArray | None = None) -> None:
+        self.texts = texts
+        self.text_mean = texts.mean(frame)
+        self.numbers = Numbers.fit(frame, target, NETWORK_NUMBERS)
         values = self.numbers.transform(frame).astype(np.float64)
         d = values.shape[1]
         finite = np.where(np.isfinite(values), values, np.nan)
@@ -95,12 +100,13 @@ class Encoding:
         self.offsets = np.concatenate([[0], np.cumsum(self.category_sizes)])[:-1].astype(np.int64)
         self.n_numbers = len(columns) if bins else d
         self.n_nulls = len(self.null_columns)
+        self.n_texts = texts.width
         self.n_categories = int(sum(self.category_sizes))
-        self.width = self.n_numbers + self.n_nulls + self.n_categories
-        self.n_inputs = self.n_numbers + self.n_nulls + len(self.categories)
+        self.width = self.n_numbers + self.n_nulls + self.n_texts + self.n_categories
+        self.n_inputs = self.n_numbers + self.n_nulls + self.n_texts + len(self.categories)
 
-    def encode(self, frame: Frame) -> Encoded:
-        """Return the rows as the network's first layer reads them."""
+    def encode(self, frame: Frame, *, training: bool = False) -> Encoded:
+        """Return the rows as the network's first layer reads them, with ``training`` those that it was fitted on."""
         values = self.numbers.transform(frame)
         missing = np.isnan(values)
         values = np.clip(np.where(missing, self.fill, values), self.lowest, self.highest)
@@ -111,11 +117,12 @@ class Encoding:
         codes = np.empty((len(values), len(self.categories)), np.int64)
         for position, (name, encoder) in enumerate(zip(self.string_names, self.categories, strict=True)):
             codes[:, position] = encoder.codes(frame.strings(name))
-        return Encoded(values, missing[:, self.null_columns], codes + self.offsets)
+        texts = self.texts.transform(frame, training=training) - self.text_mean
+        return Encoded(values, missing[:, self.null_columns], codes + self.offsets, texts)
 
     def fill_unknown(self, weights: Float32) -> None:
         """Give codes that training never met (unseen, NULL) the mean effect of their column's categories."""
-        start = self.n_numbers + self.n_nulls
+        start = self.n_numbers + self.n_nulls + self.n_texts
         for encoder, offset in zip(self.categories, self.offsets, strict=True):
             rows = weights[start + offset : start + offset + len(encoder.counts)]
             never = encoder.counts == 0
@@ -137,6 +144,9 @@ class Encoding:
         if self.n_nulls:
             out[:, end : end + self.n_nulls] = rows.nulls[index]
             end += self.n_nulls
+        if self.n_texts:
+            out[:, end : end + self.n_texts] = rows.texts[index]
+            end += self.n_texts
         if self.n_categories:
             part = out[:, end:]
             part[:] = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ LEAST_GAIN = 1e-3
 """A sweep that lowers the loss by a smaller share ends backfitting."""
 
 __all__ = [
+    "Block",
     "Calibrated",
     "Lines",
     "Objective",
@@ -185,6 +186,21 @@ class Calibrated:
         raise NotImplementedError
 
 
+class Block(Protocol):
+    """A part of the sum that `backfit` fits: ``effect`` is what it has learned, ``output`` what it adds to; None for all."""
+
+    effect: FloatArray
+    output: int | None
+
+    def improve(self, gradient: FloatArray, hessian: FloatArray, scores: FloatArray) -> None:
+        """Change the effect, and add the change to ``scores`` (n, outputs)."""
+        ...
+
+    def of(self, *, select: bool) -> FloatArray:
+        """Return what it adds to each row, (n, outputs)."""
+        ...
+
+
 class Steps:
     """A step function of one column, or a tree's leaf values: ``effect`` (steps, outputs).
 
@@ -253,7 +269,7 @@ class Lines:
         effect: FloatArray,
         weight: FloatArray,
     ) -> None:
-        self.output = None
+        self.output: int | None = None
         self.matrix = matrix
         self.select_matrix = select_matrix
         self.penalty = penalty
@@ -278,7 +294,7 @@ class Lines:
 
 
 def backfit(
-    blocks: Sequence[Steps | Lines],
+    blocks: Sequence[Block],
     objective: Objective,
     select: Objective | None,
     *,

@@ -1,7 +1,7 @@
 """The rows that the teacher labels: real, unlabelled, augmented.
 
-Augmented rows stay valid: integers stay integers and inside the range that was seen, categories exist, and each row's pattern
-of NULLs is that of a real row. They carry no label of their own; the teacher labels every one of them.
+Augmented rows stay valid: integers stay integers and inside the range that was seen, categories exist, texts, vectors and the
+pattern of NULLs are those of a real row. They carry no label of their own; the teacher labels every one of them.
 """
 
 from __future__ import annotations
@@ -188,6 +188,8 @@ class Augmenter:
     def make(self, kind: str, n: int, rng: np.random.Generator, *, deadline: float | None = None) -> Frame:
         """Return up to ``n`` rows made by one of ``KINDS``; far-off rows are dropped, so there may be fewer.
 
+        There are none where all columns are texts and vectors.
+
         At ``deadline`` (``time.monotonic()`` seconds) it returns those that it has.
 
         Raises
@@ -204,10 +206,12 @@ class Augmenter:
             "spunge": self._spunge,
             "thresholds": self._midpoints,
         }
+        if not self.frame.number_names and not self.frame.string_names:
+            return self.frame.take(np.zeros(0, np.int64))
         maker = self._hot_deck(rng, deadline) if kind == "hot_deck" else makers[kind]
         base = self._base(n, rng)
         near = self._near(rng)
-        parts = [(self._numbers[:0], self._codes[:0])]
+        parts = [(self._numbers[:0], self._codes[:0], base[:0])]
         for start in range(0, len(base), PART):
             if deadline is not None and time.monotonic() > deadline:
                 break
@@ -217,9 +221,8 @@ class Augmenter:
             numbers = np.clip(numbers, self._low, self._high)
             numbers[np.isnan(self._numbers[part])] = np.nan
             kept = near(numbers, codes)
-            parts.append((numbers[kept], codes[kept]))
-        made_numbers, made_codes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return self._to_frame(made_numbers, made_codes)
+            parts.append((numbers[kept], codes[kept], part[kept]))
+        return self._to_frame(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def _base(self, n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
         """Each real row equally often, in random order."""
@@ -381,12 +384,16 @@ class Augmenter:
 
         return near
 
-    def _to_frame(self, numbers: FloatArray, codes: Any) -> Frame:
+    def _to_frame(self, numbers: FloatArray, codes: Any, base: Any) -> Frame:
         columns: dict[str, Any] = {
             name: np.ascontiguousarray(numbers[:, j]) for j, name in enumerate(self.frame.number_names)
         }
         for j, name in enumerate(self.frame.string_names):
             columns[name] = Strings(codes[:, j].astype(np.int32), self.frame.strings(name).categories)
+        for name in self.frame.text_names:
+            columns[name] = self.frame.strings(name).take(base)
+        for name in self.frame.vector_names:
+            columns[name] = self.frame.vector(name)[base]
         return Frame(self.frame.features, columns)
 
 

@@ -64,8 +64,8 @@ class Tree(TreeStudent):
 
     @classmethod
     def sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
-        """Return numbers of leaves, fastest first."""
-        return [{"leaves": n} for n in (8, 32, 128, 512)]
+        """Return numbers of leaves, fastest first; none for a table of texts."""
+        return [] if shape.only_texts else [{"leaves": n} for n in (8, 32, 128, 512)]
 
     def prototype(self, data: TransferSet) -> bytes | None:
         """Return a tree of as many leaves with splits at random."""
@@ -79,7 +79,7 @@ class Tree(TreeStudent):
         goal = take_targets(goal, rows)
         frame = data.frame.take(rows)
         target = ordering(self.task, goal.mean)
-        self.columns_ = Columns.fit(frame, target, goal.weight)
+        self.columns_ = Columns.fit(frame, target, goal.weight, mean=goal.mean)
         objective = Objective(self.task, self.n_classes, 1.0, goal)
         matrix = self.columns_.training_matrix(frame, target, goal.weight)
         weight = objective.soft_weight + objective.hard_weight

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.students import expression
 from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, n_outputs
 from pg_distill.students.export import Graph
 from pg_distill.students.objective import Calibrated
@@ -60,7 +61,13 @@ class TreeStudent(Calibrated):
 
     def to_sql(self, columns: Mapping[str, str] | None = None) -> str:
         """Return the student as one SQL expression; see ``native``."""
-        return self.ensemble_.to_sql(self.columns_.to_sql(columns), self.task)
+        return expression.output(self.sql_sums(columns, vectors=False), self.task)
+
+    def sql_sums(
+        self, columns: Mapping[str, str] | None, *, vectors: bool, place: str = ""
+    ) -> expression.Sums:
+        """Return what the trees add up to, as SQL; pgvector is of no use to them."""
+        return self.ensemble_.to_sql(self.columns_.to_sql(columns))
 
     def describe(self) -> dict[str, object]:
         """Return family, size and hyper-parameters."""

@@ -100,7 +100,7 @@ def claim_of_column(db: Database, source: Source, model: Model, column: str) -> 
         raise InvalidData(f'column "{column}" holds no expected prediction')
     arrays = None
     if model.signature.is_numeric:
-        arrays = ["{" + ",".join(map(repr, row)) + "}" for row in frame.numbers()[order].tolist()]
+        arrays = ["{" + ",".join(map(repr, row)) + "}" for row in frame.cells()[order].tolist()]
     outputs, labels = _expected(expected, source, model, column, np.array(order))
     return Claim([rows[i] for i in order], arrays, outputs, labels, {"column": column})
 

@@ -23,22 +23,24 @@ from pg_distill.errors import (
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Task
 from pg_distill.measure import confidence, metrics
 from pg_distill.measure.metrics import default_metric
-from pg_distill.onnx_model.signature import Signature
+from pg_distill.onnx_model.signature import MAX_TOKENS, Signature
+from pg_distill.onnx_model.tokenizer import DEFAULT_TOKENS, attach, check_size
 from pg_distill.quoting import quote_identifier
 from pg_distill.registry import models
 from pg_distill.registry.model import Model
 from pg_distill.rows.sample import Label, draw_rows
 from pg_distill.rows.source import Source, check_columns, integers_beyond, lost_microseconds, resolve_source
 from pg_distill.serving.approval import inspector, model_limits
-from pg_distill.serving.sql_models import check_outputs, label_by_sql, logged_outputs, signature_without_graph
+from pg_distill.serving.sql_models import label_by_sql, signature_without_graph
 from pg_distill.serving.timing import (
     contender_for,
     latency_figures,
     measure_latency,
     measured_here,
 )
-from pg_distill.teachers import claims
+from pg_distill.teachers import claims, logged
 from pg_distill.teachers.labels import as_labelled, positions, task_of, warn_of_classes
+from pg_distill.teachers.reading import check_texts
 from pg_distill.teachers.registration import Registration
 
 __all__ = ["register_logged", "register_onnx", "register_sql"]
@@ -87,7 +89,7 @@ def _rows(
     frame, labels, others = draw_rows(db, source, columns, label=label, extra=extra, seed=SEED, limit=ROWS)
     if len(frame) == 0:
         raise InvalidData("the sample has no rows" + (" with a label" if label else ""))
-    return columns, frame, labels, others
+    return frame.features, frame, labels, others  # which know how long vectors are
 
 
 MAX_LISTED = 30  # names in a message
@@ -118,11 +120,17 @@ def register_onnx(
     claim: claims.Claim | None = None,
     allow_difference: bool = False,
     class_threshold: float | None = None,
+    tokenizer: bytes | None = None,
+    max_tokens: int | None = None,
 ) -> str:
     """Register an ONNX file; return the model's id.
 
     Parameters
     ----------
+    tokenizer
+        The tokenizer.json of a transformer, which the file is stored with.
+    max_tokens
+        That it reads of a text.
     class_threshold
         Of two classes the probability of the last one from which the model names it, where that is not one half.
     expected
@@ -147,6 +155,12 @@ def register_onnx(
         raise InvalidParameter("a column of expected predictions needs a sample that has it")
     if class_threshold is not None and not 0 < class_threshold < 1:
         raise InvalidParameter(f"class_threshold must be between 0 and 1, not {class_threshold}")
+    max_tokens = DEFAULT_TOKENS if max_tokens is None else max_tokens
+    if not 1 <= max_tokens <= MAX_TOKENS:
+        raise InvalidParameter(f"max_tokens must be between 1 and {MAX_TOKENS}, not {max_tokens}")
+    if tokenizer is not None:
+        check_size(tokenizer)
+        artifact = attach(artifact, tokenizer)
     limit, run_bytes = model_limits(db)
     if len(artifact) > limit:
         raise LimitExceeded(f"artifact has {len(artifact)} bytes, more than the limit of {limit}")
@@ -171,6 +185,7 @@ def register_onnx(
                 max_bytes=limit,
                 run_bytes=run_bytes,
                 class_threshold=class_threshold,
+                max_tokens=max_tokens,
             )
 
     # No child lives while the sample runs: it is the caller's SQL, and may take as long as it likes.
@@ -181,11 +196,18 @@ def register_onnx(
         source = resolve_source(db, asked.sample, stored=True)
         if features is None:
             # A graph with an input a column names its columns; one with a tensor takes what the sample has.
-            given = inspect().signature.names
-            if set(given) <= set(source.columns):
-                features = given
+            signature = inspect().signature if tokenizer is None else None
+            if signature is None or signature.max_tokens is not None:
+                features = [_text_column(source, asked.label, expected)]
+                db.notice(f'the model is taken to read column "{features[0]}"')
+            elif set(signature.names) <= set(source.columns):
+                features = signature.names
+            elif set(inputs := [spec.name for spec in signature.inputs]) <= set(source.columns):
+                features = inputs
             else:
                 features = [c for c in source.kinds if c not in (asked.label, expected)]
+                single = [c for c in features if source.kinds[c] != "vector"]
+                features = single if len(single) == len(signature.names) else features
                 db.notice(
                     f"the model's inputs are taken to be these columns, in this order: {_list(features)}"
                 )
@@ -204,6 +226,7 @@ def register_onnx(
         types = {f.name: source.types[f.name] for f in columns}
         found = inspect(columns=columns, rows=frame)
     signature = found.signature
+    check_texts(signature.features, asked.text_columns)
     if class_threshold is not None and signature.task != "binary":
         raise InvalidParameter("class_threshold is of a model of two classes")
     own_classes = asked.classes is None or (claim is not None and claim.own_classes)
@@ -220,6 +243,10 @@ def register_onnx(
             _accuracy_figures(signature.task, signature.classes, labels, found.outputs, class_threshold)
         )
         warn_of_classes(db, asked.name, signature.task, signature.classes, labels, found.outputs)
+        if len(found.outputs) < len(frame):
+            db.notice(
+                f"measured on {len(found.outputs)} of {len(frame)} rows, because the model is a transformer, which takes its time"
+            )
     model = models.insert_model(
         db,
         name=asked.name,
@@ -233,6 +260,7 @@ def register_onnx(
         label=asked.label,
         figures={},
         types=types,
+        text_columns=asked.text_columns,
         class_threshold=class_threshold,
     )
     if expected is not None and source is not None:
@@ -244,6 +272,17 @@ def register_onnx(
     models.update_figures(db, model.id, figures)
     _say_what_is_missing(db, asked, figures)
     return model.id
+
+
+def _text_column(source: Source, *others: str | None) -> str:
+    """Return the column that a model of texts reads, where nobody has named it: the only one of strings."""
+    found = [name for name, kind in source.kinds.items() if kind == "string" and name not in others]
+    if len(found) != 1:
+        raise InvalidParameter(
+            f"the model reads one text, and the sample has {len(found)} columns of strings",
+            hint="Name the column: features => '{body}'.",
+        )
+    return found[0]
 
 
 def _timed(db: Database, model: Model, frame: Frame) -> dict[str, Any]:
@@ -289,6 +328,7 @@ def register_sql(
         asked.task, asked.classes, labels, len(asked.classes or ()) if asked.task == "multiclass" else 1
     )
     signature = signature_without_graph(columns, found_task, found_classes)
+    check_texts(columns, asked.text_columns)
     types = {f.name: source.types[f.name] for f in columns}
     with db.subtransaction():
         model = models.insert_model(
@@ -304,6 +344,7 @@ def register_sql(
             label=asked.label,
             figures={},
             types=types,
+            text_columns=asked.text_columns,
         )
         started = time.monotonic()
         outputs = label_within(
@@ -344,14 +385,26 @@ def register_logged(
         raise InvalidParameter("a logged model has at least one output column")
     if latency_ms is not None and not (latency_ms > 0 and np.isfinite(latency_ms)):
         raise InvalidParameter(f"latency_ms must be above 0, not {latency_ms}")
-    source = resolve_source(db, asked.sample, stored=True)
+    source = logged.read_logged(resolve_source(db, asked.sample, stored=True), outputs, asked.label)
     columns, frame, labels, extra = _rows(db, source, asked.features, asked.label, outputs)
     if beyond := integers_beyond(source, frame):
         source = _read_as_text(db, source, beyond)
         columns, frame, labels, extra = _rows(db, source, asked.features, asked.label, outputs)
-    found_task, found_classes = task_of(asked.task, asked.classes, labels, len(outputs))
-    raw = logged_outputs(extra, outputs)
-    checked = check_outputs(raw, found_task, found_classes, frame)
+    check_texts(columns, asked.text_columns)
+    classes = asked.classes
+    if classes is None and asked.task != "regression":
+        known = labels.names() if labels is not None and labels.texts is not None else []
+        classes = logged.class_names(db, source, outputs, known)
+    found_task, found_classes = task_of(asked.task, classes, labels, len(outputs))
+    answers = logged.read_answers(extra, outputs, source, found_task, found_classes, frame)
+    for text in answers.warnings:
+        db.warning(text)
+    answered = np.flatnonzero(answers.given)
+    if len(answered) < len(frame):
+        db.notice(f"{len(frame) - len(answered)} of {len(frame)} rows have no answer of the teacher")
+        frame = frame.take(answered)
+        labels = labels.take(answered) if labels is not None else None
+    checked = answers.outputs[answered]
     figures = _accuracy_figures(found_task, found_classes, labels, checked)
     warn_of_classes(db, asked.name, found_task, found_classes, labels, checked)
     figures.update(measured_here(db, len(frame), "declared" if latency_ms is not None else "none", None))
@@ -369,6 +422,7 @@ def register_logged(
         label=asked.label,
         figures=figures,
         types={f.name: source.types[f.name] for f in columns},
+        text_columns=asked.text_columns,
     )
     _say_what_is_missing(db, asked, figures)
     return model.id

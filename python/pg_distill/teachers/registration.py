@@ -29,6 +29,8 @@ class Registration:
     features: Sequence[str] | None
     sample: str | None
     label: str | None
+    text_columns: Sequence[str] | None = None
+    """Columns of strings that are texts, where whoever registers it says so."""
 
 
 def checked(
@@ -41,6 +43,7 @@ def checked(
     features: Sequence[str] | None,
     sample: str | None,
     label: str | None,
+    text_columns: Sequence[str] | None = None,
 ) -> Registration:
     """Return what was asked for, where a model may be registered so; the rows are not looked at yet.
 
@@ -69,5 +72,6 @@ def checked(
         if len(set(classes)) < len(classes):
             raise InvalidParameter("a class is named more than once")
     return Registration(
-        name, version, cast(Task | None, task), cast(Sequence[str] | None, classes), features, sample, label
-    )
+        name, version, cast(Task | None, task), cast(Sequence[str] | None, classes), features, sample, label,
+        text_columns,
+    )  # fmt: skip

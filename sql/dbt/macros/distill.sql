@@ -1,7 +1,7 @@
 {% macro distill(
     teacher, student_name=none, every=none, target_latency_ms=none, min_accuracy=none, metric=none, sample=none, label=none,
     max_rows=none, time_budget_s=none, families=none, group_column=none, time_column=none, weight_column=none,
-    trained_on=none, temperature=none, epochs=none, seed=none, prefer=none
+    trained_on=none, temperature=none, epochs=none, seed=none, prefer=none, text_columns=none
 ) %}
     {%- if not execute -%}{{ return("") }}{%- endif -%}
     {%- set student = student_name or teacher.split(":")[0] ~ "_distilled" -%}
@@ -23,7 +23,8 @@
         "teacher": teacher, "student_name": student, "target_latency_ms": target_latency_ms, "min_accuracy": min_accuracy,
         "metric": metric, "sample": sample, "label": label, "max_rows": max_rows, "time_budget_s": time_budget_s,
         "families": families, "group_column": group_column, "time_column": time_column, "weight_column": weight_column,
-        "trained_on": trained_on, "temperature": temperature, "epochs": epochs, "seed": seed, "prefer": prefer
+        "trained_on": trained_on, "temperature": temperature, "epochs": epochs, "seed": seed, "prefer": prefer,
+        "text_columns": text_columns
     } -%}
     {# In the schema that CREATE EXTENSION named, which the search_path need not have. #}
     {%- set place = run_query(

@@ -1,0 +1,337 @@
+#!/usr/bin/env python
+"""Students of texts beside their teacher, a transformer, and beside what needs no database: ``make bench-text``.
+
+A teacher is all-MiniLM-L6-v2 with a logistic regression that learned from ``k`` human labels. It answers for all training
+texts; a table holds these and its answers, and nothing else. ``distill_model`` makes a student of it, which is then asked
+for the test texts, by SQL, and held against human labels. Beside it stand:
+
+- *control*: logistic regression on tf-idf of the ``k`` labelled texts: what one has without a teacher.
+- *script*: logistic regression on tf-idf of all training texts, taught by the teacher's answers: twenty lines of Python.
+
+Prints tables, and writes them as JSON; ``--record`` writes them where the documents take them from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import statistics
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "bench"), str(ROOT / "python")]
+
+import minilm  # noqa: E402
+import numpy as np  # noqa: E402
+import servers  # noqa: E402
+import text_sets  # noqa: E402
+from pg_distill.frame import FloatArray  # noqa: E402
+
+LENGTHS = (50, 300, 3000)
+"""Characters of the texts whose calls are timed apart."""
+MAX_TOKENS = 128
+
+
+def embeddings(data: text_sets.TextSet, options: argparse.Namespace) -> tuple[FloatArray, FloatArray, float]:
+    """Return the vectors of training and test texts, from the cache where they are there, and the seconds that a text took."""
+    path = options.cache / f"{data.name}.npz"
+    if not path.exists():
+        encoder = minilm.Encoder(options.packages, max_tokens=MAX_TOKENS)
+        began = time.monotonic()
+        train, test = encoder.embed(data.train), encoder.embed(data.test)
+        each = (time.monotonic() - began) / (len(train) + len(test))
+        options.cache.mkdir(parents=True, exist_ok=True)
+        np.savez(path, train=train, test=test, seconds=each)
+    found = np.load(path)
+    return found["train"], found["test"], float(found["seconds"])
+
+
+def plain(texts: Any, weights: Any, answers: Any, n_classes: int, test: Any) -> Any:
+    """Return the classes that logistic regression on tf-idf of words and pairs of words gives the test texts."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    reader = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    x = reader.fit_transform(texts)
+    model = LogisticRegression(C=10, max_iter=300).fit(x, answers, sample_weight=weights)
+    return model.predict(reader.transform(test))
+
+
+def script(texts: Any, soft: FloatArray, test: Any) -> Any:
+    """Return the classes of the plain script: each text once for each class, weighed by the teacher's probability."""
+    rows, classes = np.nonzero(soft > 0.01)
+    return plain([texts[i] for i in rows], soft[rows, classes], classes, soft.shape[1], test)
+
+
+def run_set(name: str, options: argparse.Namespace, server: servers.Server) -> list[dict[str, Any]]:
+    """Return a row for each number of labels and each seed."""
+    from sklearn.linear_model import LogisticRegression
+
+    data = text_sets.load(name, options.packages)
+    train, test, teacher_s = embeddings(data, options)
+    classes = data.classes
+    y = np.array([classes.index(label) for label in data.train_labels])
+    truth = np.array([classes.index(label) for label in data.test_labels])
+    found = []
+    for labels in options.labels:
+        for seed in range(options.seeds):
+            order = np.random.default_rng(seed).permutation(len(y))
+            # Of each class two, so that the teacher knows them all.
+            first = [i for k in range(len(classes)) for i in order[y[order] == k][:2].tolist()]
+            chosen = np.array(list(dict.fromkeys([*first, *order.tolist()]))[: max(labels, len(first))])
+            model = LogisticRegression(C=10, max_iter=1000).fit(train[chosen], y[chosen])
+            soft = np.zeros((len(train), len(classes)))
+            soft[:, model.classes_] = model.predict_proba(train)
+            row: dict[str, Any] = {
+                "set": name, "labels": labels, "seed": seed, "train": len(y), "test": len(truth),
+                "characters": int(statistics.median(map(len, data.test))), "teacher_ms": 1000 * teacher_s,
+                "teacher": float((model.classes_[model.decision_function(test).argmax(1)] == truth).mean())
+                if len(model.classes_) > 2 else float((model.predict(test) == truth).mean()),
+                "control": float((plain([data.train[i] for i in chosen], None, y[chosen], len(classes), data.test) == truth).mean()),
+                "script": float((script(data.train, soft, data.test) == truth).mean()),
+            }  # fmt: skip
+            row |= in_database(data, soft, truth, options, server)
+            row["kept"] = row["student"] / row["teacher"]
+            found.append(row)
+            print(
+                " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()),
+                flush=True,
+            )
+    return found
+
+
+def in_database(
+    data: text_sets.TextSet, soft: FloatArray, truth: Any, options: argparse.Namespace, server: servers.Server
+) -> dict[str, Any]:
+    """Distil the answers, ask the student for the test texts, and time it on texts of several lengths."""
+    classes = data.classes
+    servers.create_database(server, "bench_texts")
+    try:
+        with server.connect("bench_texts", autocommit=True) as db:
+            db.execute("CREATE TABLE log (id int, body text, answer jsonb)")
+            db.execute("CREATE TABLE asked (id int, body text)")
+            with db.cursor().copy("COPY log FROM STDIN") as copy:
+                for i, (text, p) in enumerate(zip(data.train, soft.tolist(), strict=True)):
+                    copy.write_row(
+                        (i, text.replace("\0", ""), json.dumps(dict(zip(classes, p, strict=True))))
+                    )
+            with db.cursor().copy("COPY asked FROM STDIN") as copy:
+                for i, text in enumerate(data.test):
+                    copy.write_row((i, text.replace("\0", "")))
+            db.execute(
+                "SELECT distill.register_logged_model('t', '{answer}', '{body}', 'log', latency_ms => 15)"
+            )
+            began = time.monotonic()
+            db.execute(
+                "SELECT distill_model('t', target_latency_ms => %s, min_accuracy => 0, time_budget_s => %s)",
+                (options.target, options.seconds),
+            )
+            seconds = time.monotonic() - began
+            family, latency = db.execute(
+                "SELECT c.family, r.student_latency_ms FROM distill.runs r JOIN distill.candidates c USING (run_id) WHERE c.chosen"
+            ).fetchone() or ("none", float("nan"))
+            answers = db.execute(
+                "SELECT distill.predict_class('t_distilled', to_jsonb(a)) FROM asked a ORDER BY id"
+            ).fetchall()
+            given = np.array([classes.index(answer) for (answer,) in answers])
+            out: dict[str, Any] = {
+                "student": float((given == truth).mean()), "family": family, "latency_ms": float(latency),
+                "seconds": seconds,
+            }  # fmt: skip
+            long = "\n".join(data.test)
+            for characters in LENGTHS:
+                texts = [
+                    long[i * characters : (i + 1) * characters]
+                    for i in range(min(200, len(long) // characters))
+                ]
+                out[f"us_{characters}"] = time_calls(db, texts)
+            return out
+    finally:
+        servers.drop_database(server, "bench_texts")
+
+
+def time_calls(db: Any, texts: list[str]) -> float:
+    """Return the mean microseconds of a call by jsonb over these texts, less those of a call that predicts nothing."""
+    db.execute("CREATE TEMP TABLE IF NOT EXISTS timed (body text)")
+    db.execute("TRUNCATE timed")
+    with db.cursor().copy("COPY timed FROM STDIN") as copy:
+        for text in texts:
+            copy.write_row((text,))
+    best = []
+    for query in ("distill.predict('t_distilled', '{}'::float8[], ARRAY[t.body])", "length(t.body)"):
+        taken = []
+        for _ in range(5):
+            began = time.perf_counter()
+            db.execute(f"SELECT sum({query}) FROM timed t, generate_series(1, 5)")
+            taken.append(time.perf_counter() - began)
+        best.append(min(taken))
+    return (best[0] - best[1]) / (5 * len(texts)) * 1e6
+
+
+SHORT = 80
+"""Characters of the texts that are scored by the million."""
+
+
+def run_scoring(options: argparse.Namespace, server: servers.Server) -> dict[str, Any]:
+    """Return how many short texts a second score_class scores, and an application with scikit-learn, in turns.
+
+    The application fetches ids and texts by COPY, asks its own pipeline, and writes ids and classes back by COPY.
+    """
+    import io
+
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    data = text_sets.load("reviews", options.packages)
+    texts = [text[i : i + SHORT].replace("\0", "").replace("\\", " ").replace("\t", " ").replace("\n", " ").replace("\r", " ")
+             for text in data.train for i in range(0, len(text), SHORT)]  # fmt: skip
+    servers.create_database(server, "bench_scoring")
+    try:
+        with server.connect("bench_scoring", autocommit=True) as db:
+            db.execute("CREATE TABLE log (id int, body text, answer text)")
+            with db.cursor().copy("COPY log FROM STDIN") as copy:
+                for i, (text, label) in enumerate(zip(data.train, data.train_labels, strict=True)):
+                    copy.write_row((i, text.replace("\0", "")[:SHORT], label))
+            db.execute(
+                "SELECT distill.register_logged_model('t', '{answer}', '{body}', 'log', latency_ms => 15)"
+            )
+            db.execute(
+                "SELECT distill_model('t', families => '{linear}', min_accuracy => 0, time_budget_s => 20)"
+            )
+            db.execute("CREATE TABLE many (id int, body text)")
+            with db.cursor().copy("COPY many FROM STDIN") as copy:
+                for i in range(options.rows):
+                    copy.write_row((i, texts[i % len(texts)]))
+            db.execute("CREATE TABLE scored (id int, class text)")
+            pipeline = make_pipeline(
+                TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
+                LogisticRegression(C=10, max_iter=300),
+            ).fit([text[:SHORT] for text in data.train], data.train_labels)
+
+            def database() -> None:
+                db.execute(
+                    "INSERT INTO scored SELECT s.key::int, s.class FROM distill.score_class('t_distilled', 'SELECT * FROM many', 'id') s"
+                )
+
+            def application() -> None:
+                with db.cursor().copy("COPY many TO STDOUT") as copy:
+                    rows = [line.split("\t", 1) for line in b"".join(map(bytes, copy)).decode().splitlines()]
+                with db.cursor().copy("COPY scored FROM STDIN") as copy:
+                    for start in range(0, len(rows), 50_000):
+                        part = rows[start : start + 50_000]
+                        classes = pipeline.predict([text for _, text in part])
+                        out = io.StringIO()
+                        for (key, _), name in zip(part, classes, strict=True):
+                            out.write(f"{key}\t{name}\n")
+                        copy.write(out.getvalue())
+
+            seconds: dict[str, list[float]] = {"score_class": [], "application": []}
+            for _ in range(2):
+                for name, work in (("score_class", database), ("application", application)):
+                    db.execute("TRUNCATE scored")
+                    began = time.perf_counter()
+                    work()
+                    seconds[name].append(time.perf_counter() - began)
+                    scored = db.execute("SELECT count(*) FROM scored").fetchone()
+                    assert scored == (options.rows,), scored
+            best = {name: options.rows / min(taken) for name, taken in seconds.items()}
+            return {"rows": options.rows, **best, "times": best["score_class"] / best["application"]}
+    finally:
+        servers.drop_database(server, "bench_scoring")
+
+
+def machine_text(db: Any) -> str:
+    """Return what the server runs on, in words."""
+    found = db.execute("SELECT distill._describe_machine()").fetchone()[0]
+    return f"{found['cores']} cores of an {found['processor']}, a shared host"
+
+
+def summary(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and rows of the table: means over seeds."""
+    columns = [
+        "set",
+        "labels",
+        "teacher",
+        "student",
+        "kept",
+        "script",
+        "control",
+        "family",
+        "µs 50 / 300 / 3,000",
+    ]
+    out = []
+    for name, labels in dict.fromkeys((r["set"], r["labels"]) for r in rows):
+        mine = [r for r in rows if (r["set"], r["labels"]) == (name, labels)]
+
+        def mean(key: str, mine: list[dict[str, Any]] = mine) -> float:
+            return statistics.mean(r[key] for r in mine)
+
+        out.append([
+            name, f"{labels:,}", *(f"{mean(k):.3f}" for k in ("teacher", "student")), f"{100 * mean('kept'):.1f} %",
+            *(f"{mean(k):.3f}" for k in ("script", "control")), ", ".join(sorted({r["family"] for r in mine})),
+            " / ".join(f"{mean(f'us_{n}'):.0f}" for n in LENGTHS),
+        ])  # fmt: skip
+    return columns, out
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sets", default="bbc,reviews,tomatoes,r8,r52,newsgroups", help="names with commas")
+    parser.add_argument("--labels", default="200,1000", help="human labels of the teacher, with commas")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=60.0, help="time budget of a search")
+    parser.add_argument(
+        "--target", type=float, default=1.0, help="latency in ms; texts of these sets differ in length"
+    )
+    parser.add_argument("--rows", type=int, default=1_000_000, help="short texts that are scored; 0: none")
+    parser.add_argument("--server", default="local")
+    parser.add_argument("--output", type=Path, default=ROOT / "build/bench/texts.json")
+    parser.add_argument("--packages", type=Path, default=ROOT / "build/bench/packages")
+    parser.add_argument("--cache", type=Path, default=ROOT / "build/bench/texts")
+    parser.add_argument("--record", action="store_true", help="into tests/bench/results, for the documents")
+    options = parser.parse_args()
+    options.labels = [int(k) for k in options.labels.split(",")]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    rows: list[dict[str, Any]] = []
+    with servers.start(options.server) as server:
+        servers.create_database(server, "bench_machine")
+        with server.connect("bench_machine", autocommit=True) as db:
+            machine = machine_text(db)
+        for name in filter(None, options.sets.split(",")):
+            rows += run_set(name, options, server)
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.write_text(json.dumps(rows, indent=1))
+        scoring = run_scoring(options, server) if options.rows else None
+    columns, table = summary(rows)
+    for line in (columns, *table):
+        print(" | ".join(line))
+    if scoring is not None:
+        print(json.dumps(scoring))
+    if options.record:
+        command = "make bench-text"
+        record = {
+            "command": command, "recorded": datetime.now(UTC).date().isoformat(), "machine": machine,
+            "source": " ".join(sys.argv[1:]), "tables": {"sets": {"columns": columns, "rows": table}},
+        }  # fmt: skip
+        if scoring is not None:
+            record["tables"]["scoring"] = {  # type: ignore[index]
+                "columns": ["texts of 80 characters", "score_class", "an application with scikit-learn", "times"],
+                "rows": [[f"{scoring['rows']:,}", f"{scoring['score_class']:,.0f} a second",
+                          f"{scoring['application']:,.0f} a second", f"{scoring['times']:.1f}"]],
+            }  # fmt: skip
+        (ROOT / "tests/bench/results/texts.json").write_text(
+            json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Networks read texts as numbers: graph and numpy agree, nothing is read off a row's own targets, and blends share readers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from pg_distill.errors import FeatureNotSupported
+from pg_distill.frame import Frame, Strings, Task
+from pg_distill.onnx_model.cut import cut_texts
+from pg_distill.onnx_model.texts import TEXT_KEY
+from pg_distill.onnx_model.tokens import Bags
+from pg_distill.students.blend import Blend
+from pg_distill.students.families import Shape, load_family
+from pg_distill.students.objective import resolve_targets
+from pg_distill.students.soft_labels import softmax
+from pg_distill.students.text_numbers import TOPICS, TextNumbers
+from pg_distill.students.transfer_set import TransferSet
+from student_rows import CLASSES, TASKS, difference, make, run
+from text_rows import SPECIAL, tickets
+
+EVERYTHING = ("title", "shop", "body", "x")
+
+
+def special(frame: Frame) -> Frame:
+    """Return the rows, and rows with every one of `SPECIAL` in each text column."""
+    n = len(SPECIAL)
+    other = frame.take(np.arange(n))
+    texts = {name: Strings.from_values([*np.roll(SPECIAL, i)]) for i, name in enumerate(frame.text_names)}
+    return Frame.concat([frame, Frame(frame.features, {**other.columns, **texts})])
+
+
+def learn(data: TransferSet, task: Task) -> TextNumbers:
+    goal = resolve_targets(make("mlp", task), data)
+    return TextNumbers.learn(data.frame, goal, task, CLASSES[task], 1.0)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("columns", [("body",), EVERYTHING])
+def test_graph_and_numpy_agree(task: Task, columns: tuple[str, ...]) -> None:
+    student = make("mlp", task, hidden=[16], epochs=2)
+    data, select = tickets(300, task, columns=columns), tickets(100, task, 1, columns=columns)
+    student.fit(data, select, deadline=None)
+    student.calibrate(select)
+    assert difference(student, special(tickets(60, task, 2, columns=columns).frame)) < 1e-5
+    student.refit(data, deadline=None)
+    assert difference(student, special(tickets(60, task, 2, columns=columns).frame)) < 1e-5
+    with pytest.raises(FeatureNotSupported):
+        student.to_sql()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_it_learns_texts_and_other_columns_together(task: Task) -> None:
+    def score(columns: tuple[str, ...]) -> float:
+        data, select, test = (
+            tickets(n, task, seed, columns=columns) for n, seed in ((2000, 0), (300, 1), (800, 2))
+        )
+        student = make("mlp", task, alpha=1.0).fit(data, select, deadline=None)
+        found, truth = student.predict_logits(test.frame), test.teacher_logits
+        assert truth is not None
+        if task == "regression":
+            return float(1 - np.mean((found - truth) ** 2) / np.var(truth))
+        return float(np.mean(found.argmax(axis=1) == truth.argmax(axis=1)))
+
+    together = score(EVERYTHING)
+    assert together > (0.82 if task == "binary" else 0.70)
+    assert together > score(("title", "body")) + 0.02
+    assert together > score(("shop", "x")) + 0.02
+
+
+def test_the_same_rows_give_the_same_bytes_with_or_without_what_was_remembered() -> None:
+    from pg_distill.students import text_numbers
+
+    files = []
+    for clear in (True, False, True):
+        if clear:
+            text_numbers._learn.cache_clear()
+        student = make("mlp", "binary", hidden=[16], epochs=2)
+        files.append(student.fit(tickets(300, "binary"), tickets(100, "binary", 1), deadline=None).to_onnx())
+    assert files[0] == files[1] == files[2]
+    assert set(student.describe()["ngrams"]) == {"body", "title"}
+
+
+def test_what_is_served_reads_the_same_numbers_to_the_last_bit() -> None:
+    data = tickets(400, "multiclass", columns=("body",))
+    numbers = learn(data, "multiclass")
+    student = make("mlp", "multiclass", hidden=[8], epochs=1)
+    student.fit(data, tickets(50, "multiclass", 1, columns=("body",)), deadline=None)
+    served, readers = cut_texts(student.to_onnx())
+    assert [reader.width for reader in readers] == [numbers.width]
+    assert {i.name for i in onnx.ModelProto.FromString(served).graph.input} == {readers[0].target}
+    frame = special(tickets(60, "multiclass", 2, columns=("body",)).frame)
+    np.testing.assert_array_equal(readers[0].numbers(frame.strings("body")), numbers.transform(frame))
+    one = [readers[0].read(text) for text in frame.strings("body").to_objects()]
+    np.testing.assert_array_equal(np.array(one, np.float32), numbers.transform(frame))
+
+
+def test_targets_that_are_noise_cannot_be_read_off_a_row() -> None:
+    data = tickets(400, "binary", columns=("body",))
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{i}" for i in rng.integers(0, 300, 20)) for _ in range(400)]
+    noise = rng.normal(size=400)
+    frame = Frame(data.frame.features, {"body": Strings.from_values(texts)})
+    data = TransferSet(frame, np.column_stack([-noise, noise]), None, None, data.source)
+    numbers = learn(data, "binary")
+    own = numbers.transform(frame)[:, 0]
+    assert abs(np.corrcoef(own, noise)[0, 1]) > 0.5
+    left_out = numbers.transform(frame, training=True)[:, 0]
+    assert left_out.std() == 0 or np.corrcoef(left_out, noise)[0, 1] < 0.2
+
+
+@pytest.mark.parametrize("body", [[None] * 50, [""] * 50, [f"w{i}" for i in range(50)], ["same"] * 50])
+def test_texts_that_say_nothing(body: list[str | None]) -> None:
+    data = tickets(50, "binary", columns=("x", "body"))
+    frame = Frame(data.frame.features, {**data.frame.columns, "body": Strings.from_values(body)})
+    data = replace(data, frame=frame)
+    student = make("mlp", "binary", hidden=[8], epochs=1).fit(data, data, deadline=None)
+    assert difference(student, frame) < 1e-5
+
+
+def test_rows_that_are_repeated_teach_the_same_numbers() -> None:
+    data = tickets(200, "binary")
+    often = data.take(np.tile(np.arange(200), 3))
+    first, second = learn(data, "binary"), learn(often, "binary")
+    rows = first.transform(data.frame, training=True)
+    np.testing.assert_allclose(rows, second.transform(data.frame, training=True), atol=1e-4)
+    np.testing.assert_array_equal(
+        second.transform(often.frame, training=True),
+        np.tile(second.transform(data.frame, training=True), (3, 1)),
+    )
+
+
+def test_rows_without_a_target_take_no_part() -> None:
+    data = tickets(300, "binary")
+    assert data.teacher_logits is not None and data.y is not None
+    logits, y = data.teacher_logits.copy(), data.y.copy()
+    logits[100:], y[100:] = np.nan, -1
+    student = make("mlp", "binary", hidden=[8], epochs=1)
+    student.fit(replace(data, teacher_logits=logits, y=y), tickets(50, "binary", 1), deadline=None)
+    assert difference(student, data.frame) < 1e-5
+
+
+def test_a_prototype_is_as_wide_as_what_is_trained() -> None:
+    data = tickets(1000, "multiclass")
+    student = make("mlp", "multiclass", hidden=[32])
+    _, readers = cut_texts(student.prototype(data))
+    assert [reader.width for reader in readers] == [4 + TOPICS, 4 + TOPICS]
+    _, trained = cut_texts(student.fit(data, tickets(100, "multiclass", 1), deadline=None).to_onnx())
+    assert [r.width for r in trained] == [4 + TOPICS, 4 + TOPICS]
+    shape = Shape("multiclass", 4, tuple(f for f in data.frame.features if f.kind == "text"), 1000)
+    assert {size["bins"] for size in load_family("mlp").sizes(shape)} == {0}
+
+
+def test_networks_of_a_blend_share_what_reads_the_texts() -> None:
+    data, select = tickets(400, "multiclass"), tickets(100, "multiclass", 1)
+    parts = [
+        make("mlp", "multiclass", hidden=[8], epochs=1).fit(data, select, deadline=None),
+        make("mlp", "multiclass", hidden=[8], epochs=1, seed=43).fit(data, select, deadline=None),
+        make("linear", "multiclass", bins=0, epochs=2).fit(data, select),
+    ]
+    blend = Blend(parts, [0.5, 0.3, 0.2], task="multiclass", n_classes=4)
+    file = blend.to_onnx(data.frame)
+    assert np.abs(run(file, data.frame) - softmax(blend.predict_logits(data.frame))).max() < 1e-5
+    properties = {p.key: p.value for p in onnx.ModelProto.FromString(file).metadata_props}
+    assert (
+        len(json.loads(properties[TEXT_KEY])["readers"]) == 4
+    )  # two columns, for the networks and for the linear part
+
+
+def test_the_last_bag_is_that_of_a_negative_row() -> None:
+    bags = Bags.of([[1, 2], [3], [4, 5, 6]])
+    taken = bags.take(np.array([-1, 0, -1]))
+    assert [taken.ids[taken.rows == i].tolist() for i in range(3)] == [[4, 5, 6], [1, 2], [4, 5, 6]]

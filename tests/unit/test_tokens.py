@@ -1,0 +1,173 @@
+"""The tokeniser: its rules one by one, its vocabulary, and what both cost on texts that somebody made to be awkward."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import unicodedata
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pg_distill.onnx_model.signature import NULL_STRING
+from pg_distill.onnx_model.tokens import (
+    APART,
+    BLANKS,
+    MARKS,
+    MOST_CHARACTERS,
+    SEPARATORS,
+    Bags,
+    Tokeniser,
+    split_words,
+)
+from pg_distill.students.vocabulary import learn_vocabulary
+from text_rows import SPECIAL, texts
+
+WORDS = (("good",), ("not",), ("zürich", "Zürich", "zu\u0308rich"), ("東",), ("京",), ("😀",))
+TOKENISER = Tokeniser(WORDS, "!?", ((1, 0), (3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, ["\x1f", "null"]),
+        ("", []),
+        (" \t\n\r\u00a0\u3000", []),
+        ("Don't STOP…now", ["don", "t", "stop", "now"]),
+        ("a_b/c\\d", ["a", "b", "c", "d"]),
+        ("ÀÉ İI ẞ ΣΑΣ", ["ÀÉ", "İi", "ẞ", "ΣΑΣ"]),  # of other letters lower case is a matter of forms
+        ("東京tower", ["東", "京", "tower"]),
+        ("ดีมาก", ["ด", "ี", "ม", "า", "ก"]),
+        ("great😀😀!", ["great", "😀", "😀"]),
+        ("❤\ufe0fyou", ["❤", "\ufe0f", "you"]),
+        ("cafe\u0301 naïve", ["cafe\u0301", "naïve"]),
+        ("a\x0bb\x85c\u2003d", ["a\x0bb\x85c\u2003d"]),  # not among the blanks
+        ("한국어 잘해요", ["한국어", "잘해요"]),
+        ("\\u0041 \\0", ["u0041", "0"]),
+        ("x\ud800y", ["x\ud800y"]),
+    ],
+)
+def test_words(text: str | None, words: list[str]) -> None:
+    assert split_words(text) == words
+
+
+@given(texts())
+@settings(max_examples=300, deadline=None)
+def test_words_are_what_the_rules_say(text: str) -> None:
+    read = text[:MOST_CHARACTERS]
+    lower = "".join(c.lower() if "A" <= c <= "Z" else c for c in read)
+    apart = re.compile(APART)
+    expected, word = [], ""
+    for c in lower + " ":
+        if c in SEPARATORS or apart.fullmatch(c):
+            expected.extend([word] if word else [])
+            word = ""
+            if c not in SEPARATORS:
+                expected.append(c)
+        else:
+            word += c
+    assert split_words(text) == expected
+
+
+def test_separators_and_characters_apart_are_disjoint() -> None:
+    assert len(set(SEPARATORS)) == len(SEPARATORS)
+    assert not re.search(APART, SEPARATORS)
+    assert not any(c.isalnum() for c in SEPARATORS)
+    assert set(BLANKS).isdisjoint(MARKS)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("Not good!", ["good", "not", "!", "not good"]),
+        ("not, good", ["good", "not", "not good"]),
+        ("not very good", ["good", "not"]),
+        ("good good GOOD", ["good"]),
+        ("Zürich zu\u0308rich ZÜRICH", ["zürich"]),
+        ("東京 vs 京東", ["東", "京", "東 京"]),
+        ("wow😀?", ["😀", "?"]),
+        (None, []),
+        ("", []),
+    ],
+)
+def test_ids(text: str | None, names: list[str]) -> None:
+    found = TOKENISER.ids(text)
+    assert found == sorted(set(found))
+    assert sorted(TOKENISER.names()[i] for i in found) == sorted(names)
+
+
+def test_bags_are_the_ids_of_each_row() -> None:
+    rows = [None, "not good", "", "東京!"]
+    bags = TOKENISER.bags(rows)
+    assert len(bags) == 4
+    for i, text in enumerate(rows):
+        assert bags.ids[bags.rows == i].tolist() == TOKENISER.ids(text)
+    assert bags.take(np.array([3, 0, 1])).ids.tolist() == [*TOKENISER.ids(rows[3]), *TOKENISER.ids(rows[1])]
+    assert len(Bags.of([])) == 0
+
+
+def test_vocabulary_is_json() -> None:
+    assert Tokeniser.from_json(json.loads(json.dumps(TOKENISER.to_json()))) == TOKENISER
+
+
+def _learn(rows: list[str | None], target: list[float], **options: int) -> Tokeniser:
+    gradient = np.array(target)[:, None] - np.mean(target)
+    return learn_vocabulary(rows, gradient, np.full((len(rows), 1), 0.25), **options)
+
+
+def test_what_is_worth_most_is_kept() -> None:
+    rows: list[str | None] = ["not good at all", "this is good at", "not good, this", "so good is this!"] * 10
+    vocabulary = _learn(rows, [0.0, 1.0, 0.0, 1.0] * 10, most=3)
+    # "not good" came with its words, "is" and "not" tell the two apart without a fault.
+    assert {"not", "is", "not good"} <= set(vocabulary.names())
+    assert _learn(rows, [0.0, 1.0, 0.0, 1.0] * 10, most=3) == vocabulary
+    assert {"!", "good at", "all"} <= set(_learn(rows, [0.0, 1.0, 0.0, 1.0] * 10).names())
+
+
+def test_forms_of_one_word_share_a_number() -> None:
+    rows: list[str | None] = ["Москва МОСКВА", "москва", "Straße", "STRASSE", "ﬁn", "fin", "Å", "A\u030a"] * 3
+    vocabulary = _learn(rows, [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0] * 3)
+    for pair in (("москва", "Москва"), ("straße", "strasse"), ("ﬁn", "fin"), ("å", "a\u030a")):
+        assert vocabulary.ids(pair[0])[-1:] == vocabulary.ids(pair[1])[-1:] != []
+    # Forms that were never seen, but are how a known word is written.
+    assert vocabulary.ids(unicodedata.normalize("NFD", "МОСКВА")) == vocabulary.ids("МОСКВА") != []
+
+
+@given(st.lists(st.one_of(st.none(), texts()), min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_a_vocabulary_is_sound(rows: list[str | None]) -> None:
+    rows = [*rows, *rows]
+    vocabulary = _learn(rows, np.random.default_rng(0).random(len(rows)).tolist())
+    forms = [form for forms in vocabulary.words for form in forms]
+    assert len(set(forms)) == len(forms)
+    assert all(split_words(form) == [form] for form in forms)
+    assert len(set(vocabulary.names())) == len(vocabulary.names()) == vocabulary.size
+    assert set(vocabulary.marks) <= set(MARKS)
+    for text in rows:
+        assert all(0 <= i < vocabulary.size for i in vocabulary.ids(text))
+
+
+def test_no_text_is_slow() -> None:
+    vocabulary = _learn(["a b"] * 4 + ["c d"] * 4, [0.0] * 4 + [1.0] * 4)
+    start = time.process_time()
+    for text in SPECIAL:
+        vocabulary.ids((text * (1 + 1_000_000 // max(1, len(text))))[:1_000_000])
+    assert time.process_time() - start < 0.1 * len(SPECIAL)
+
+
+def test_null_is_no_text_that_somebody_writes() -> None:
+    assert NULL_STRING.isascii()
+    assert split_words("<NULL>") != split_words(None)
+
+
+@given(rows=st.lists(st.one_of(st.none(), texts(), st.just("a\0b"), st.text(max_size=8)), max_size=12))
+@settings(max_examples=300, deadline=None)
+def test_many_at_once_are_read_as_one_after_the_other(rows: list[str | None]) -> None:
+    for tokeniser in (TOKENISER, Tokeniser(TOKENISER.words, "", ()), Tokeniser((), "!", ())):
+        bags = tokeniser.bags(rows)
+        assert [bags.ids[a:b].tolist() for a, b in pairwise(bags.starts.tolist())] == [
+            tokeniser.ids(r) for r in rows
+        ]
