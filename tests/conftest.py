@@ -151,8 +151,11 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show how many faults the tests of faults injected, from which seeds."""
-    reports = [r for found in terminalreporter.stats.values() for r in found if hasattr(r, "when")]
-    if terminalreporter.config.getoption("--write-seconds"):
+    reports = [
+        r for found in terminalreporter.stats.values() for r in found if isinstance(r, pytest.TestReport)
+    ]
+    config = terminalreporter.config
+    if config.getoption("--write-seconds") and not hasattr(config, "workerinput"):
         _write_seconds(reports)
     reports = [report for report in reports if report.when == "teardown"]
     tallies = [(r.nodeid, value) for r in reports for key, value in r.user_properties if key == "faults"]

@@ -38,9 +38,11 @@ def write(measured: dict[Key, float]) -> None:
     ran = {(module, tier) for module, _, tier in measured}
     kept = {key: seconds for key, seconds in read().items() if (key[0], key[2]) not in ran}
     lines = [line for line in TABLE.read_text().splitlines() if line.startswith("#")]
+    part = TABLE.with_suffix(".part")
     for (module, server, tier), seconds in sorted({**kept, **measured}.items()):
         lines.append(f"{seconds:6.0f}  {module}  {server}  {tier}")
-    TABLE.write_text("\n".join(lines) + "\n")
+    part.write_text("\n".join(lines) + "\n")
+    part.replace(TABLE)
 
 
 def spread(candidates: Sequence[str], chosen: Sequence[str]) -> dict[str, str]:
@@ -58,8 +60,8 @@ def spread(candidates: Sequence[str], chosen: Sequence[str]) -> dict[str, str]:
                 continue
             if where is None:
                 free.append((took, module))
-            elif where in chosen:
-                load[process_of(where, chosen)] += took
+            elif where in chosen and (process := process_of(where, chosen)) in load:
+                load[process] += took
         for took, module in sorted(free, reverse=True):
             places[module] = min(candidates, key=load.__getitem__)
             load[places[module]] += took
