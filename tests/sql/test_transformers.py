@@ -306,6 +306,38 @@ def test_it_stands_behind_a_cascade(shared: psycopg.Connection) -> None:
     ) == pytest.approx(expected[:, 1], abs=1e-6)
 
 
+def test_a_student_that_reads_texts_takes_its_place(shared: psycopg.Connection) -> None:
+    """Distilled from it, as fast as a student is; a cascade of the two asks it where the student is not sure."""
+    texts, _ = reviews(900, seed=8)
+    load_table(shared, "many", {"id": "int", "body": "text"}, enumerate(texts))
+    tiny = classifier()
+    shared.execute(
+        "SELECT distill.register_model('reader', %s, tokenizer => %s, features => '{body}', max_tokens => 64, sample => 'many')",
+        (tiny.artifact, tiny.tokenizer),
+    )
+    shared.execute(
+        "SELECT distill_model('reader', families => '{linear}', text_columns => '{body}', time_budget_s => 8, min_accuracy => 0.6)"
+    )
+    agreed, faster = one(
+        shared,
+        "SELECT (SELECT avg((distill.predict_class('reader', to_jsonb(f)) = distill.predict_class('reader_distilled', to_jsonb(f)))"
+        "::int)::float8 FROM many f), t.avg_latency_ms > s.avg_latency_ms FROM distill.models t, distill.models s"
+        " WHERE t.name = 'reader' AND s.name = 'reader_distilled'",
+    )
+    assert agreed > 0.85
+    assert faster
+    cascade_over(shared, "both", "reader_distilled", "reader", 0.9)
+    own, its = proba(shared, "reader_distilled", texts), proba(shared, "reader", texts)
+    sure = own.max(axis=1) >= 0.9
+    assert 0 < sure.sum() < len(texts)
+    expected = np.where(sure[:, None], own, its)
+    assert proba(shared, "both", texts) == pytest.approx(expected, abs=1e-6)
+    assert one(
+        shared,
+        "SELECT array_agg(prediction ORDER BY key::int) FROM distill.score('both', 'SELECT id, body FROM many', 'id')",
+    ) == pytest.approx(expected[:, 1], abs=1e-5)
+
+
 # -- interrupts
 
 

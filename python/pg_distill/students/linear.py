@@ -8,7 +8,6 @@ Its class is long, because a family answers for itself: sizes, training, ONNX an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import zip_longest
 from typing import Any, ClassVar, Self
 
@@ -31,7 +30,7 @@ from pg_distill.students.objective import (
     resolve_targets,
     take_targets,
 )
-from pg_distill.students.text_effect import NgramLines, TextEffect, usual_words
+from pg_distill.students.text_effect import TextEffect, usual_words
 from pg_distill.students.transfer_set import TransferSet
 from pg_distill.students.vector_effect import VectorEffect
 
@@ -46,8 +45,12 @@ SMOOTHING = 8.0
 MOST_CELLS = 40_000_000
 """Rows times columns times outputs that a fit reads at most; effects of single columns need no more rows. Of texts each word is
 a column."""
-TEXT_PENALTIES = (1.0, 0.1, 0.01, 0.001)
+TEXT_PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Those on n-grams, one after the other beside ``PENALTIES``: one over scikit-learn's C, for texts are of length 1."""
+VECTOR_PENALTIES = (1.0, 0.1, 0.01, 0.001)
+"""The same on the numbers of vectors, where there are no texts."""
+USUAL_PENALTIES = (10.0, 0.1)
+"""Where there are no rows of select."""
 PROTOTYPE_TEXTS = 100
 """Rows of whose texts a prototype learns a vocabulary: 0.05 s for texts of 2,000 characters."""
 FREE = 1e-6
@@ -165,19 +168,17 @@ class Linear(Calibrated):
         dense, select_dense = (dense - mean) / spread, (select_dense - mean) / spread
         weight = objective.soft_weight + objective.hard_weight
         lines: list[Callable[[float, FloatArray], Block]] = [
-            partial(NgramLines, t.matrix(frame.strings(t.name)), t.matrix(select.frame.strings(t.name)))
-            for t in self.texts_
+            t.lines(frame.strings(t.name), select.frame.strings(t.name)) for t in self.texts_
         ]
         lines += [v.lines(frame.vector(v.name), select.frame.vector(v.name)) for v in self.vectors_]
         parts = self._columns_of_many()
-        words = [part.effect.copy() for part in parts]
+        words = [part.start() if isinstance(part, TextEffect) else part.effect.copy() for part in parts]
         best = np.inf
         effects, slopes = [e.copy() for e in self.effects_], self.slopes_.copy()
         intercept = np.zeros((1, objective.outputs))
-        penalties = [*zip_longest(PENALTIES, TEXT_PENALTIES, fillvalue=PENALTIES[-1])]
-        if not parts:
-            penalties = penalties[: len(PENALTIES)]
-        for strength, text_strength in penalties if judge is not None else penalties[1:2]:
+        of_many = TEXT_PENALTIES if self.texts_ else VECTOR_PENALTIES if parts else (0.0,) * len(PENALTIES)
+        penalties = [*zip_longest(PENALTIES, of_many, fillvalue=PENALTIES[-1])]
+        for strength, text_strength in penalties if judge is not None else [USUAL_PENALTIES]:
             whole = np.zeros(len(codes), np.int32), np.zeros(len(select_codes), np.int32)
             blocks: list[Block] = [Steps(*whole, np.full(1, FREE), intercept.copy())]
             if len(slopes):
@@ -203,7 +204,7 @@ class Linear(Calibrated):
         self.base_ += intercept[0] * self.scale_ - mean @ self.slopes_
         self.effects_ = [e * self.scale_ for e in effects]
         for part, effect in zip(parts, words, strict=True):
-            part.effect = effect * self.scale_
+            part.effect = (part.settle(effect) if isinstance(part, TextEffect) else effect) * self.scale_
         for effect, code in zip(self.effects_, codes.T, strict=True):
             # What no row showed (a NULL, a category) gets the mean effect, so that it moves nothing.
             count = np.bincount(code, minlength=len(effect))
@@ -362,6 +363,7 @@ class Linear(Calibrated):
             out["penalty"] = self.penalty_
             if self._columns_of_many():
                 out["text_penalty"] = self.text_penalty_
+                out["word_vectors"] = any(text.has_vectors for text in self.texts_)
         if hasattr(self, "sharpness_"):
             out["sharpness"] = self.sharpness_
         return out

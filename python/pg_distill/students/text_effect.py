@@ -6,6 +6,8 @@ and a root, which numpy, a graph and SQL all have. The table is in whole numbers
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from pg_distill.students.export import Graph
 from pg_distill.students.objective import Objective
 from pg_distill.students.tokens_sql import Inline, sums_query
 from pg_distill.students.vocabulary import MOST_NGRAMS, learn_vocabulary
+from pg_distill.students.word_features import Widened, fold, make_features
 
 __all__ = ["TOLERANCE", "NgramLines", "TextEffect", "find_bags", "usual_words"]
 
@@ -64,6 +67,8 @@ class TextEffect:
         self.tokeniser = tokeniser
         self.idf = idf
         self.effect = effect
+        self.features: list[Any] = []
+        self.has_vectors = False
         self.finish()
 
     @classmethod
@@ -120,6 +125,25 @@ class TextEffect:
         length = np.sqrt(np.bincount(bags.rows, weights=values**2, minlength=len(bags)))
         return csr_array((values / length[bags.rows], bags.ids, bags.starts), (len(bags), len(self.idf)))
 
+    def lines(self, column: Strings, select: Strings) -> Callable[[float, FloatArray], NgramLines]:
+        """Return what makes a block of a penalty and of weights: each n-gram's own, then those of `word_features`."""
+        matrix, select_matrix = self.matrix(column), self.matrix(select)
+        self.features, self.has_vectors = make_features(self.tokeniser, matrix)
+        if not self.features:
+            return partial(NgramLines, matrix, select_matrix)
+        return partial(NgramLines, Widened(matrix, self.features), Widened(select_matrix, self.features))
+
+    def start(self) -> FloatArray:
+        """Return the weights with which `lines` begins."""
+        shared = sum(part.shape[1] for part in self.features)
+        return np.pad(self.effect, ((0, shared), (0, 0)))
+
+    def settle(self, weights: FloatArray) -> FloatArray:
+        """Return the effects (V, outputs) that weights make, and forget the features."""
+        effect = fold(self.features, weights) if self.features else weights
+        self.features = []
+        return effect
+
     def predict(self, column: Strings) -> FloatArray:
         """Return what each row's text adds, (n, outputs)."""
         bags = find_bags(self.tokeniser, column)
@@ -165,7 +189,10 @@ class NgramLines:
         self.select_matrix = select_matrix
         self.penalty = penalty
         self.effect = effect
-        self._transposed = matrix.T.tocsr()
+        wide = isinstance(matrix, Widened)
+        self._transposed: Callable[[FloatArray], Any] = (
+            matrix.transposed if wide else matrix.T.tocsr().__matmul__
+        )
 
     def improve(self, gradient: FloatArray, hessian: FloatArray, scores: FloatArray) -> None:
         """Take a Newton step, and add its change to ``scores`` (n, outputs)."""
@@ -175,12 +202,12 @@ class NgramLines:
             # Twice the diagonal is no less than the whole Hessian, whose rows sum to 0 (Gershgorin); what `Objective`
             # gives is the diagonal times K / (K - 1), with which steps overshoot where two classes compete.
             hessian = hessian * (2 * (outputs - 1) / outputs)
-        residual = -(transposed @ gradient) - penalty * self.effect
+        residual = -transposed(gradient) - penalty * self.effect
         change, direction = np.zeros_like(residual), residual.copy()
         square = (residual**2).sum(axis=0)
         enough = TOLERANCE * square
         for _ in range(STEPS):
-            bent = transposed @ (hessian * (matrix @ direction)) + penalty * direction
+            bent = transposed(hessian * (matrix @ direction)) + penalty * direction
             pace = square / np.maximum((direction * bent).sum(axis=0), np.finfo(float).tiny)
             change += pace * direction
             residual -= pace * bent
