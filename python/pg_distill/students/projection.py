@@ -1,8 +1,9 @@
 """Vectors as a few numbers that trees and networks read: directions that predict the targets, then those of most variance.
 
-A ridge regression on all numbers of a vector, whose penalty is that of the least leave-one-out error, and for classes a softmax
 A ridge regression on all numbers of a vector, whose penalty is that of the least leave-one-out error, and for classes a
-softmax regression that starts from it give the first; the principal components the rest."""
+softmax regression that starts from it give the first; the principal components the rest. Both come from one decomposition of
+the centred vectors.
+"""
 
 from __future__ import annotations
 
