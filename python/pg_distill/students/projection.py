@@ -1,7 +1,8 @@
 """Vectors as a few numbers that trees and networks read: directions that predict the targets, then those of most variance.
 
-A ridge regression on all numbers of a vector, whose penalty is that of the least leave-one-out error, gives the first; the
-principal components the rest. Both come from one decomposition of the centred vectors.
+A ridge regression on all numbers of a vector, whose penalty is that of the least leave-one-out error, and for classes a
+softmax regression that starts from it give the first; the principal components the rest. Both come from one decomposition of
+the centred vectors.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ TREE_NUMBERS, NETWORK_NUMBERS = 32, 64
 """Numbers of a vector that trees, and networks, read."""
 SUPERVISED = 16
 """Of these at most so many directions that predict the targets."""
-CLIP = 0.01
-"""Probabilities nearer to 0 or 1 count as this near: their logarithms are what directions predict."""
+CLIP = 1e-6
+"""A smaller probability counts as this: a line predicts the logarithms first, and a teacher that is a line is found exactly."""
 DECOMPOSED = 512
 """Longer vectors are first made so short by a random projection along their greatest variance."""
 MOST_FLOPS = 1e10
@@ -103,18 +104,20 @@ def _spread(target: FloatArray) -> FloatArray:
     return np.asarray(target - target.mean(axis=0))
 
 
-def _logistic(scores: FloatArray, variance: FloatArray, target: FloatArray, penalty: float) -> FloatArray:
+def _logistic(
+    scores: FloatArray, variance: FloatArray, target: FloatArray, penalty: float, start: FloatArray
+) -> FloatArray:
     """Return slopes (r, K) of a softmax regression on whitened ``scores`` (n, r), by Nesterov's accelerated gradients.
 
     The scores being white, Boehning's bound of the curvature is a number a direction, and a step a division. The penalty is that
-    of the ridge regression on logarithms, in units of the curvature.
+    of the ridge regression on logarithms, in units of the curvature; ``start`` are its slopes.
     """
     n, k = len(scores), target.shape[1]
     small = scores.astype(np.float32)
     bound = 0.5
     weight = 0.05 * penalty / variance  # a usual p (1 - p): a squared logarithm weighs as 1 there
-    slopes = ahead = np.zeros((scores.shape[1], k))
-    base = np.log(np.maximum(target.mean(axis=0), CLIP))
+    slopes = ahead = np.column_stack([-start, start]) if start.shape[1] < k else start
+    base = np.log(np.clip(target, CLIP, 1.0)).mean(axis=0)
     moment = 1.0
     for _ in range(LOGISTIC_STEPS):
         z = small @ ahead.astype(np.float32) + base
@@ -144,7 +147,7 @@ def _supervised(scores: FloatArray, variance: FloatArray, target: FloatArray, mo
         if error < least:
             best, least, chosen = slopes * kept[:, None], error, penalty
     if probabilities.shape[1] > 1:
-        best = _logistic(scores, variance, probabilities, chosen)
+        best = _logistic(scores, variance, probabilities, chosen, best)
     left, strength, _ = np.linalg.svd(best, full_matrices=False)
     some = strength > 1e-9 * max(float(strength[0]), 1e-300)
     left = left[:, some][:, : min(SUPERVISED, most)]
