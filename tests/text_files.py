@@ -21,8 +21,8 @@ TOKENISERS = {
 UNITS = np.array([2.0**-20, 2.0**-19, 1.0])
 
 
-def whole_table(tokeniser: Tokeniser) -> npt.NDArray[np.float64]:
-    rng = np.random.default_rng(1)
+def whole_table(tokeniser: Tokeniser, seed: int = 0) -> npt.NDArray[np.float64]:
+    rng = np.random.default_rng(seed)
     return np.column_stack(
         [rng.integers(-(2**20), 2**20, (tokeniser.size, 2)), rng.integers(1, 20, tokeniser.size)]
     ).astype(np.float64)
@@ -31,7 +31,8 @@ def whole_table(tokeniser: Tokeniser) -> npt.NDArray[np.float64]:
 def text_file(*tokenisers: Tokeniser) -> bytes:
     """Return a regression's file that adds up what parts read of one column of texts, as a blend does."""
     graph = Graph(Numbers((Feature("body", "text"),), "float", np.zeros(0)))
-    parts = [graph.read_text("body", t, whole_table(t), UNITS) for t in tokenisers]
+    # Equal readers are one: each has a table of its own.
+    parts = [graph.read_text("body", t, whole_table(t, i), UNITS) for i, t in enumerate(tokenisers)]
     total = parts[0]
     for part in parts[1:]:
         total = graph.node("Add", [total, part])

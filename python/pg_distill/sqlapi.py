@@ -703,7 +703,7 @@ def predict_vectors(
     plpy: Any, model: str | None, numbers: Any, strings: Any, vectors: Any, snapshot: bytes | None
 ) -> float:
     try:
-        return serving.find(_serving(plpy), model, snapshot).last(_parts(numbers, strings, vectors))
+        return serving.find(_serving(plpy), model, snapshot).vector(*_parts(numbers, strings, vectors))
     except PgDistillError as error:
         _raise(plpy, error)
         raise

@@ -25,6 +25,8 @@ from faults.harness import (
 )
 from sql.conftest import cancer, load_cancer, names
 
+pytestmark = pytest.mark.extra
+
 OTHER, TAUGHT = "pg_distill_other", "pg_distill_taught"
 DIED_SECONDS = 2.0  # what is promised, from when the signal or the garbage has been sent
 LONG = "SELECT distill_model('cancer', time_budget_s => 120, families => '{mlp}')"
@@ -255,7 +257,8 @@ def test_trainer_stands_back(victim: servers.Server) -> None:
     """It is niced, first for the kernel to take, in a session of its own, and not in the data directory."""
     run = Run(victim.connect(DATABASE), LONG)
     child = wait_for_training(victim, run)
-    assert child.nice == 10
+    [backend] = [process for process in victim.processes("^postgres: ") if process.pid == run.pid]
+    assert child.nice == min(backend.nice + 10, 19)  # the suite itself may be niced
     assert child.oom_score_adj == 1000
     assert child.sid == child.pid == child.pgid
     assert child.cwd == "/"

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
 pytest.importorskip("sklearn")
 
@@ -300,10 +301,10 @@ FORGED: dict[str, Change | str] = {
     "terms that are numbers": reader(terms=[1]),
     "few terms": reader(terms=["a"]),
     "a term twice": lambda said: said["readers"][0]["terms"].__setitem__(0, said["readers"][0]["terms"][1]),
-    "few weights": reader(idf=[1.0]),
-    "weights that are texts": lambda said: said["readers"][0]["idf"].__setitem__(0, "1"),
-    "infinite weights": lambda said: said["readers"][0]["idf"].__setitem__(0, 1e999),
-    "weights that are huge": lambda said: said["readers"][0]["idf"].__setitem__(0, 10**400),
+    "weights in the metadata": reader(idf=[1.0]),
+    "weights that are no constant": reader(idf="text0"),
+    "the table as weights": lambda said: said["readers"][0].update(idf=said["readers"][0]["table"]),
+    "the weights as table": lambda said: said["readers"][0].update(table=said["readers"][0]["idf"]),
     "another norm": reader(norm="l3"),
     "a truth value that is a number": reader(binary=1),
     "no table": reader(table=None),
@@ -321,6 +322,19 @@ def test_settings_that_nobody_writes_are_refused(name: str, made: Any) -> None:
         with pytest.raises(PgDistillError) as caught:
             work(artifact)  # type: ignore[operator]
         assert isinstance(caught.value, InvalidArtifact)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["table", "idf"])
+def test_constants_that_are_no_numbers_are_refused(kind: str, value: float, made: Any) -> None:
+    model = onnx.ModelProto.FromString(made["tf-idf"][1])
+    said = json.loads(next(p for p in model.metadata_props if p.key == VECTORS_KEY).value)
+    constant = next(t for t in model.graph.initializer if t.name == said["readers"][0][kind])
+    array = numpy_helper.to_array(constant).copy()
+    array.reshape(-1)[0] = value
+    constant.CopyFrom(numpy_helper.from_array(array, constant.name))
+    with pytest.raises(InvalidArtifact):
+        check_file(model.SerializeToString())
 
 
 def test_settings_that_are_there_twice_are_refused(made: Any) -> None:
@@ -346,8 +360,14 @@ def test_another_vocabulary_has_another_signature(made: Any) -> None:
 
 
 def test_the_numbers_of_a_hash_are_those_of_scikit_learn() -> None:
-    from pg_distill.onnx_model.vectorizers import _murmur3
+    from pg_distill.onnx_model.hashing import murmur3
     from sklearn.utils import murmurhash3_32
 
-    for text in ("", "a", "ab", "abc", "abcd", "東京", "x" * 1000, *re.findall(r"\S+", " ".join(TEXTS[:50]))):
-        assert _murmur3(text.encode()) == murmurhash3_32(text.encode(), seed=0)
+    rng = np.random.default_rng(0)
+    terms = [
+        bytes(rng.integers(0, 256, length)) for length in (*range(40), 399, 400, 401, 5000) for _ in range(12)
+    ]
+    terms += [word.encode() for word in re.findall(r"\S+", " ".join(TEXTS[:50]))]
+    expected = [murmurhash3_32(term, seed=0) for term in terms]
+    assert murmur3(terms, lambda: None).tolist() == expected
+    assert [int(murmur3([term], lambda: None)[0]) for term in terms] == expected

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from bench import minilm
+from hostile_tokenizers import TOKENIZERS
 from pg_distill.errors import (
     FeatureNotSupported,
     InvalidArtifact,
@@ -101,6 +102,15 @@ def test_patterns_that_are_taken_are_quick(pattern: str) -> None:
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     opened = open_tokenizer(tokenizer(pre_tokenizer=split).decode(), 1024)
     assert len(opened.read(TEXT)[0]) > 2
+
+
+@pytest.mark.parametrize("what", TOKENIZERS)
+def test_hostile_tokenizers_are_refused(what: str) -> None:
+    """As a child refuses the file that carries it; what is no UTF-8 a file cannot carry."""
+    given, expected = TOKENIZERS[what]
+    with pytest.raises(PgDistillError) as caught:
+        approve(attach(classifier().artifact, given), max_tokens=64)
+    assert caught.value.sqlstate == expected
 
 
 def test_a_text_without_tokens_is_one_of_padding() -> None:

@@ -507,7 +507,7 @@ class Graph:
     def _fold(
         self,
         nodes: list[onnx.NodeProto],
-        arrays: Mapping[str, Array],
+        arrays: dict[str, Array],
         inputs: list[onnx.ValueInfoProto],
         properties: dict[str, str],
     ) -> tuple[list[onnx.NodeProto], set[str]]:
@@ -538,10 +538,14 @@ class Graph:
                     target, table, width = own[0].output[0], own[0].input[1], matrix.shape[1]
                     folded += own
             inputs.append(helper.make_tensor_value_info(target, TensorProto.DOUBLE, [None, width]))
-            readers.append({"input": target, "column": columns.index(column), "table": table, **settings})
+            settings = {**settings, "input": target, "column": columns.index(column), "table": table}
+            if settings["idf"] is not None:
+                arrays[f"{name}_idf"] = np.array(settings["idf"], np.float64)
+                settings["idf"] = f"{name}_idf"
+            readers.append(settings)
         said = {"columns": [self.names[c] for c in columns], "readers": readers}
         properties[VECTORS_KEY] = json.dumps(said, sort_keys=True)
-        tables = {reader["table"] for reader in readers if reader["table"] is not None}
+        tables = {reader[k] for reader in readers for k in ("table", "idf") if reader[k] is not None}
         return [node for node in nodes if not any(node is other for other in folded)], tables
 
 

@@ -35,6 +35,7 @@ MOST_GRAM = 32  # words of an n-gram
 MOST_SKIP = 10
 MOST_STOP_WORDS = 10_000
 MOST_INSTRUCTIONS = 10_000  # of a regular expression
+MOST_PATTERN = 2000  # characters of one
 REGEX_BYTES = 32 << 20  # of RE2's states: 8 MB for each of its automata
 SHORT = 15  # bytes of a string that needs no memory of its own
 
@@ -122,7 +123,7 @@ def _split(call: Call) -> Sequence[Tensor]:
 def _full_match(call: Call) -> Sequence[Tensor]:
     source = _strings(call)
     pattern = _text(call, "pattern")
-    size = instructions(pattern) if len(pattern) <= MOST_INSTRUCTIONS else len(pattern)
+    size = instructions(pattern) if len(pattern) <= MOST_PATTERN else MOST_INSTRUCTIONS + len(pattern)
     if size > MOST_INSTRUCTIONS:
         call.refuse(
             f"of a regular expression of {size} instructions is not supported",

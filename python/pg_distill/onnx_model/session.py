@@ -297,6 +297,7 @@ class Model:
         self.predict_number: Callable[..., float] = self._fastest(
             lambda output: partial(output.item, output.size - 1), lambda answer: float(answer[-1])
         )
+        self.predict_vector = self._fastest_vector(lambda output: partial(output.item, output.size - 1))
         self.predict_position: Callable[..., int] = self._fastest(
             lambda output: cast(Callable[[], int], output.argmax) if output.size > 1 else None,
             lambda answer: int(np.argmax(answer)),
@@ -538,6 +539,47 @@ class Model:
 
         return fast
 
+    def _fastest_vector(
+        self, read: Callable[[npt.NDArray[Any]], Callable[[], T] | None]
+    ) -> Callable[[Sequence[Any], Sequence[bytes | None]], T] | None:
+        """Return the shortest way from one row's other numbers and its vector's bytes; None where there is none."""
+        answer = None
+        if self._bound is not None and self.signature.output.form != "logits":
+            answer = read(self._bound)
+        run, slot = self._run_bound, self._plan[0]
+        if (
+            run is None
+            or answer is None
+            or len(self._plan) > 1
+            or len(slot.segments) != 1
+            or slot.pack is None
+        ):
+            return None
+        take, check, cells = slot.segments[0].take, slot.segments[0].check, slot.cells
+        places = np.array([place for _, place in slot.singles], np.intp)
+        others, number = len(places), partial(self.run_parts, strings=())
+
+        def fast(numbers: Sequence[Any], vectors: Sequence[bytes | None]) -> T:
+            if len(numbers) != others or len(vectors) != 1 or not slot.takes_nan:
+                number(numbers, vectors=vectors)  # which says what is wrong
+                return answer()
+            if others:
+                try:
+                    with np.errstate(over="ignore"):
+                        cells[places] = numbers
+                except (TypeError, ValueError, OverflowError):
+                    number(numbers, vectors=vectors)
+                    return answer()
+            take(vectors[0])
+            check()
+            try:
+                run()
+            except runtime_errors as error:
+                raise _failed(error) from error
+            return answer()
+
+        return fast
+
     def _is_simple(self, first: _Slot, *others: _Slot) -> bool:
         """Return whether one input takes all numbers in order, and at most one other all strings, which are looked up."""
         specs = self.signature.features
@@ -759,7 +801,7 @@ class _Slot:
             for f, start in zip(own, begins, strict=True)
             if f.is_vector
         ]
-        self._singles = [(f, start) for f, start in zip(own, begins, strict=True) if not f.is_vector]
+        self.singles = [(f, start) for f, start in zip(own, begins, strict=True) if not f.is_vector]
         self._vectors = [
             (f, slice(start, start + f.width)) for f, start in zip(own, begins, strict=True) if f.is_vector
         ]
@@ -787,7 +829,7 @@ class _Slot:
             return
         for segment in self.segments:
             segment.take(row[segment.feature.name])
-        for feature, place in self._singles:
+        for feature, place in self.singles:
             value = row[feature.name]
             number = exact_integer(feature, value) if feature.is_string else read_number(feature, value)
             self.cells[place] = number

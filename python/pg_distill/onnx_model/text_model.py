@@ -23,7 +23,7 @@ from pg_distill.errors import (
     LimitExceeded,
     UndefinedColumn,
 )
-from pg_distill.frame import FloatArray, Frame
+from pg_distill.frame import FloatArray, Frame, Strings
 from pg_distill.onnx_model.cut import prune
 from pg_distill.onnx_model.session import (
     BATCH_ROWS,
@@ -127,6 +127,7 @@ class TextModel:
         self._name = signature.features[0].name
         self._read = canonical.json_readers(signature.features, types or {}).get(self._name)
         self.predict_number: Callable[..., float] = lambda *row: float(self.run_mixed(*row)[-1])
+        self.predict_vector: Callable[..., float] | None = None
         self.predict_position: Callable[..., int] = lambda *row: int(np.argmax(self.run_mixed(*row)))
 
     def _stop(self, flag: bool) -> None:
@@ -206,9 +207,10 @@ class TextModel:
         """
         if self._name not in {feature.name for feature in frame.features}:
             raise UndefinedColumn(f'column "{self._name}" does not exist')
-        if self._name not in frame.string_names:
+        column = frame.columns[self._name]
+        if not isinstance(column, Strings):
             raise wrong_type(self.signature.features[0], "number")
-        texts: list[str] = frame.strings(self._name).to_objects("").tolist()
+        texts: list[str] = column.to_objects("").tolist()
         found: dict[str, FloatArray] = {}
         out = np.empty((len(texts), self.signature.width), np.float64)
         for place, text in enumerate(texts):

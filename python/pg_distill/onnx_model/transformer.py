@@ -207,7 +207,7 @@ def derive_text(
             hint="Name it: features => '{body}'.",
         )
     [feature] = features
-    if feature.kind != "string":
+    if not feature.is_string:
         raise DatatypeMismatch(
             f'feature "{feature.name}" is of kind {feature.kind}, and a transformer reads text'
         )

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ import numpy.typing as npt
 
 from pg_distill.errors import InvalidArtifact, LimitExceeded, NullNotAllowed
 from pg_distill.frame import FloatArray, Strings
+from pg_distill.onnx_model.hashing import murmur3
 from pg_distill.onnx_model.signature import Element, Null
 
 __all__ = [
@@ -242,14 +242,7 @@ class VectorReader:
             if self.terms is not None:
                 counts.update(map(self.terms.get, terms))
             else:
-                read = 0
-                for term in terms:
-                    place, sign = self._hashed(term)
-                    counts[place] += sign
-                    read += len(term) + 16
-                    if read > AT_ONCE:
-                        check()
-                        read = 0
+                self._count_hashed(terms, counts, check)
         counts.pop(None, None)
         ids = np.fromiter(counts, np.int64, len(counts))
         values = np.fromiter(counts.values(), np.float64, len(counts))
@@ -264,11 +257,20 @@ class VectorReader:
             values = values / size if size else values
         return ids, values
 
-    def _hashed(self, term: str) -> tuple[int, int]:
-        """Return a term's column and sign: scikit-learn's FeatureHasher."""
-        value = _murmur3(term.encode("utf-8", "surrogatepass"))
-        place = (2**31 - 1 - (self.size - 1)) % self.size if value == -(2**31) else abs(value) % self.size
-        return place, -1 if value < 0 and self.alternate else 1
+    def _count_hashed(
+        self, terms: Sequence[str], counts: Counter[int | None], check: Callable[[], None]
+    ) -> None:
+        """Count terms by their columns, with their signs: scikit-learn's FeatureHasher."""
+        distinct = Counter(terms)
+        data = [term.encode("utf-8", "surrogatepass") for term in distinct]
+        values = murmur3(data, check)
+        places = np.abs(values) % self.size
+        places[values == -(2**31)] = (2**31 - 1 - (self.size - 1)) % self.size
+        times = np.fromiter(distinct.values(), np.int64, len(distinct))
+        if self.alternate:
+            times = np.where(values < 0, -times, times)
+        for place, count in zip(places.tolist(), times.tolist(), strict=True):
+            counts[place] += count
 
     def read(self, text: str | None, check: Callable[[], None] = _NOTHING) -> FloatArray:
         """Return the numbers (width,) of one text."""
@@ -309,31 +311,6 @@ class VectorReader:
         )
 
 
-_BLOCK = struct.Struct("<I")
-
-
-def _murmur3(data: bytes) -> int:
-    """Return MurmurHash3 of 32 bits, seed 0, as a signed number."""
-    mask = 0xFFFFFFFF
-    value = 0
-    whole = len(data) & ~3
-    for (block,) in _BLOCK.iter_unpack(data[:whole]):
-        block = block * 0xCC9E2D51 & mask
-        block = (block << 15 | block >> 17) & mask
-        value ^= block * 0x1B873593 & mask
-        value = (value << 13 | value >> 19) & mask
-        value = (value * 5 + 0xE6546B64) & mask
-    if whole < len(data):
-        block = int.from_bytes(data[whole:], "little") * 0xCC9E2D51 & mask
-        block = (block << 15 | block >> 17) & mask
-        value ^= block * 0x1B873593 & mask
-    value ^= len(data)
-    value = (value ^ value >> 16) * 0x85EBCA6B & mask
-    value = (value ^ value >> 13) * 0xC2B2AE35 & mask
-    value ^= value >> 16
-    return value - 2**32 if value >= 2**31 else value
-
-
 def read_vectorizers(
     said: str,
     inputs: Mapping[str, int],
@@ -349,7 +326,7 @@ def read_vectorizers(
     inputs
         The graph's inputs of float64, and how many columns each has.
     tables
-        Returns the initializer of a name, of float64 with two axes; KeyError or ValueError where there is none.
+        Returns the initializer of a name, of float64; KeyError or ValueError where there is none.
 
     Raises
     ------
@@ -418,14 +395,12 @@ def _reader(
     terms = None
     if said["terms"] is not None:
         listed = _strings(said["terms"])
-        terms = {term: i for i, term in enumerate(listed)}
+        terms = dict(zip(listed, range(len(listed)), strict=True))
         if not len(terms) == len(listed) == width:
             raise ValueError("terms")
     idf = None
     if said["idf"] is not None:
-        if not all(type(v) in (int, float) for v in said["idf"]):
-            raise TypeError("idf")
-        idf = np.array(said["idf"], np.float64)
+        idf = tables(said["idf"])
         if idf.shape != (width,) or not np.isfinite(idf).all():
             raise ValueError("idf")
     table = None
@@ -457,6 +432,6 @@ def _reader(
 
 
 def _strings(values: Any) -> Sequence[str]:
-    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+    if not isinstance(values, list) or not set(map(type, values)) <= {str}:
         raise TypeError("a list of strings is none")
     return values

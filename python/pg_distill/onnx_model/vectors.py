@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.errors import DatatypeMismatch
+from pg_distill.errors import DatatypeMismatch, InvalidData
 from pg_distill.frame import VectorArray
 from pg_distill.onnx_model.signature import FeatureSpec
 from pg_distill.onnx_model.values import null_refused, wrong_type
@@ -79,6 +79,8 @@ def spread(features: Sequence[FeatureSpec]) -> Callable[[Mapping[str, Any]], Seq
 
 def read_bytes(feature: FeatureSpec, value: bytes | None) -> VectorArray:
     """Return a vector's numbers from the bytes of the server's own array; NaN throughout for NULL."""
+    if value == b"":
+        raise InvalidData(f'vector "{feature.name}" is no array')
     vector: VectorArray = kept_vectors([value], feature.name, lambda _: "", feature.length)[0]
     return vector
 
@@ -93,14 +95,15 @@ class Segment:
         self._dot = cells.dot
 
         self._bytes = _HEADER_BYTES + 4 * len(cells)
+        self._view = memoryview(cells).cast("B") if cells.dtype == np.float32 else None  # type: ignore[arg-type]
         self._header = struct.pack("=4i", 1, 0, _SINGLE, len(cells))  # of one dimension and no NULL
 
     def take(self, value: bytes | None) -> None:
         """Write a vector from its bytes, those of the server's own array; NULL is NaN throughout."""
         if value is None:
             self._cells[:] = math.nan
-        elif len(value) == self._bytes and value.startswith(self._header):
-            self._cells[:] = np.frombuffer(value, np.float32, -1, _HEADER_BYTES)
+        elif self._view is not None and len(value) == self._bytes and value.startswith(self._header):
+            self._view[:] = value[_HEADER_BYTES:]
         else:
             self._cells[:] = read_bytes(self.feature, value)
 

@@ -10,7 +10,7 @@ from pg_distill.frame import ModelForm
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry import locks, model, models, runs
 from pg_distill.registry.model import MeasuredOn
-from pg_distill.serving.timing import SQL_PATH, predict_path
+from pg_distill.serving.timing import predict_path, sql_path
 
 __all__ = ["promote"]
 
@@ -61,14 +61,15 @@ def promote(db: Database, run_id: str, number: int) -> str:
     resolved = json.loads(run["resolved"])
     measured = {key: found[key] for key in _CANDIDATE_FIGURES}
     form: ModelForm = found["form"]
+    machine = json.loads(run["machine"])
     by_predict: MeasuredOn = runs.predict_latency(db, run_id, found["sha256"]) if form == "sql" else {}
     input_schema = json.loads(found["input_schema"])
     signature = Signature.from_json(input_schema, json.loads(found["output_schema"]))
     measured_on: MeasuredOn = {
         "run_id": run_id,
         "rows": run["rows_test"],
-        "path": SQL_PATH if form == "sql" else predict_path(signature),
-        "machine": json.loads(run["machine"]),
+        "path": sql_path(found["expression"], machine) if form == "sql" else predict_path(signature),
+        "machine": machine,
         **by_predict,
     }
     made = models.insert_model(

@@ -114,6 +114,10 @@ class Predictor:
         """Return the probability of the last class, or the value, for numbers, or numbers and strings, in order."""
         return self.last(numbers if strings is None else (numbers, strings))
 
+    def vector(self, numbers: list[Any], strings: list[Any], vectors: list[bytes | None]) -> float:
+        """Return the probability of the last class, or the value, for other numbers, strings, and vectors as bytes."""
+        return self.last((numbers, strings, vectors))
+
     def last(self, features: Features) -> float:
         """Return the probability of the last class, or the value, for one row.
 
@@ -173,10 +177,11 @@ class OnnxPredictor(Predictor):
         self.session = session
         self._number = session.predict_number
         self._position = session.predict_position
+        self._vector = session.predict_vector
         self._hurry()
         # The closures refer to the session: without this way back, eviction frees all at once, and not when Python's
         # collector of cycles, which knows nothing of a session's size, comes by.
-        del session.predict_number, session.predict_position
+        del session.predict_number, session.predict_position, session.predict_vector
 
     def _hurry(self) -> None:
         """Answer by the shortest way, which nobody guards, where the model is fast."""
@@ -187,6 +192,11 @@ class OnnxPredictor(Predictor):
         answer = super().number(numbers, strings)
         self._hurry()
         return answer
+
+    def vector(self, numbers: list[Any], strings: list[Any], vectors: list[bytes | None]) -> float:
+        if self._vector is None or self.session.is_slow or strings or self.signature.task == "multiclass":
+            return super().vector(numbers, strings, vectors)
+        return float(self._vector(numbers, vectors))
 
     def run(self, features: Features) -> FloatArray:
         if isinstance(features, list):

@@ -33,6 +33,7 @@ from pg_distill.registry.model import MeasuredOn, Model
 from pg_distill.registry.runs import server_figures
 from pg_distill.rows.canonical import constant_sql, from_canonical, rows_sql, vector_text
 from pg_distill.serving.sql_forms import expression_of
+from pg_distill.students.expression import form
 
 __all__ = [
     "SQL_PATH",
@@ -48,6 +49,7 @@ __all__ = [
     "predict_path",
     "require_expressions",
     "sql_contender",
+    "sql_path",
     "statement_latency_ms",
     "statement_seconds",
 ]
@@ -301,7 +303,14 @@ def describe_machine(db: Database) -> dict[str, Any]:
         "numpy": np.__version__,
         "onnxruntime": onnxruntime.__version__,
         **server_figures(db),
+        **({"pgvector": True} if pgvector_schema(db) is not None else {}),
     }
+
+
+def sql_path(expression: str, machine: Mapping[str, Any]) -> str:
+    """Return the path of a student's stored SQL that was timed on ``machine``, as `describe_machine` gives it."""
+    has_it = form(expression, vectors=True) != form(expression, vectors=False)
+    return SQL_PATH_BY_PGVECTOR if machine.get("pgvector") and has_it else SQL_PATH
 
 
 def latency_figures(timing: Timing) -> dict[str, Any]:

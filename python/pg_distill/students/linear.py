@@ -268,13 +268,16 @@ class Linear(Calibrated):
         if self._only_trees():
             return self.ensemble_.add_to(graph, self.columns_.add_to(graph), self.task)
         shift = 1 if self.task == "binary" else 0
+        vectors = list(self.vectors_)
         if len(self.ensemble_.used):
             total = self.ensemble_.add_to(graph, self.columns_.add_to(graph), self.task)
+        elif vectors:
+            total = vectors.pop(0).add_to(graph, shift, np.pad(self.ensemble_.base, (shift, 0)))
         else:
             total = graph.constant(np.pad(self.ensemble_.base, (shift, 0)).astype(np.float32))
         for text in self.texts_:
             total = graph.node("Add", [text.add_to(graph, shift), total])
-        for vector in self.vectors_:
+        for vector in vectors:
             total = graph.node("Add", [vector.add_to(graph, shift), total])
         return self._add_lines(graph, total, shift) if self.slopes_.any() else total
 

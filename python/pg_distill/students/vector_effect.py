@@ -140,16 +140,21 @@ class VectorEffect:
         found = (values.astype(np.float64) - self.mean) @ (self.effect[:-1] / self.scale)
         return np.asarray(np.where(np.isnan(found[:, :1]), self.effect[-1], found))
 
-    def add_to(self, graph: Graph, shift: int) -> str:
-        """Add it to a graph; return the name of what it adds, float (n, shift + outputs): nothing to the first ``shift``."""
+    def add_to(self, graph: Graph, shift: int, base: FloatArray | None = None) -> str:
+        """Add it to a graph; return the name of what it adds, float (n, shift + outputs): nothing to the first ``shift``.
+
+        ``base`` (shift + outputs,) is added too.
+        """
         slopes = np.pad(self.effect[:-1] / self.scale, ((0, 0), (shift, 0)))
         x, bias = graph.vector(self.name), -(self.mean @ slopes)
         if np.abs(self.mean).max() > FAR * self.scale:
             x = graph.node("Sub", [x, graph.constant(self.mean.astype(np.float32))])
             bias = (self.mean.astype(np.float32) - self.mean) @ slopes
+        null = np.pad(self.effect[-1:], ((0, 0), (shift, 0)))
+        if base is not None:
+            bias, null = bias + base, null + base
         x = graph.node(
             "Gemm", [x, graph.constant(slopes.astype(np.float32)), graph.constant(bias.astype(np.float32))]
         )
         missing = graph.node("IsNaN", [x])
-        null = np.pad(self.effect[-1:], ((0, 0), (shift, 0))).astype(np.float32)
-        return graph.node("Where", [missing, graph.constant(null), x])
+        return graph.node("Where", [missing, graph.constant(null.astype(np.float32)), x])
