@@ -1,9 +1,10 @@
-"""Networks read texts as numbers: graph and numpy agree, nothing is read off a row's own targets, and blends share readers."""
+"""Networks and boosted trees read texts as numbers: graph and numpy agree, nothing is read off a row's own targets, and blends share readers."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,27 +39,36 @@ def learn(data: TransferSet, task: Task) -> TextNumbers:
     return TextNumbers.learn(data.frame, goal, task, CLASSES[task], 1.0)
 
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden": [16], "epochs": 2},
+    "boosted": {"rounds": 10, "leaves": 8},
+}
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("columns", [("body",), EVERYTHING])
-def test_graph_and_numpy_agree(task: Task, columns: tuple[str, ...]) -> None:
-    student = make("mlp", task, hidden=[16], epochs=2)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_graph_and_numpy_agree(task: Task, columns: tuple[str, ...], family: str) -> None:
+    student = make(family, task, **FAMILIES[family])
     data, select = tickets(300, task, columns=columns), tickets(100, task, 1, columns=columns)
     student.fit(data, select, deadline=None)
     student.calibrate(select)
     assert difference(student, special(tickets(60, task, 2, columns=columns).frame)) < 1e-5
     student.refit(data, deadline=None)
     assert difference(student, special(tickets(60, task, 2, columns=columns).frame)) < 1e-5
+    if columns == ("body",):
+        assert set(student.describe()["ngrams"]) == {"body"}
     with pytest.raises(FeatureNotSupported):
         student.to_sql()
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_it_learns_texts_and_other_columns_together(task: Task) -> None:
+@pytest.mark.parametrize(("family", "task"), [*(("mlp", task) for task in TASKS), ("boosted", "binary")])
+def test_it_learns_texts_and_other_columns_together(family: str, task: Task) -> None:
     def score(columns: tuple[str, ...]) -> float:
         data, select, test = (
             tickets(n, task, seed, columns=columns) for n, seed in ((2000, 0), (300, 1), (800, 2))
         )
-        student = make("mlp", task, alpha=1.0).fit(data, select, deadline=None)
+        student = make(family, task, alpha=1.0).fit(data, select, deadline=None)
         found, truth = student.predict_logits(test.frame), test.teacher_logits
         assert truth is not None
         if task == "regression":
@@ -143,15 +153,17 @@ def test_rows_without_a_target_take_no_part() -> None:
     assert difference(student, data.frame) < 1e-5
 
 
-def test_a_prototype_is_as_wide_as_what_is_trained() -> None:
-    data = tickets(1000, "multiclass")
-    student = make("mlp", "multiclass", hidden=[32])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prototype_is_as_wide_as_what_is_trained(family: str) -> None:
+    data = tickets(600, "multiclass")
+    student = make(family, "multiclass", **FAMILIES[family])
     _, readers = cut_texts(student.prototype(data))
     assert [reader.width for reader in readers] == [4 + TOPICS, 4 + TOPICS]
     _, trained = cut_texts(student.fit(data, tickets(100, "multiclass", 1), deadline=None).to_onnx())
     assert [r.width for r in trained] == [4 + TOPICS, 4 + TOPICS]
     shape = Shape("multiclass", 4, tuple(f for f in data.frame.features if f.kind == "text"), 1000)
     assert {size["bins"] for size in load_family("mlp").sizes(shape)} == {0}
+    assert load_family(family).sizes(shape)
 
 
 def test_networks_of_a_blend_share_what_reads_the_texts() -> None:

@@ -22,6 +22,7 @@ from pg_distill.students.ensemble import (
 )
 from pg_distill.students.families import Shape
 from pg_distill.students.objective import Objective, ordering, resolve_targets, take_targets
+from pg_distill.students.text_numbers import TextNumbers
 from pg_distill.students.transfer_set import AUGMENTED, TransferSet
 from pg_distill.students.tree_student import LEAST_ROWS, MOST_TREES, TreeStudent
 
@@ -84,9 +85,7 @@ class Boosted(TreeStudent):
 
     @classmethod
     def sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
-        """Return rounds and leaves, fastest first; none for a table of texts."""
-        if shape.only_texts:
-            return []
+        """Return rounds and leaves, fastest first."""
         each = n_outputs(shape.task, shape.n_classes)
         # Fewer trees of more leaves cost less a row than more trees of fewer, and tell apart what interacts.
         sizes = [
@@ -106,7 +105,8 @@ class Boosted(TreeStudent):
         """Return as many trees with splits at random: about as fast as those that boosting will grow."""
         outputs = n_outputs(self.task, self.n_classes)
         count = self.rounds * outputs
-        return self.random_trees(data, self.leaves, np.arange(count) % outputs)
+        texts = TextNumbers.of(self, data, prototype=True)
+        return self.random_trees(data, self.leaves, np.arange(count) % outputs, texts)
 
     def fit(self, data: TransferSet, select: TransferSet, *, deadline: float | None = None) -> Self:
         """Boost until ``rounds``, the deadline, or the loss on ``select`` no longer falls."""
@@ -132,7 +132,9 @@ class Boosted(TreeStudent):
         goal = take_targets(goal, rows)
         frame = data.frame.take(rows)
         order = ordering(self.task, goal.mean)
-        self.columns_ = Columns.fit(frame, order, goal.weight, mean=goal.mean)
+        self.columns_ = Columns.fit(frame, order, goal.weight, mean=goal.mean).with_texts(
+            TextNumbers.of(self, data.take(rows))
+        )
         objective = Objective(self.task, self.n_classes, self.temperature, goal)
         select_goal = resolve_targets(self, select)
         outputs = objective.outputs
@@ -217,6 +219,8 @@ class Boosted(TreeStudent):
         if hasattr(self, "ensemble_"):
             out |= {"trees": len(self.ensemble_), "total_leaves": self.ensemble_.n_leaves}
             out["regularised"] = self.regularised_
+            if isinstance(self.columns_.texts, TextNumbers):
+                out["ngrams"] = self.columns_.texts.describe()
         return out
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.students import expression
 from pg_distill.students.encoding import CategoryEncoder, look_up
@@ -26,6 +27,7 @@ __all__ = [
     "PREDICT_CELLS",
     "Columns",
     "Ensemble",
+    "TextColumns",
     "constant_tree",
     "cut",
     "floor_float32",
@@ -59,9 +61,26 @@ def floor_float32(values: FloatArray) -> Float32:
     return out
 
 
+class TextColumns(Protocol):
+    """Texts as numbers: `text_numbers.TextNumbers`."""
+
+    @property
+    def width(self) -> int:
+        """The numbers of a row."""
+        ...
+
+    def transform(self, frame: Frame, *, training: bool = False) -> Float32:
+        """Return them, (n, width)."""
+        ...
+
+    def add_to(self, graph: Graph) -> str:
+        """Return their name in a graph."""
+        ...
+
+
 @dataclass(frozen=True)
 class Columns:
-    """A frame as the float32 matrix that trees split: the numbers, then the string columns.
+    """A frame as the float32 matrix that trees split: the numbers, then the string columns, then texts as numbers.
 
     A string's entry is its place in the order of its column's means of the target (Fisher 1958: for one split
     of a convex loss no other subset is better), with OTHER at 0 and NULL as NaN. ``missing`` (d,) says which
@@ -73,6 +92,13 @@ class Columns:
     encoders: tuple[CategoryEncoder, ...]
     tables: tuple[FloatArray, ...]
     missing: npt.NDArray[np.bool_]
+    texts: TextColumns | None = None
+
+    def with_texts(self, texts: TextColumns) -> Columns:
+        """Return the same columns, and those of ``texts`` behind them."""
+        if not texts.width:
+            return self
+        return replace(self, missing=np.append(self.missing, np.zeros(texts.width, bool)), texts=texts)
 
     @classmethod
     def fit(
@@ -117,6 +143,8 @@ class Columns:
         parts = zip(self.string_names, self.encoders, self.tables, strict=True)
         for position, (name, encoder, table) in enumerate(parts, self.n_numbers):
             out[:, position] = table[encoder.codes(frame.strings(name))]
+        if self.texts is not None:
+            out[:, -self.texts.width :] = self.texts.transform(frame)
         out[np.isnan(out) & ~self.missing] = np.inf
         return out
 
@@ -127,6 +155,8 @@ class Columns:
         off, and trees would read nothing else. So each fold of the rows gets the others' order.
         """
         out = self.matrix(frame)
+        if self.texts is not None:
+            out[:, -self.texts.width :] = self.texts.transform(frame, training=True)
         fold = np.arange(len(frame)) % FOLDS
         parts = zip(self.string_names, self.encoders, strict=True)
         for position, (name, encoder) in enumerate(parts, self.n_numbers):
@@ -150,6 +180,8 @@ class Columns:
 
     def to_sql(self, columns: Mapping[str, str] | None) -> list[expression.Number | expression.Categories]:
         """Return the matrix's columns as SQL; ``columns`` as in ``native.sources``."""
+        if self.texts is not None:
+            raise FeatureNotSupported("trees that read texts have no form in SQL")
         found = expression.sources(self.numbers.features, columns)
         out: list[expression.Number | expression.Categories] = []
         for name, centre in zip(self.names, self.numbers.centre, strict=False):
@@ -161,12 +193,12 @@ class Columns:
 
     def add_to(self, graph: Graph) -> str:
         """Return the name of the matrix in ``graph``."""
-        if not self.encoders:
-            return graph.read(self.numbers)
-        codes = look_up(graph, self.encoders, self.tables)
-        if not self.n_numbers:
-            return codes
-        return graph.node("Concat", [graph.read(self.numbers), codes], axis=1)
+        parts = [graph.read(self.numbers)] if self.n_numbers or not (self.encoders or self.texts) else []
+        if self.encoders:
+            parts.append(look_up(graph, self.encoders, self.tables))
+        if self.texts is not None:
+            parts.append(self.texts.add_to(graph))
+        return graph.node("Concat", parts, axis=1) if len(parts) > 1 else parts[0]
 
 
 def _means(

@@ -29,7 +29,7 @@ from pg_distill.students.mlp_encoding import Encoded, Encoding, Float32
 from pg_distill.students.network import Layers, NetworkTrainer
 from pg_distill.students.network_expression import Perceptron, Table
 from pg_distill.students.objective import Calibrated, resolve_targets
-from pg_distill.students.text_numbers import PROTOTYPE_TEXTS, TextNumbers
+from pg_distill.students.text_numbers import TextNumbers
 from pg_distill.students.transfer_set import TransferSet
 
 __all__ = ["Mlp"]
@@ -91,7 +91,7 @@ class Mlp(Calibrated):
 
     def _prepare(self, data: TransferSet, *, prototype: bool = False) -> Layers:
         target = resolve_targets(self, data).mean if data.frame.vector_names else None
-        texts = self._learn_texts(data, prototype=prototype)
+        texts = TextNumbers.of(self, data, prototype=prototype)
         self.encoding_ = Encoding(data.frame, self.bins, texts, target)
         layers = Layers([self.encoding_.width, *self.hidden, self.n_classes])
         rng = np.random.default_rng(self.seed)
@@ -109,15 +109,6 @@ class Mlp(Calibrated):
         twin = Mlp(**self._arguments())
         twin.layers_ = twin._prepare(data, prototype=True)
         return twin.to_onnx()
-
-    def _learn_texts(self, data: TransferSet, *, prototype: bool) -> TextNumbers:
-        if not data.frame.text_names:
-            return TextNumbers([])
-        if prototype:
-            data = data.take(np.arange(min(len(data), PROTOTYPE_TEXTS)))
-        goal = resolve_targets(self, data)
-        learn = TextNumbers.prototype if prototype else TextNumbers.learn
-        return learn(data.frame, goal, self.task, self.n_classes, self.temperature)
 
     def fit(self, data: TransferSet, select: TransferSet, *, deadline: float | None = None) -> Self:
         """Train for at most ``epochs`` passes over ``data``; keep the average that was best on ``select``."""

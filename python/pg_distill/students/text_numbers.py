@@ -21,9 +21,11 @@ import numpy.typing as npt
 from pg_distill.frame import FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.tokens import Tokeniser
 from pg_distill.students.export import Graph
-from pg_distill.students.objective import Block, Objective, Steps, backfit
+from pg_distill.students.objective import Block, Objective, Steps, backfit, resolve_targets
 from pg_distill.students.soft_labels import Targets
 from pg_distill.students.text_effect import NgramLines, TextEffect
+from pg_distill.students.transfer_set import TransferSet
+from pg_distill.students.word_features import Widened, fold, make_features
 
 __all__ = ["TextNumbers"]
 
@@ -39,7 +41,7 @@ OVERSAMPLING, ITERATIONS = 10, 3
 """Of the randomised singular value decomposition: further columns, and passes over the texts."""
 FOLDS, SWEEPS = 4, 5
 """Parts of the texts that are scored by the fit on the others, and Newton steps of a fit."""
-PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 """L2 penalties on n-grams, strongest first, from which the scores of left out texts choose."""
 FREE = 1e-6
 """Penalty on the intercept, in rows."""
@@ -87,6 +89,17 @@ class TextNumbers:
         return cls(
             [_Learned(effect, np.zeros((0, effect.effect.shape[1]), np.float32)) for effect in effects]
         )
+
+    @classmethod
+    def of(cls, student: Any, data: TransferSet, *, prototype: bool = False) -> TextNumbers:
+        """Return those for a student that is taught ``data``; with ``prototype`` ones that say nothing, soon."""
+        if not data.frame.text_names:
+            return cls([])
+        if prototype:
+            data = data.take(np.arange(min(len(data), PROTOTYPE_TEXTS)))
+        make = cls.prototype if prototype else cls.learn
+        goal = resolve_targets(student, data)
+        return make(data.frame, goal, student.task, student.n_classes, student.temperature)
 
     @property
     def width(self) -> int:
@@ -193,7 +206,8 @@ def _learn(column: _Column) -> _Learned:
         order = np.random.default_rng(column.seed).permutation(some)
         some = np.sort(order[: max(FOLDS * TOPICS, len(some) * MOST_CELLS // matrix.nnz)])
     own = matrix[some]
-    scores, left_out = _fit_scores(column, own, some, objective)
+    features, _ = make_features(effect.tokeniser, own)
+    scores, left_out = _fit_scores(column, own, features, some, objective)
     topics = _singular_vectors(own, TOPICS, column.seed)
     deviation = np.asarray(own @ topics).std(axis=0)
     topics = topics[:, deviation > 1e-6] / deviation[deviation > 1e-6]
@@ -213,7 +227,7 @@ def _objective(column: _Column, texts: npt.NDArray[np.int64], like: Objective | 
 
 
 def _fit_scores(
-    column: _Column, matrix: Any, texts: npt.NDArray[np.int64], objective: Objective
+    column: _Column, matrix: Any, features: list[Any], texts: npt.NDArray[np.int64], objective: Objective
 ) -> tuple[FloatArray, FloatArray]:
     """Return the effects (V, outputs) of n-grams on the targets, and the score (t, outputs) of each text by those of others.
 
@@ -228,28 +242,36 @@ def _fit_scores(
         return np.zeros((matrix.shape[1], whole.outputs)), np.zeros((len(texts), whole.outputs))
     objectives = [_objective(column, texts[rest], objective) for rest in rests]
     parts = [matrix[rest] for rest in rests]
-    effects = [np.zeros((matrix.shape[1], whole.outputs)) for _ in folds]
+    wide = [Widened(part, features) if features else part for part in parts]
+    size = matrix.shape[1] + sum(part.shape[1] for part in features)
+    weights = [np.zeros((size, whole.outputs)) for _ in folds]
     shifts = [np.zeros((1, whole.outputs)) for _ in folds]
-    best, kept, found = np.inf, effects[0], np.zeros((len(texts), whole.outputs))
+    best, kept = np.inf, weights
+    found, moved = np.zeros((len(texts), whole.outputs)), shifts
     for penalty in PENALTIES:
         scores = np.zeros_like(found)
+        weights, shifts = list(weights), list(shifts)
         for i, own in enumerate(folds):
-            effects[i], shifts[i] = _fit(parts[i], objectives[i], penalty, effects[i], shifts[i])
-            scores[own] = matrix[own] @ effects[i] + shifts[i]
+            weights[i], shifts[i] = _fit(wide[i], objectives[i], penalty, weights[i], shifts[i])
+            scores[own] = matrix[own] @ _effect(features, weights[i]) + shifts[i]
         loss = whole.loss(scores)
         if not loss < best:
             break
-        best, kept, found = loss, np.mean(effects, axis=0), scores - np.mean(shifts, axis=0)
-    return kept, found
+        best, kept, found, moved = loss, weights, scores, shifts
+    return _effect(features, np.mean(kept, axis=0)), found - np.mean(moved, axis=0)
+
+
+def _effect(features: list[Any], weights: FloatArray) -> FloatArray:
+    return fold(features, weights) if features else weights
 
 
 def _fit(
-    matrix: Any, objective: Objective, penalty: float, effect: FloatArray, shift: FloatArray
+    matrix: Any, objective: Objective, penalty: float, weights: FloatArray, shift: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    whole = np.zeros(matrix.shape[0], np.int32)
+    whole = np.zeros(len(objective.soft), np.int32)
     blocks: list[Block] = [
         Steps(whole, whole[:0], np.full(1, FREE), shift.copy()),
-        NgramLines(matrix, matrix[:0], penalty, effect.copy()),
+        NgramLines(matrix, matrix, penalty, weights.copy()),
     ]
     backfit(blocks, objective, None, sweeps=SWEEPS, deadline=None)
     return blocks[1].effect, blocks[0].effect

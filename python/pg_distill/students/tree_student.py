@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.students import expression
-from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, n_outputs
+from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, TextColumns, n_outputs
 from pg_distill.students.export import Graph
 from pg_distill.students.objective import Calibrated
 from pg_distill.students.transfer_set import TransferSet
@@ -81,10 +81,17 @@ class TreeStudent(Calibrated):
             out["sharpness"] = self.sharpness_
         return out
 
-    def random_trees(self, data: TransferSet, leaves: int, target: npt.NDArray[Any]) -> bytes:
+    def random_trees(
+        self,
+        data: TransferSet,
+        leaves: int,
+        target: npt.NDArray[Any],
+        texts: TextColumns | None = None,
+    ) -> bytes:
         """Return balanced trees, one for each of ``target``, which split between real rows at random."""
         rng = np.random.default_rng(0)
         columns = Columns.fit(data.frame, np.zeros((len(data), 1)), np.ones(len(data)))
+        columns = columns.with_texts(texts) if texts is not None else columns
         limit = np.finfo(np.float32).max
         sample = np.arange(min(len(data), PROTOTYPE_ROWS))
         matrix = np.clip(columns.matrix(data.frame.take(sample)), -limit, limit)
