@@ -579,6 +579,9 @@ PREDICTING = {
         ),
         *("registry.runs", "registry.settings", "rows", "rows.canonical", "rows.learned"),
         *("onnx_model.vectors", "rows.vectors"),
+        # Readers of texts, whichever a model has; no library of theirs.
+        *("onnx_model.texts", "onnx_model.tokens", "onnx_model.vectorizers", "onnx_model.hashing"),
+        *("onnx_model.text_model", "onnx_model.tokenizer"),
         *("serving", "serving.batch", "serving.predict", "serving.predictors"),
     )
 }
@@ -597,7 +600,10 @@ def test_a_backend_that_predicts_imports_no_training_code(
     modules = set(value(fresh, "SELECT modules()"))
     assert {name for name in modules if name.startswith("pg_distill.")} <= PREDICTING
     libraries = {name.partition(".")[0] for name in modules}
-    assert libraries & {"onnx", "lightgbm", "scipy", "sklearn", "skl2onnx", "pandas", "psycopg"} == set()
+    assert (
+        libraries & {"onnx", "lightgbm", "scipy", "sklearn", "skl2onnx", "pandas", "psycopg", "tokenizers"}
+        == set()
+    )
 
 
 # -- which server

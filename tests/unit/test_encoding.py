@@ -56,7 +56,7 @@ def test_the_graph_agrees_with_numpy(columns: int, limit: int, monkeypatch: pyte
     tables[0][CategoryEncoder.NULL] = np.nan
     graph = Graph(Numbers.fit(frame))
     look_up(graph, encoders, tables)
-    graph._nodes[-1].output[0] = "value"
+    graph.nodes[-1].output[0] = "value"
     artifact = graph.close("regression", columns, {})
     rows = [[words[i] for i in rng.integers(0, len(words), columns)] for _ in range(200)]
     rows += [["unseen"] * columns]

@@ -99,11 +99,19 @@ def _is_text(column: Strings) -> bool:
     rows, distinct = int((column.codes >= 0).sum()), len(column.categories)
     if not distinct or (rows > MOST_REPEATS * distinct and distinct <= MANY):
         return False
-    some = column.categories[:: 1 + distinct // LOOKED_AT]
-    return bool(np.median([len(prepare(text).split()) for text in some]) >= LEAST_WORDS)
+    return _words(column) >= LEAST_WORDS
 
 
 def _is_rare(column: Strings) -> bool:
+    """Whether a category has words, but hardly a value twice; a column of ids is another doubt."""
     known = column.codes[column.codes >= 0]
     counts = np.bincount(known)
-    return len(known) > RARE and bool(counts[counts < RARE].sum() > RARE_SHARE * len(known))
+    rare = len(known) > RARE and bool(counts[counts < RARE].sum() > RARE_SHARE * len(known))
+    return rare and _words(column) >= LEAST_WORDS
+
+
+def _words(column: Strings) -> float:
+    """Return how many words half of the values have at least."""
+    values = column.compact().categories
+    some = values[:: 1 + len(values) // LOOKED_AT]
+    return float(np.median([len(prepare(text).split()) for text in some])) if some else 0.0
