@@ -1,6 +1,6 @@
 # make                  joins the SQL sources into the extension's script
 # make install          the extension and its Python module, for the server of PG_CONFIG; uninstall undoes it
-# make demo             one real distillation, start to end
+# make demo             one real distillation, start to end; make demo-text: of a transformer on a column of texts
 # make quick            in under a minute: does a change hold? make lint; make bench, bench-sql, bench-text, bench-quality
 # make test             the tests, on every server that can be had here, in under 15 minutes
 # make test-all         the same, and then wheels, images, a pooler, dbt, a browser, and what takes longest
