@@ -21,6 +21,8 @@ from pg_distill.students.transfer_set import KINDS, Augmenter
 from student_rows import TASKS, difference, make, run
 from text_rows import SPECIAL, tickets
 
+pytestmark = pytest.mark.slow
+
 EVERYTHING = ("title", "shop", "body", "x")
 
 

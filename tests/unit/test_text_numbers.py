@@ -23,6 +23,8 @@ from pg_distill.students.transfer_set import TransferSet
 from student_rows import CLASSES, TASKS, difference, make, run
 from text_rows import SPECIAL, tickets
 
+pytestmark = pytest.mark.slow
+
 EVERYTHING = ("title", "shop", "body", "x")
 
 

@@ -35,6 +35,8 @@ from pg_distill.onnx_model.session import Model
 from pg_distill.onnx_model.vectorizers import MOST_CHARACTERS, VECTORS_KEY, VectorReader, parse_pattern
 from text_rows import texts as random_texts
 
+pytestmark = pytest.mark.slow
+
 KINDS: dict[str, Any] = {"body": "string", "y": "integer"}
 TEXTS = text_pipelines.mails()
 NAMES = tuple(text_pipelines.vectorizers())

@@ -39,6 +39,8 @@ from pg_distill.onnx_model.tokenizer_rules import PATTERNS, check_tokenizer, ope
 from pg_distill.onnx_model.transformer import text_inputs, walk
 from tiny_transformer import classifier, encoder, reviews, tokenizer, vocabulary
 
+pytestmark = pytest.mark.slow
+
 library: Any = pytest.importorskip("tokenizers")
 
 TEXT = "The film was great, isn't it? unlovely 1234 \U0001f600 naïve\n\n  end"
