@@ -12,7 +12,7 @@ from pg_distill.onnx_model.tokens import MARKS, SEPARATORS, Tokeniser
 from pg_distill.students.transfer_set import TransferSet
 from student_rows import CLASSES
 
-__all__ = ["NGRAMS", "SPECIAL", "texts", "tickets"]
+__all__ = ["EVERYTHING", "NGRAMS", "SPECIAL", "special", "texts", "tickets"]
 
 _KNOWN = (
     ("good",),
@@ -134,3 +134,14 @@ def tickets(
         return TransferSet(frame, logits, logits[:, 0] + rng.normal(size=n), None, np.zeros(n, np.uint8))
     y = (rng.gumbel(size=logits.shape) + logits).argmax(axis=1).astype(np.int64)
     return TransferSet(frame, logits, y, None, np.zeros(n, np.uint8))
+
+
+EVERYTHING = ("title", "shop", "body", "x")
+
+
+def special(frame: Frame) -> Frame:
+    """Return the rows, and rows with every one of `SPECIAL` in each text column."""
+    n = len(SPECIAL)
+    other = frame.take(np.arange(n))
+    texts = {name: Strings.from_values([*np.roll(SPECIAL, i)]) for i, name in enumerate(frame.text_names)}
+    return Frame.concat([frame, Frame(frame.features, {**other.columns, **texts})])

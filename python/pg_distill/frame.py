@@ -22,6 +22,7 @@ __all__ = [
     "Frame",
     "Kind",
     "ModelForm",
+    "OfKind",
     "Strings",
     "Task",
     "VectorArray",
@@ -41,13 +42,11 @@ MAX_LENGTH = 2048
 """Numbers of a vector at most."""
 
 
-@dataclass(frozen=True)
-class Feature:
-    """A named column and its kind; ``length`` is the numbers of a vector where they are known, 0 for other kinds."""
+class OfKind:
+    """What the kind of a column says of its values, for whatever has ``kind`` and ``length``."""
 
-    name: str
     kind: Kind
-    length: int = 0
+    length: int
 
     @property
     def is_string(self) -> bool:
@@ -61,8 +60,17 @@ class Feature:
 
     @property
     def width(self) -> int:
-        """The numbers of a value: more than 1 of a vector."""
+        """The numbers, or strings, of a value: more than 1 of a vector."""
         return self.length or 1
+
+
+@dataclass(frozen=True)
+class Feature(OfKind):
+    """A named column and its kind; ``length`` is the numbers of a vector where they are known, 0 for other kinds."""
+
+    name: str
+    kind: Kind
+    length: int = 0
 
 
 @dataclass(frozen=True)

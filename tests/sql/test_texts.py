@@ -150,7 +150,6 @@ def test_a_typed_function_and_score_take_them(texts: psycopg.Connection) -> None
 
 
 def test_the_file_can_be_registered_by_itself(texts: psycopg.Connection) -> None:
-    texts.execute("DROP TABLE IF EXISTS again")
     texts.execute(
         "SELECT distill.register_model('copy', artifact, features => '{x,shop,body}', sample => 'tickets', label => 'mood',"
         " classes => '{calm,angry}') FROM distill.models WHERE name = 'log_distilled'"

@@ -19,19 +19,9 @@ from pg_distill.students.soft_labels import softmax
 from pg_distill.students.text_effect import NgramLines, TextEffect, find_bags, usual_words
 from pg_distill.students.transfer_set import KINDS, Augmenter
 from student_rows import TASKS, difference, make, run
-from text_rows import SPECIAL, tickets
+from text_rows import EVERYTHING, special, tickets
 
 pytestmark = pytest.mark.slow
-
-EVERYTHING = ("title", "shop", "body", "x")
-
-
-def special(frame: Frame) -> Frame:
-    """Return the rows, and rows with every one of `SPECIAL` in each text column."""
-    n = len(SPECIAL)
-    other = frame.take(np.arange(n))
-    texts = {name: Strings.from_values([*np.roll(SPECIAL, i)]) for i, name in enumerate(frame.text_names)}
-    return Frame.concat([frame, Frame(frame.features, {**other.columns, **texts})])
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -21,19 +21,9 @@ from pg_distill.students.soft_labels import softmax
 from pg_distill.students.text_numbers import TOPICS, TextNumbers
 from pg_distill.students.transfer_set import TransferSet
 from student_rows import CLASSES, TASKS, difference, make, run
-from text_rows import SPECIAL, tickets
+from text_rows import EVERYTHING, special, tickets
 
 pytestmark = pytest.mark.slow
-
-EVERYTHING = ("title", "shop", "body", "x")
-
-
-def special(frame: Frame) -> Frame:
-    """Return the rows, and rows with every one of `SPECIAL` in each text column."""
-    n = len(SPECIAL)
-    other = frame.take(np.arange(n))
-    texts = {name: Strings.from_values([*np.roll(SPECIAL, i)]) for i, name in enumerate(frame.text_names)}
-    return Frame.concat([frame, Frame(frame.features, {**other.columns, **texts})])
 
 
 def learn(data: TransferSet, task: Task) -> TextNumbers:

@@ -12,7 +12,7 @@ from pg_distill.errors import (
     ArtifactCorrupted,
     InvalidData,
 )
-from pg_distill.frame import MAX_LENGTH, STRINGS, Kind, Strings, Task
+from pg_distill.frame import MAX_LENGTH, Kind, OfKind, Strings, Task
 
 __all__ = [
     "MAX_TOKENS",
@@ -82,7 +82,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class FeatureSpec:
+class FeatureSpec(OfKind):
     """A feature as the model reads it.
 
     ``null`` says how NULL is encoded: "nan", "string" (`NULL_STRING`), "empty" (the empty string), or
@@ -94,21 +94,6 @@ class FeatureSpec:
     null: Null
     length: int = 0
     """Numbers of a vector; 0 for other kinds."""
-
-    @property
-    def is_string(self) -> bool:
-        """Whether its values are strings, not numbers."""
-        return self.kind in STRINGS
-
-    @property
-    def is_vector(self) -> bool:
-        """Whether a value is several numbers."""
-        return self.kind == "vector"
-
-    @property
-    def width(self) -> int:
-        """The numbers, or strings, of a value: more than 1 of a vector."""
-        return self.length or 1
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ class TextReader:
             step = max(1, MOST_CELLS // (self.width + 1) // longest)
             for first in range(0, len(some), step):
                 rows = some[first : first + step]
-                begin, end = bags.starts[rows[0]], bags.starts[rows[-1] + 1]
-                entries = self.table[bags.ids[begin:end]]
+                begin = bags.starts[rows[0]]
+                entries = self.table[bags.ids[begin : bags.starts[rows[-1] + 1]]]
                 sums[rows] = np.add.reduceat(entries, bags.starts[rows] - begin, axis=0)
             out[part] = self._scale(sums)
         return out if len(texts) == len(values) else out[[places[text] for text in values]]

@@ -45,6 +45,7 @@ __all__ = [
     "EXACT",
     "EXACT_SECONDS",
     "TYPES_QUERY",
+    "NamedColumn",
     "SqlType",
     "base_of",
     "beyond_exact",
@@ -441,13 +442,20 @@ def _parts(number: str) -> tuple[str, str, int]:
 # -- from JSON
 
 
-class _Named(Protocol):
+class NamedColumn(Protocol):
+    """A feature of a frame or of a model: a column's name and kind."""
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The column's name."""
+
     @property
-    def kind(self) -> Kind: ...
+    def kind(self) -> Kind:
+        """The column's kind."""
+
     @property
-    def is_string(self) -> bool: ...
+    def is_string(self) -> bool:
+        """Whether its values are strings, not numbers."""
 
 
 _SPECIAL_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -562,7 +570,9 @@ _FIRST_SECOND, _END_SECOND = (
 )  # of PostgreSQL's timestamps: 4714-11-24 BC, 294277-01-01
 
 
-def json_readers(features: Iterable[_Named], types: Mapping[str, str]) -> Mapping[str, Callable[[Any], Any]]:
+def json_readers(
+    features: Iterable[NamedColumn], types: Mapping[str, str]
+) -> Mapping[str, Callable[[Any], Any]]:
     """Return, for the features that need one, what makes of a JSON value the canonical value of the feature's type."""
     found: dict[str, Callable[[Any], Any]] = {}
     for feature in features:
@@ -652,7 +662,7 @@ def _element(kind: Kind, type_name: str | None) -> str:
     return "numeric" if base_of(type_name) == "numeric" else "float8"
 
 
-def rows_sql(features: Iterable[_Named], types: Mapping[str, str], frame: Frame) -> str:
+def rows_sql(features: Iterable[NamedColumn], types: Mapping[str, str], frame: Frame) -> str:
     """Return SQL of the rows of ``frame``: a sub-select whose columns have the features' names and stored types.
 
     A feature that ``types`` does not have gets the type of its kind. All is in the text: a statement with text of the caller's
@@ -687,7 +697,7 @@ def _array(column: Column) -> str:
 _ROWS = quote_identifier("pg_distill rows")
 
 
-def constant_sql(feature: _Named, types: Mapping[str, str], column: Column, position: int) -> str:
+def constant_sql(feature: NamedColumn, types: Mapping[str, str], column: Column, position: int) -> str:
     """Return SQL of one value of a column, as a constant in the type in which `rows_sql` sends it."""
     element = f"pg_catalog.{_element(feature.kind, types.get(feature.name))}"
     if isinstance(column, Strings):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from pg_distill.rows.canonical import (
     EXACT,
     EXACT_SECONDS,
     TYPES_QUERY,
+    NamedColumn,
     SqlType,
     from_canonical,
     to_canonical,
@@ -29,7 +30,6 @@ from pg_distill.rows.learned import Identity, identity_of
 
 __all__ = [
     "NO_ANSWER",
-    "NamedColumn",
     "Source",
     "check_columns",
     "identity_columns",
@@ -42,22 +42,6 @@ __all__ = [
 
 NO_ANSWER = -sys.float_info.max
 """NULL in a log, where NaN is an answer, if a bad one: no probability, and no value that anybody predicts."""
-
-
-class NamedColumn(Protocol):
-    """A feature of a frame or of a model: a column's name and kind."""
-
-    @property
-    def name(self) -> str:
-        """The column's name."""
-
-    @property
-    def kind(self) -> Kind:
-        """The column's kind."""
-
-    @property
-    def is_string(self) -> bool:
-        """Whether its values are strings, not numbers."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Numbers:
 
     Most columns are simply cast. Where float32 could not carry one (timestamps, large integers), the input is double and
     each such column is centred before the cast; ``centre`` (d,) is 0 for all others. Projections are computed in double: trees
-    compare what comes of them, which must not hang on the order of a sum.
+    compare what comes of them, which must not depend on the order of a sum.
     """
 
     features: tuple[Feature, ...]

@@ -20,7 +20,7 @@ from pg_distill.onnx_model.signature import Signature
 from pg_distill.rows.canonical import match_labels
 from pg_distill.rows.sample import Label
 
-__all__ = ["as_labelled", "positions", "task_of", "warn_of_classes"]
+__all__ = ["MAX_CLASSES", "as_labelled", "positions", "task_of", "warn_of_classes"]
 
 MAX_CLASSES = 100
 

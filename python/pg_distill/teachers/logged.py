@@ -15,13 +15,12 @@ from pg_distill.quoting import quote_identifier
 from pg_distill.rows.canonical import match_labels, number_text
 from pg_distill.rows.source import NO_ANSWER, Source
 from pg_distill.serving.sql_models import check_outputs
+from pg_distill.teachers.labels import MAX_CLASSES
 
 __all__ = ["Answers", "class_names", "read_answers", "read_logged"]
 
 JSON = ("json", "jsonb")
 WHOLE = ("int2", "int4", "int8")
-MOST_NAMES = 100
-"""Classes that a model has at most, and so names that a log is looked through for."""
 MOST_SHOWN = 5
 LEAST_KNOWN = 0.5
 """Share of the answers that name a class of the model, below which the log is another model's."""
@@ -77,12 +76,12 @@ def class_names(
         return None
     rows = db.caged(
         [source.query],
-        lambda: db.query_once(f"SELECT DISTINCT d.name FROM ({select}) d ORDER BY 1 LIMIT {MOST_NAMES + 1}"),
+        lambda: db.query_once(f"SELECT DISTINCT d.name FROM ({select}) d ORDER BY 1 LIMIT {MAX_CLASSES + 1}"),
     )
     names = [row["name"].rstrip(" ") if found.base == "bpchar" else row["name"] for row in rows]
-    if len(names) > MOST_NAMES:
+    if len(names) > MAX_CLASSES:
         raise InvalidParameter(
-            f'output column "{columns[0]}" names more than {MOST_NAMES} classes',
+            f'output column "{columns[0]}" names more than {MAX_CLASSES} classes',
             hint="Name the classes that count: classes => ARRAY[...]. Other answers are then taken for none.",
         )
     if not names:

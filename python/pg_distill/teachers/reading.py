@@ -10,7 +10,7 @@ import numpy as np
 from pg_distill.errors import DatatypeMismatch, UndefinedColumn
 from pg_distill.frame import Frame, Strings
 from pg_distill.onnx_model.tokens import prepare
-from pg_distill.rows.source import NamedColumn
+from pg_distill.rows.canonical import NamedColumn
 
 __all__ = ["Reading", "check_texts", "read_strings"]
 
