@@ -49,7 +49,7 @@ from pg_distill.search.stages import search
 from pg_distill.search.training import latency_ms
 from pg_distill.serving.predict import OFFERED, offer
 from pg_distill.serving.timing import measure_latency, predict_contender
-from pg_distill.students.families import load_family
+from pg_distill.students.families import Setup, load_family
 from pg_distill.students.soft_labels import softmax
 from pg_distill.students.transfer_set import TransferSet
 from publish import publish
@@ -192,10 +192,8 @@ class Contest:
         """
         few, task = self.problem.fit.take(np.arange(500)), self.data.task
         network = load_family("mlp")
-        probe = network(  # type: ignore[call-arg]
-            task=task, n_classes=max(1, len(self.data.classes)), temperature=1.0, alpha=1.0, epochs=1, seed=0,
-            hidden=(8,), bins=0,
-        ).prototype(few)  # fmt: skip
+        setup = Setup(task, max(1, len(self.data.classes)), epochs=1, seed=0)
+        probe = network(setup, hidden=(8,), bins=0).prototype(few)
         assert probe is not None
         model = {"probe": (probe, signature_of(probe, self.data))}
         there, here = [], []

@@ -27,6 +27,7 @@ from onnxmltools.convert.common.data_types import FloatTensorType as LightGBMFlo
 from pg_distill.frame import Frame
 from pg_distill.students.encoding import CategoryEncoder, look_up
 from pg_distill.students.export import Graph, Numbers
+from pg_distill.students.families import Setup
 from pg_distill.students.mlp import Mlp
 from pg_distill.students.transfer_set import TransferSet
 from skl2onnx import convert_sklearn
@@ -72,11 +73,13 @@ def _mlp(graph: Graph, kind: str, data: DataSet, frame: Frame, y: Any, seed: int
     letter = data.name == "letter"
     standardised = letter or kind == "standardised_mlp"
     student = Mlp(
-        task=data.task,
-        n_classes=max(1, len(data.classes)),
-        alpha=0.0,
-        epochs=60 if letter else 30 if standardised else 16,
-        seed=seed,
+        Setup(
+            data.task,
+            max(1, len(data.classes)),
+            alpha=0.0,
+            epochs=60 if letter else 30 if standardised else 16,
+            seed=seed,
+        ),
         hidden=(512, 512) if letter else (256, 256),
         bins=0 if standardised else 16,
     )

@@ -18,6 +18,7 @@ from pg_distill.quoting import quote_identifier
 from pg_distill.serving.sql_forms import body_of_steps
 from pg_distill.students import expression as native
 from pg_distill.students.blend import Blend
+from pg_distill.students.families import Setup
 from pg_distill.students.first_trees import FirstTrees
 from pg_distill.students.soft_labels import logits_from_probabilities
 from pg_distill.students.transfer_set import TransferSet
@@ -151,7 +152,7 @@ def test_a_teachers_first_trees_agree_too(bare: psycopg.Connection, name: str) -
         exported.expected if exported.task == "regression" else logits_from_probabilities(exported.expected)
     )
     data = TransferSet(exported.frame, soft, None, None, np.zeros(len(soft), np.uint8))
-    student = FirstTrees(task=exported.task, n_classes=n_classes, teacher=exported.artifact, trees=6)
+    student = FirstTrees(Setup(exported.task, n_classes, teacher=exported.artifact), trees=6)
     student.fit(data, data, deadline=None)
     frame = at_thresholds(student, exported.frame)
     load(bare, frame)

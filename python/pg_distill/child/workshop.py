@@ -312,16 +312,14 @@ class Workshop:
         from pg_distill.onnx_model import check as onnx_graph
         from pg_distill.onnx_model import derive
         from pg_distill.search.training import latency_ms
-        from pg_distill.students.families import Shape, load_family
+        from pg_distill.students.families import Setup, Shape, load_family
 
         problem = self.problem
         n_classes = len(problem.classes) or 1
         few = problem.fit.take(np.arange(min(len(problem.fit), PROTOTYPE_ROWS)))
         family = load_family("linear")
         size = family.sizes(Shape(problem.task, n_classes, few.frame.features, len(few)))[0]
-        student = family(
-            task=problem.task, n_classes=n_classes, temperature=1.0, alpha=1.0, epochs=1, seed=0, **size
-        )  # type: ignore[call-arg]
+        student = family(Setup(problem.task, n_classes, epochs=1, seed=0), **size)
         artifact = student.prototype(few)
         if artifact is None:
             artifact = student.fit(few, few, deadline=None).to_onnx()

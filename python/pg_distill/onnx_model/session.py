@@ -687,6 +687,11 @@ class Model:
             out[rows] = decode(self.signature, np.asarray(raw), rows.stop - start, logits=logits)
         return out
 
+    def most_rows(self, frame: Frame) -> int:
+        """Return how many rows of ``frame`` a run has at most; LimitExceeded where a string is too long for any."""
+        longest = _longest_of(self.signature, frame) if self._texts else 0
+        return self._batch or min(BATCH_ROWS, self._most_rows(longest))
+
     def _most_rows(self, text_bytes: int) -> int:
         """Return how many rows a run may have; LimitExceeded where not even one."""
         cost = self.signature.cost

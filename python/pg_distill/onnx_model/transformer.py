@@ -285,13 +285,15 @@ def try_text(model: TextModel, tokens: Tokens, rows: Frame | None, limits: Limit
             detail=error.detail,
             hint="Pass max_tokens => ... , as many as it has positions for.",
         ) from error
+    grown = peak_bytes() - before
+    peak_bytes(reset=True)
     began = time.monotonic()
     for text in _EXTREME_TEXTS:
         with suppress(InvalidData):
             timed(model, lambda text=text: model.run_text(text), 1, limits)  # type: ignore[misc]
         if time.monotonic() - began > _EXTREME_SECONDS:
             break
-    grown = peak_bytes() - before
+    grown = max(grown, peak_bytes() - before)
     held = 0 if signature.cost is None else signature.cost.held_bytes
     if grown > limits.run_bytes + held:
         raise LimitExceeded(f"model takes {grown} bytes for a text, limit is {limits.run_bytes}")

@@ -18,7 +18,7 @@ from pg_distill.search.problem import Config, Problem
 from pg_distill.search.rows import Rows
 from pg_distill.search.select import Select
 from pg_distill.search.training import NO_TIME, NO_TIME_TO_REFIT, Outcome, Recipe, Training
-from pg_distill.students.families import ITERATIVE, load_family
+from pg_distill.students.families import ITERATIVE, Setup, load_family
 from pg_distill.students.transfer_set import AUGMENTED, TransferSet, stack
 
 __all__ = ["Runner"]
@@ -95,12 +95,15 @@ class Runner:
             number=number,
             family=family,
             size=size,
-            recipe=recipe,
-            task=self.problem.task,
-            n_classes=self.select.n_classes,
-            epochs=self.config.epochs,
-            seed=self.config.seed + recipe.seed,
-            teacher=self.problem.teacher if load_family(family).uses_teacher else None,
+            setup=Setup(
+                task=self.problem.task,
+                n_classes=self.select.n_classes,
+                temperature=recipe.temperature,
+                alpha=recipe.alpha,
+                epochs=self.config.epochs,
+                seed=self.config.seed + recipe.seed,
+                teacher=self.problem.teacher if load_family(family).uses_teacher else None,
+            ),
             seconds=0.0,
             calibrated=self.problem.metric != "agreement",
         )

@@ -21,7 +21,7 @@ from pg_distill.onnx_model import session as onnx_model
 from pg_distill.onnx_model.texts import INPUT
 from pg_distill.onnx_model.tokens import prepare
 from pg_distill.students.blend import Blend
-from pg_distill.students.families import Student, load_family
+from pg_distill.students.families import Setup, Student, load_family
 from pg_distill.students.soft_labels import softmax
 from pg_distill.students.transfer_set import TransferSet
 
@@ -63,12 +63,7 @@ class Training:
     number: int
     family: str
     size: Mapping[str, Any]
-    recipe: Recipe
-    task: Task
-    n_classes: int
-    epochs: int
-    seed: int
-    teacher: bytes | None
+    setup: Setup
     seconds: float
     """How long it may take from its start: another machine has another clock."""
     fitted: Any = None
@@ -115,7 +110,7 @@ def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
         if not np.isfinite(logits).all():
             return failed("training diverged: its predictions are not finite")
         artifact = student.to_onnx()
-        difference = disagreement(artifact, select.frame, logits, task.task)
+        difference = disagreement(artifact, select.frame, logits, task.setup.task)
         if not difference <= AGREEMENT:
             return failed(f"ONNX Runtime and trainer differ by {difference:.1e}, over {AGREEMENT:.0e}")
         expression = sql_of(student, artifact)
@@ -151,19 +146,7 @@ def sql_of(student: Student | Blend, artifact: bytes) -> str | None:
 
 def make_student(task: Training) -> Student:
     """Return the untrained student of a training."""
-    cls: Any = load_family(task.family)
-    extra = {"teacher": task.teacher} if cls.uses_teacher else {}
-    student: Student = cls(
-        task=task.task,
-        n_classes=task.n_classes,
-        temperature=task.recipe.temperature,
-        alpha=task.recipe.alpha,
-        epochs=task.epochs,
-        seed=task.seed,
-        **task.size,
-        **extra,
-    )
-    return student
+    return load_family(task.family)(task.setup, **task.size)
 
 
 def _feeds(

@@ -14,11 +14,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.frame import FloatArray, Frame
 from pg_distill.students import expression
 from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, cut, quantile_thresholds
 from pg_distill.students.export import Graph
-from pg_distill.students.families import Shape
+from pg_distill.students.families import Setup, Shape
 from pg_distill.students.objective import (
     Block,
     Calibrated,
@@ -74,23 +74,8 @@ class Linear(Calibrated):
     softens: ClassVar[bool] = True
     uses_teacher: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        *,
-        task: Task,
-        n_classes: int,
-        temperature: float = 1.0,
-        alpha: float = 1.0,
-        epochs: int = 10,
-        seed: int = 42,
-        bins: int = 16,
-    ) -> None:
-        self.task = task
-        self.n_classes = n_classes
-        self.temperature = temperature
-        self.alpha = alpha
-        self.epochs = epochs
-        self.seed = seed
+    def __init__(self, setup: Setup, *, bins: int = 16) -> None:
+        super().__init__(setup)
         self.bins = bins
 
     @classmethod
@@ -102,7 +87,7 @@ class Linear(Calibrated):
 
     def prototype(self, data: TransferSet) -> bytes | None:
         """Return the model before it has learned anything but its bins: latency depends on these alone."""
-        twin = Linear(**self._arguments())
+        twin = Linear(self.setup, bins=self.bins)
         if data.frame.text_names:
             data = data.take(np.arange(min(len(data), PROTOTYPE_TEXTS)))
         twin._prepare(data)
@@ -120,10 +105,10 @@ class Linear(Calibrated):
         columns = sum(f.width for f in data.frame.features) + words
         most = max(1000, MOST_CELLS // (columns * outputs))
         if len(rows) > most:
-            rows = np.sort(np.random.default_rng(self.seed).choice(rows, most, replace=False))
+            rows = np.sort(np.random.default_rng(self.setup.seed).choice(rows, most, replace=False))
         goal = take_targets(goal, rows)
         frame = data.frame.take(rows)
-        objective = Objective(self.task, self.n_classes, self.temperature, goal)
+        objective = Objective(self.task, self.n_classes, self.setup.temperature, goal)
         self.base_, self.scale_ = objective.base.copy(), objective.scale
         self.columns_ = Columns.fit(frame, ordering(self.task, goal.mean), goal.weight, vector_numbers=0)
         matrix = self.columns_.matrix(frame)
@@ -144,7 +129,7 @@ class Linear(Calibrated):
         for j in range(d):
             self.low_[j], self.high_[j], self.centre_[j] = _range(matrix[:, j])
         learned = (
-            TextEffect.learn(name, frame.strings(name), objective, seed=self.seed)
+            TextEffect.learn(name, frame.strings(name), objective, seed=self.setup.seed)
             for name in frame.text_names
         )
         self.texts_ = [text for text in learned if text.tokeniser.size]
@@ -158,7 +143,7 @@ class Linear(Calibrated):
         select_goal = resolve_targets(self, select)
         judge = None
         if select_goal.weight.any():
-            judge = Objective(self.task, self.n_classes, self.temperature, select_goal, like=objective)
+            judge = Objective(self.task, self.n_classes, self.setup.temperature, select_goal, like=objective)
         select_matrix = self.columns_.matrix(select.frame)
         codes, select_codes = cut(matrix, self.thresholds_), cut(select_matrix, self.thresholds_)
         dense, select_dense = self._dense(matrix), self._dense(select_matrix)
@@ -190,7 +175,7 @@ class Linear(Calibrated):
                     blocks.append(Steps(codes[:, j], select_codes[:, j], penalty, effect.copy()))
             for make, effect in zip(lines, words, strict=True):
                 blocks.append(make(text_strength, effect.copy()))
-            loss = backfit(blocks, objective, judge, sweeps=max(1, self.epochs), deadline=deadline)
+            loss = backfit(blocks, objective, judge, sweeps=max(1, self.setup.epochs), deadline=deadline)
             if not loss < best:
                 break
             best, self.penalty_, self.text_penalty_ = loss, strength, text_strength
@@ -336,26 +321,15 @@ class Linear(Calibrated):
         prefix = expression.stage_prefix(column.sql for column in found)
         return expression.Sums(sums, bound=bound, prefix=prefix, source=source)
 
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "task": self.task,
-            "n_classes": self.n_classes,
-            "temperature": self.temperature,
-            "alpha": self.alpha,
-            "epochs": self.epochs,
-            "seed": self.seed,
-            "bins": self.bins,
-        }
-
     def describe(self) -> dict[str, object]:
         """Return family, size and hyper-parameters."""
         out: dict[str, object] = {
             "family": self.family,
             "bins": self.bins,
-            "temperature": self.temperature,
-            "alpha": self.alpha,
-            "epochs": self.epochs,
-            "seed": self.seed,
+            "temperature": self.setup.temperature,
+            "alpha": self.setup.alpha,
+            "epochs": self.setup.epochs,
+            "seed": self.setup.seed,
         }
         if getattr(self, "texts_", None):
             out["ngrams"] = {text.name: text.tokeniser.size for text in self.texts_}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Task
 from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, cut, quantile_thresholds
-from pg_distill.students.families import Shape
+from pg_distill.students.families import Setup, Shape
 from pg_distill.students.objective import Objective, ordering, resolve_targets, take_targets
 from pg_distill.students.transfer_set import TransferSet
 from pg_distill.students.tree_student import LEAST_ROWS, TreeStudent
@@ -43,23 +43,8 @@ class Tree(TreeStudent):
     softens: ClassVar[bool] = False
     uses_teacher: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        *,
-        task: Task,
-        n_classes: int,
-        temperature: float = 1.0,
-        alpha: float = 1.0,
-        epochs: int = 10,
-        seed: int = 42,
-        leaves: int = 64,
-    ) -> None:
-        self.task = task
-        self.n_classes = n_classes
-        self.temperature = temperature
-        self.alpha = alpha
-        self.epochs = epochs
-        self.seed = seed
+    def __init__(self, setup: Setup, *, leaves: int = 64) -> None:
+        super().__init__(setup)
         self.leaves = leaves
 
     @classmethod
