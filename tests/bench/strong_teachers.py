@@ -128,10 +128,10 @@ def _embed(graph: Graph, model: onnx.ModelProto, matrix: str, prefix: str) -> st
         del copy.input[:], copy.output[:]
         copy.input.extend(names.get(i, prefix + i) if i else "" for i in node.input)
         copy.output.extend(prefix + o for o in node.output)
-        graph._nodes.append(copy)
+        graph.nodes.append(copy)
     for tensor in model.graph.initializer:
         held = onnx.TensorProto()
         held.CopyFrom(tensor)
         held.name = prefix + tensor.name
-        graph._tensors.append(held)
+        graph.tensors.append(held)
     return prefix + model.graph.output[-1].name

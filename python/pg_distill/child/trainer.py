@@ -237,7 +237,9 @@ class Trainer:
             Trial.of_reply(fields, reply.blobs.get(str(fields["number"])))
             for fields in reply.fields["candidates"]
         ]
-        return Searched(trials, reply.fields["teacher_select"], reply.fields["teacher_classes"])
+        return Searched(
+            trials, reply.fields["teacher_select"], reply.fields["teacher_classes"], reply.fields["ended"]
+        )
 
     def survey(self, floor: tuple[str, float] | None) -> Surveyed:
         """Say what the teacher is worth on the select rows, before anything is trained.

@@ -353,13 +353,13 @@ class Workshop:
 
                 executor = stack.enter_context(DaskExecutor(address))
                 fields["threads"] = executor.slots
-            candidates = search(
-                self.problem,
-                Config(**fields),
-                self.label,
-                executor=executor,
-                report=lambda progress: channel.send(Message("progress", dict(progress), {}, {})),
-            )
+            told: dict[str, Any] = {}
+
+            def report(progress: dict[str, Any]) -> None:
+                told.update(progress)
+                channel.send(Message("progress", dict(progress), {}, {}))
+
+            candidates = search(self.problem, Config(**fields), self.label, executor=executor, report=report)
         judge, teacher = self._judge_of_select()
         rows: list[dict[str, Any]] = []
         blobs: dict[str, bytes] = {}
@@ -406,6 +406,7 @@ class Workshop:
             "candidates": rows,
             "teacher_select": judge.value(teacher),
             "teacher_classes": distinct_classes(teacher, self.problem.task),
+            "ended": told["ended"],
         }
         return Message("searched", fields, {}, blobs)
 
