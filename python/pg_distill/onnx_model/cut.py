@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from pg_distill.errors import InvalidArtifact
 from pg_distill.onnx_model.signature import Reader
-from pg_distill.onnx_model.texts import INPUT, TEXT_KEY, TextReader
+from pg_distill.onnx_model.texts import INPUT, TEXT_KEY, TextReader, read_together
 from pg_distill.onnx_model.tokens import MARKS, Tokeniser
 from pg_distill.onnx_model.vectorizers import VECTORS_KEY, VectorReader, read_vectorizers
 
@@ -181,7 +181,9 @@ def cut_texts(artifact: bytes, check: Callable[[], None] = lambda: None) -> tupl
         columns = tuple(said["columns"])
         if not all(isinstance(name, str) for name in columns) or len(set(columns)) < len(columns):
             raise ValueError("columns have names")
-        readers = tuple(_reader(columns, own, makers, stored, check) for own in said["readers"])
+        readers = tuple(
+            read_together([_reader(columns, own, makers, stored, check) for own in said["readers"]])
+        )
     except (IndexError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidArtifact("model does not say how it reads texts", detail=f"{error!r}.") from error
     targets = {reader.target: reader.width for reader in readers}
