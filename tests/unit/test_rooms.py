@@ -147,6 +147,7 @@ def test_pure_rooms_have_no_database() -> None:
     "file",
     [
         "database/backend",
+        "registry/checked",
         "registry/models",
         "rows/sample",
         "serving/predict",

@@ -10,7 +10,8 @@ from pg_distill.errors import FeatureNotSupported, InvalidData
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.session import open_session
 from pg_distill.students.boosted import Boosted
-from pg_distill.students.ensemble import Columns, floor_float32
+from pg_distill.students.columns import Columns
+from pg_distill.students.ensemble import floor_float32
 from pg_distill.students.families import Setup, Shape
 from pg_distill.students.first_trees import FirstTrees, _read_onnx
 from pg_distill.students.soft_labels import logits_from_probabilities

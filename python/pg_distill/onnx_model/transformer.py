@@ -30,7 +30,8 @@ from pg_distill.errors import (
 )
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.cut import prune
-from pg_distill.onnx_model.derive import input_shape, survey_of
+from pg_distill.onnx_model.derive import survey_of
+from pg_distill.onnx_model.derive_inputs import input_shape
 from pg_distill.onnx_model.limits import Limits
 from pg_distill.onnx_model.nodes import Producers, graph_inputs
 from pg_distill.onnx_model.outputs import check_labels, check_task, class_names, find_outputs, form_of

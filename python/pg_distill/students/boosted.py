@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Frame
+from pg_distill.students.columns import Columns
 from pg_distill.students.ensemble import (
     LEAF,
     PREDICT_CELLS,
-    Columns,
     Ensemble,
     constant_tree,
     floor_float32,

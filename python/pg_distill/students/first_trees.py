@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import Frame, Task
-from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, n_outputs
+from pg_distill.students.columns import Columns
+from pg_distill.students.ensemble import ALL, LEAF, Ensemble, n_outputs
 from pg_distill.students.families import Setup, Shape
 from pg_distill.students.objective import Objective, Steps, backfit, resolve_targets, take_targets
 from pg_distill.students.transfer_set import TransferSet

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.students import expression
-from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, cut, quantile_thresholds
+from pg_distill.students.columns import Columns
+from pg_distill.students.ensemble import ALL, LEAF, Ensemble, cut, quantile_thresholds
 from pg_distill.students.export import Graph
 from pg_distill.students.families import Setup, Shape
 from pg_distill.students.objective import (

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Task
-from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, cut, quantile_thresholds
+from pg_distill.students.columns import Columns
+from pg_distill.students.ensemble import ALL, LEAF, Ensemble, cut, quantile_thresholds
 from pg_distill.students.families import Setup, Shape
 from pg_distill.students.objective import Objective, ordering, resolve_targets, take_targets
 from pg_distill.students.transfer_set import TransferSet

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.students import expression
-from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, TextColumns, n_outputs
+from pg_distill.students.columns import Columns, TextColumns
+from pg_distill.students.ensemble import ALL, LEAF, Ensemble, n_outputs
 from pg_distill.students.export import Graph
 from pg_distill.students.objective import Calibrated
 from pg_distill.students.transfer_set import TransferSet
