@@ -8,11 +8,15 @@ pipe once:
     check      check and open ONNX files whose signatures are known
     load       rows, splits and the teacher; the teacher labels the real rows
     survey     what the teacher is worth on the select rows, before anything is trained
+    probe      the fastest student untrained, by which the backend tells what predict costs around a model
     search     train candidates; return those on the frontier with their files
+    cascade    students that ask the teacher where they are unsure
     evaluate   score candidates and the family on the test rows, which nothing before has looked at
     compare    the choice with its teacher and a control, in every metric
 
 ``python -m pg_distill.child.workshop`` is the child.
+
+Its class is long, because it has a method for each of these.
 """
 
 from __future__ import annotations
