@@ -182,12 +182,22 @@ class Trial:
         return cls(**known, artifact=artifact, signature=signature)
 
 
+class ChosenBy(TypedDict):
+    """The rows that chose among the candidates: of one fold (select), or, cross-fitted, of several."""
+
+    folds: int
+    rows: int
+    candidates: int
+    """That were judged by all of them."""
+
+
 class Searched(NamedTuple):
-    """What a search found: its candidates; on the select rows the teacher's metric, and how many classes it names."""
+    """What a search found: its candidates; on the rows that chose the teacher's metric, and how many classes it names."""
 
     trials: list[Trial]
     teacher_select: float | None
     teacher_classes: int | None
+    chosen_by: ChosenBy
 
 
 def pack(frame: Frame, fields: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], prefix: str) -> None:

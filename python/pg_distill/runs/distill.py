@@ -200,7 +200,8 @@ def _search(
     # What rows of many columns or long texts take longer than others is the search's loss, not the caller's.
     labelled_s += max(time.monotonic() - began - USUAL_PROBE_SECONDS, 0.0)
     request = _search_request(db, options, overhead, labelled_s)
-    trials, teacher_select, teacher_classes = trainer.search(request)
+    trials, teacher_select, teacher_classes, chosen_by = trainer.search(request)
+    clock.say(material.choice_text(chosen_by))
 
     # Measure: latency here, where it is spent; accuracy there, on rows that nothing has looked at.
     clock.enter("latency")
@@ -255,7 +256,8 @@ def _search(
         knee = ranked("knee")[0]
         summary += verdict.faster_alternative(chosen, knee, options, metric, teacher, timings, figures)
     return Measured(
-        teacher, figures, decision, summary, request, trials, finalists, control, members, before, timings, compared
+        teacher, figures, decision, summary, request, trials, finalists, control, chosen_by, members, before, timings,
+        compared,
     )  # fmt: skip
 
 

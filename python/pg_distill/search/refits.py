@@ -27,6 +27,7 @@ class Refitter:
     ) -> None:
         self.problem = problem
         self.select = select
+        self.first = Select(problem)
         self.gate = gate
         self.runner = runner
         self.entries = entries
@@ -61,8 +62,10 @@ class Refitter:
         if outcome.student is None or outcome.logits is None:
             entry.configuration["refit"] = f"failed: {outcome.reason}"
             return
-        metric, tie_break, _ = self.select.judge(outcome.logits, entry.class_threshold)
-        if metric < entry.metric and tie_break < entry.tie_break:
+        assert entry.logits is not None
+        before = self.first.judge(entry.logits[: len(outcome.logits)], entry.class_threshold)
+        metric, tie_break, _ = self.first.judge(outcome.logits, entry.class_threshold)
+        if metric < before[0] and tie_break < before[1]:
             entry.configuration["refit"] = "failed: worse on rows that it has learned from"
             return
         entry.refitted = outcome.student
