@@ -144,13 +144,17 @@ def signature_of(artifact: bytes, data: datasets.DataSet, rows: Frame | None = N
     )
 
 
-def teacher_of(data: datasets.DataSet, rows: Any, name: str, cache: Path) -> bytes:
+def teacher_of(data: datasets.DataSet, rows: Any, name: str, cache: Path, kind: str = "strong") -> bytes:
     """Return the trained teacher; a second run reads what the first has written."""
-    recipe = Path(strong_teachers.__file__).read_bytes() + rows.tobytes()
+    recipe = (
+        Path(strong_teachers.__file__).read_bytes()
+        + rows.tobytes()
+        + (b"" if kind == "strong" else kind.encode())
+    )
     path = cache / f"{name}-{hashlib.sha256(recipe).hexdigest()[:16]}.onnx"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(strong_teachers.train(data, rows))
+        path.write_bytes(strong_teachers.train(data, rows, kind))
     return path.read_bytes()
 
 
@@ -165,7 +169,11 @@ class Contest:
         self.metric = data.metric
         start = time.monotonic()
         self.artifact = teacher_of(
-            data, train if options.teacher_rows == "train" else train[:cut], name, options.cache
+            data,
+            train if options.teacher_rows == "train" else train[:cut],
+            name,
+            options.cache,
+            getattr(options, "teacher", "strong"),
         )
         print(f"# {name} split {number}: teacher ready after {time.monotonic() - start:.0f} s", flush=True)
         self.label = Labeller(self.artifact, data, data.frame.take(train[:64]))

@@ -241,7 +241,13 @@ class Trainer:
             for fields in reply.fields["candidates"]
         ]
         fields = reply.fields
-        return Searched(trials, fields["teacher_select"], fields["teacher_classes"], fields["chosen_by"])
+        return Searched(
+            trials,
+            fields["teacher_select"],
+            fields["teacher_classes"],
+            fields["chosen_by"],
+            fields["ended"],
+        )
 
     def survey(self, floor: tuple[str, float] | None) -> Surveyed:
         """Say what the teacher is worth on the select rows, before anything is trained.

@@ -362,13 +362,13 @@ class Workshop:
 
                 executor = stack.enter_context(DaskExecutor(address))
                 fields["threads"] = executor.slots
-            candidates = search(
-                self.problem,
-                Config(**fields),
-                self.label,
-                executor=executor,
-                report=lambda progress: channel.send(Message("progress", dict(progress), {}, {})),
-            )
+            told: dict[str, Any] = {}
+
+            def report(progress: dict[str, Any]) -> None:
+                told.update(progress)
+                channel.send(Message("progress", dict(progress), {}, {}))
+
+            candidates = search(self.problem, Config(**fields), self.label, executor=executor, report=report)
         folds = max((c.folds for c in candidates), key=len, default=(SELECT_FOLD,))
         self.judging = self.problem.judging(folds)
         judge, teacher = self._judge_of_select()
@@ -424,6 +424,7 @@ class Workshop:
                     candidates=sum(bool(c.artifact) and c.folds == folds for c in candidates),
                 )
             ),
+            "ended": told["ended"],
         }
         return Message("searched", fields, {}, blobs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pg_distill.child.messages import ChosenBy, SearchRequest, Trial
+from pg_distill.child.messages import ChosenBy, Ended, SearchRequest, Trial
 from pg_distill.measure.scores import Compared, Evaluation, Scores
 from pg_distill.registry.model import MeasuredOn, Model
 from pg_distill.runs.choice import offer_name
@@ -35,6 +35,8 @@ class Measured:
         The teacher's family by id, and where its members were measured until now.
     timings
         By a model's id, or a candidate's `choice.offer_name`.
+    ended
+        Why the search ended; None where nothing was searched.
     """
 
     teacher: Model
@@ -50,6 +52,7 @@ class Measured:
     before: Mapping[str, MeasuredOn] = field(default_factory=dict)
     timings: Mapping[str, Timing] = field(default_factory=dict)
     compared: Compared = field(default_factory=lambda: Compared(intervals={}, versus={}))
+    ended: Ended | None = None
 
     def timing_of(self, trial: Trial) -> Timing | None:
         """Return a candidate's latency in the backend, None where it was not timed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pg_distill.child.messages import Trial
+from pg_distill.child.messages import Ended, Trial
 from pg_distill.measure.scores import Compared, Evaluation
 from pg_distill.registry.model import Model
 from pg_distill.runs.choice import latency_of_teacher, offer_name
@@ -12,7 +12,7 @@ from pg_distill.runs.options import Options
 from pg_distill.runs.verdict import Verdict, floor
 from pg_distill.serving.timing import Timing
 
-__all__ = ["headline", "summarise"]
+__all__ = ["ending", "headline", "summarise"]
 EARLY_STAGES = ("screen", "rescue")  # of the search, in which students are trained on few rows
 
 
@@ -58,6 +58,19 @@ def headline(
     if pareto_score is not None:
         parts.append(f"pareto score {pareto_score:.1f}")
     return ", ".join(parts)
+
+
+ENDINGS = {
+    "patience": "nothing had improved for {since_gain} trainings",
+    "budget": "its time was over",
+    "all done": "all was done that there was to try",
+}
+
+
+def ending(ended: Ended) -> str:
+    """Return why the search ended, in a sentence."""
+    why = ENDINGS[ended["by"]].format(**ended)
+    return f"the search ended after {ended['seconds']:.0f} s and {ended['trained']} trainings: {why}"
 
 
 def _stage(trial: Trial) -> object:

@@ -57,8 +57,9 @@ class Config:
     """What the caller asked for.
 
     ``call_overhead_ms`` is the cost of a predict call around the model, measured by the parent. ``temperature`` is the softest
-    that may be tried, ``threads`` the candidates trained at once, ``transfer_bytes`` the memory for augmented rows. With ``sql``
-    students in SQL form may be the answer too: these take less than a session, so that each family's smallest is trained.
+    that may be tried, ``patience`` the trainings in a row without gain after which nothing more is begun, ``threads`` the
+    candidates trained at once, ``transfer_bytes`` the memory for augmented rows. With ``sql`` students in SQL form may be the
+    answer too: these take less than a session, so that each family's smallest is trained.
     """
 
     target_latency_ms: float
@@ -69,6 +70,7 @@ class Config:
     families: tuple[str, ...] = tuple(FAMILIES)
     time_budget_s: float = 120.0
     transfer_bytes: int = 1_600_000_000
+    patience: int = 12
     threads: int = field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
     sql: bool = False
 

@@ -59,8 +59,18 @@ class Runner:
         self.report = report
         self.is_local = is_local
 
-    def run(self, stage: str, plan: Iterable[tuple[str, Mapping[str, Any], Recipe]]) -> list[Entry]:
-        """Train a stage's candidates in parallel and judge them."""
+    def run(
+        self,
+        stage: str,
+        plan: Iterable[tuple[str, Mapping[str, Any], Recipe]],
+        *,
+        slow_first: bool = False,
+        left_out: str = "",
+    ) -> list[Entry]:
+        """Train a stage's candidates in parallel and judge them; ``left_out`` is the reason for which none is trained.
+
+        With ``slow_first`` those that take longest begin, so that all end at about the same time.
+        """
         waiting: list[Entry] = []
         known = {
             key_of(e.family, e.size, e.recipe): e for e in self.entries if e.artifact and not e.is_partial
@@ -83,7 +93,13 @@ class Runner:
             known[key] = entry
             self.entries.append(entry)
             waiting.append(entry)
-        self.execute(stage, waiting, self.take)
+        if left_out:
+            for entry in waiting:
+                entry.reason = left_out
+            return kept
+        self.execute(
+            stage, sorted(waiting, key=lambda e: slow_first and e.family not in ITERATIVE), self.take
+        )
         for entry in waiting:
             if entry.artifact:
                 entry.latency_ms = training.latency_ms(entry.artifact, self.problem.select.frame)

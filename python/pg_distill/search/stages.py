@@ -32,9 +32,10 @@ its schedule when it sees that coming), and the best so far is returned.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain, zip_longest
 from typing import Any
 
 from pg_distill.errors import InvalidData
@@ -53,13 +54,14 @@ from pg_distill.search.entries import (
     variant_of,
 )
 from pg_distill.search.gate import Gate
+from pg_distill.search.patience import Patience
 from pg_distill.search.problem import Candidate, Config, Problem
 from pg_distill.search.recipes import Recipes
 from pg_distill.search.refits import Refitter
 from pg_distill.search.rows import Rows
 from pg_distill.search.runner import Runner
 from pg_distill.search.select import Select
-from pg_distill.search.training import Recipe
+from pg_distill.search.training import NO_TIME, Recipe
 from pg_distill.students.families import FAMILIES, ITERATIVE
 
 __all__ = ["search"]
@@ -75,6 +77,11 @@ FINISHERS, FINISHERS_A_FAMILY = 4, 2
 MORE_SEEDS, MORE_SEEDS_CROSSED = 8, 2
 """Rounds in which, while time lasts, the best are trained with another seed, so that blends have parts; the second where
 candidates are cross-fitted, each of them then being as many trainings more."""
+
+FIRST_TURNS = 2
+"""Recipes of each family that the screen compares whatever patience says: labels alone, and one that the teacher teaches."""
+Task = tuple[str, Mapping[str, Any], Recipe]
+"""What is trained: family, size and recipe."""
 
 
 class Search:
@@ -104,6 +111,9 @@ class Search:
             problem, self.select, self.gate, self.runner, self.budget, self.entries, config.threads
         )
         self.blender = Blender(problem, self.select, self.budget, self.entries, self.gate.allowed_ms)
+        constant_loss = self.select.judge(self.select.constant())[1]
+        self.patience = Patience(config.patience, self.gate.allowed_ms, constant_loss, self.best_blend)
+        self.counted = 0
         self.refitter = Refitter(problem, self.select, self.gate, self.runner, self.entries)
 
     def __call__(self) -> list[Candidate]:
@@ -121,16 +131,52 @@ class Search:
         self.refitter.refit()
         self.gate.time_again()
         self.refitter.settle()
-        self.report({"stage": "done", "done": 1.0, "seconds": self.budget.spent})
+        self.report({"stage": "done", "done": 1.0, "seconds": self.budget.spent, "ended": self.ended()})
         judged = self.select.folds, len(self.select.rows)
         return candidates_of(self.entries, self.select.problem.metric, self.gate.allowed_ms, *judged)
 
     def _best(self, entries: Iterable[Entry], n: int) -> list[Entry]:
         return best_of(entries, self.gate.allowed_ms, n)
 
+    def ended(self) -> dict[str, Any]:
+        """Return why the search ended: ``by`` patience, budget, or because all was done."""
+        by = "all done"
+        if self.patience.has_ended_a_stage:
+            by = "patience"
+        elif any(e.reason == NO_TIME or e.configuration.get("cut_short") for e in self.entries):
+            by = "budget"
+        return {
+            "by": by,
+            "seconds": round(self.budget.spent, 1),
+            "trained": self.patience.trained,
+            "since_gain": self.patience.since_gain,
+        }
+
+    def best_blend(self) -> float:
+        """Return the log loss on select, below 0, of the best blend that there would be by now."""
+        trained = [e for e in self.entries if e.student is not None]
+        parts = self.blender.parts(trained, self.gate.allowed_ms)
+        return self.blender.score_blend(parts) if parts else float("-inf")
+
+    def run(self, stage: str, rounds: Iterable[Iterable[Task]], *, blends: bool = False) -> list[Entry]:
+        """Train the first round of a stage, and the others until time or patience end."""
+        usable: list[Entry] = []
+        for number, tasks in enumerate(rounds):
+            plan = list(tasks)
+            left_out = ""
+            if number and plan and self.patience.is_over():
+                left_out = f"not trained: nothing had improved for {self.patience.since_gain} trainings"
+            usable += self.runner.run(stage, plan, slow_first=bool(number), left_out=left_out)
+            if not left_out:
+                self.patience.count(self.entries[self.counted :])
+                if blends:
+                    self.patience.count_blends()
+            self.counted = len(self.entries)
+        return usable
+
     def screen(self) -> dict[str, tuple[list[Recipe], list[Mapping[str, Any]]]]:
         """Find each family's two best recipes at one size, and the sizes that are worth training by them."""
-        order: list[tuple[int, int, tuple[str, Mapping[str, Any], Recipe]]] = []
+        turns: dict[int, list[Task]] = {}
         tried: dict[str, Mapping[str, Any]] = {}
         for family, sizes in self.gate.sizes.items():
             place = _screened(family, sizes, self.select.n_classes)
@@ -139,9 +185,11 @@ class Search:
             plan[2:2] = [
                 (other, plan[min(1, len(plan) - 1)][1]) for other in other_variants(sizes, sizes[place])
             ]
-            # Families take turns, so that a budget that ends early has seen each.
-            order.extend((turn, len(order), (family, *item)) for turn, item in enumerate(plan))
-        entries = self.runner.run("screen", [o[2] for o in sorted(order, key=lambda o: o[:2])])
+            # Families take turns, so that a budget or patience that ends early has seen each.
+            for turn, item in enumerate(plan):
+                turns.setdefault(turn, []).append((family, *item))
+        rounds = [turns[turn] for turn in sorted(turns)]
+        entries = self.run("screen", [list(chain(*rounds[:FIRST_TURNS])), *rounds[FIRST_TURNS:]])
         self.gate.measure_again()
         best = max((e.tie_break for e in entries), default=0.0)
         limit = best - HOPELESS * max(0.0, best - self.select.judge(self.select.constant())[1])
@@ -169,22 +217,30 @@ class Search:
         return found
 
     def train_sizes(self, found: Mapping[str, tuple[list[Recipe], list[Mapping[str, Any]]]]) -> list[Entry]:
-        """Train the sizes worth it: all by their family's best recipe, then by its second best."""
-        trained: list[Entry] = []
-        for rank in range(2):
-            plan = [
-                (family, size, recipes[rank])
-                for family, (recipes, sizes) in found.items()
-                if rank < len(recipes)
-                for size in sizes
-            ]
-            if rank == 0:  # the larger ones only once the smaller ones have been timed
-                small = [
-                    p for p in plan if self.gate.sizes[p[0]].index(p[1]) < len(self.gate.sizes[p[0]]) // 2
-                ]
-                trained += self.runner.run("sizes", small)
-            trained += self.runner.run("sizes", [p for p in plan if not self.is_too_slow(*p[:2])])
-        return trained
+        """Train the sizes worth it, smaller ones first: all by their family's best recipe, then by its second best."""
+
+        def rounds() -> Iterator[list[Task]]:
+            for rank in range(2):
+                plan = {
+                    family: [(family, size, recipes[rank]) for size in sizes]
+                    for family, (recipes, sizes) in found.items()
+                    if rank < len(recipes)
+                }
+                # The larger ones only once the smaller ones have been timed, and one of a family at a time.
+                small = {
+                    family: [
+                        t
+                        for t in tasks
+                        if self.gate.sizes[family].index(t[1]) < len(self.gate.sizes[family]) // 2
+                    ]
+                    for family, tasks in plan.items()
+                }
+                yield list(chain(*small.values()))
+                large = [tasks[len(small[family]) :] for family, tasks in plan.items()]
+                for turn in zip_longest(*large):
+                    yield [task for task in turn if task is not None and not self.is_too_slow(*task[:2])]
+
+        return self.run("sizes", rounds())
 
     def is_too_slow(self, family: str, size: Mapping[str, Any]) -> bool:
         """Whether one no larger of the family was trained, and missed the target clearly."""
@@ -206,8 +262,15 @@ class Search:
             sizes = [e.size for e in best if e.family == entry.family]
             if len(best) < FINISHERS and len(sizes) < FINISHERS_A_FAMILY and entry.size not in sizes:
                 best.append(entry)
-        plan: list[tuple[str, Mapping[str, Any], Recipe]] = []
+        self.patience.count_blends()
+        self.run("finish", self.finishing(best, found), blends=True)
+
+    def finishing(
+        self, best: Sequence[Entry], found: Mapping[str, tuple[list[Recipe], list[Mapping[str, Any]]]]
+    ) -> Iterator[list[Task]]:
+        """Give the rounds of the last trainings: of each of ``best``, most promising first, and then of all."""
         for entry in best:
+            plan: list[Task] = []
             is_first = entry is next(e for e in best if e.family == entry.family)
             for size in [entry.size, *(self.near_variants(entry) if is_first else ())]:
                 # The control first: it takes less time, and without it nobody knows what the teacher is for.
@@ -215,20 +278,16 @@ class Search:
                 if self.recipes.by_agreement:
                     recipes.reverse()
                 plan.extend((entry.family, size, recipe) for recipe in recipes)
-        plan.extend(
-            (e.family, e.size, recipe) for e in best for recipe in self.recipes.controls(e.family)[1:]
-        )
-        for entry in best:
-            plan.extend((entry.family, entry.size, recipe) for recipe in found[entry.family][0])
-        self.runner.run("finish", plan)
-        until = self.budget.end_of("finish")
+            yield plan
+        yield [(e.family, e.size, recipe) for e in best for recipe in self.recipes.controls(e.family)[1:]]
+        yield [(entry.family, entry.size, recipe) for entry in best for recipe in found[entry.family][0]]
         rounds = MORE_SEEDS_CROSSED if self.crossfitter.is_wanted else MORE_SEEDS
         for seed in range(1, rounds + 1):
-            if time.monotonic() > until:
+            if time.monotonic() > self.budget.end_of("finish"):
                 break
             alone = [e for e in self.entries if e.family in found]
             controls = [e for e in alone if e.is_control]
-            again: dict[str, tuple[str, Mapping[str, Any], Recipe]] = {}
+            again: dict[str, Task] = {}
             for pool, most in ((alone, FINISHERS // 2), (controls, FINISHERS // 2 + 1)):
                 for e in self._best(pool, len(pool)):
                     if len(again) < most:
@@ -236,7 +295,7 @@ class Search:
                             key_of(e.family, e.size, replace(e.recipe, seed=0)),
                             (e.family, e.size, replace(e.recipe, seed=seed)),
                         )
-            self.runner.run("finish", again.values())
+            yield list(again.values())
 
     def near_variants(self, entry: Entry) -> list[Mapping[str, Any]]:
         """Return the size of the best student of another variant, if that is nearly as good as ``entry``."""
@@ -254,7 +313,7 @@ class Search:
         poorer student, not none.
         """
         had = {e.is_control for e in self._best(self.entries, len(self.entries))}
-        plan: list[tuple[str, Mapping[str, Any], Recipe]] = []
+        plan: list[Task] = []
         wanted = (0.0, 0.5) if self.select.has_label else (1.0,)
         if self.select.has_label and self.recipes.by_agreement:
             wanted = (1.0, 0.0)
