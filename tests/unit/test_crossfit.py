@@ -106,7 +106,7 @@ def test_the_answer_has_learned_from_all_rows_that_are_not_test() -> None:
     given, spy = folded("multiclass"), Spy()
     found = stages.search(given, CONFIG, label_of("multiclass"), executor=spy)
     alone = [c for c in crossed(found) if c.on_frontier and c.family != "blend"]
-    for c in best_within(alone, CONFIG.target_latency_ms)[:3]:
+    for c in best_within(alone, CONFIG.target_latency_ms)[:1]:
         assert c.configuration["refit"] == "with select rows"
         last = [data for t, data, _ in spy.seen if t.number == c.number and t.exported][-1]
         assert keys(stack([given.fit, given.select]).frame) <= keys(last.frame)
