@@ -31,6 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import autogluon_recipe
+import curve
 import datasets
 import frontier_plot
 import numpy as np
@@ -405,6 +406,7 @@ def main() -> None:
     )
     parser.add_argument("--all", action="store_true", help="three more sets")
     parser.add_argument("--sets", help="names with commas")
+    parser.add_argument("--curve", metavar="SECONDS", help="quality against budget: 5,10,20,40; see curve.py")
     parser.add_argument(
         "--recipe",
         choices=["all", "within", "none"],
@@ -447,6 +449,12 @@ def main() -> None:
     options.targets = [float(t) for t in options.targets.split(",")] if options.targets else list(TARGETS_MS)
     if options.quick:
         options.splits, options.seconds, options.targets, options.recipe = "0", 60.0, [0.1], "none"
+    if options.curve:
+        names = names if options.sets else list(datasets.FEW)
+        with backend(options.server) as timer:
+            output = options.output.with_name("curve.json")
+            curve.run(options, names, lambda name, split: Contest(name, split, options, timer), output)
+        return
     runs: list[dict[str, Any]] = []
     if options.merge and options.output.exists():
         runs = json.loads(options.output.read_text())["runs"]

@@ -20,8 +20,8 @@ from pg_distill.students.transfer_set import (
     stack,
 )
 
-LABEL_SHARE = 0.15
-"""Share of the time budget that labelling augmented rows may take."""
+LABEL_SHARE, MOST_LABEL_STRETCH = 0.15, 2.0
+"""Share of the time budget that labelling augmented rows may take, and how many times that on a slower or a busy machine."""
 CELL_BYTES = 8
 """Of a column of an augmented row, and of a logit of its label."""
 LABEL_ROWS = 4096
@@ -53,6 +53,7 @@ class Rows:
         self.folds: npt.NDArray[np.uint8] | None = None
         self.seconds_a_row: float | None = None
         self.labelled_seconds = 0.0
+        self.stretch: Callable[[], float] = lambda: 1.0
 
     @property
     def has_unlabelled(self) -> bool:
@@ -158,7 +159,9 @@ class Rows:
             self.seconds_a_row = labelling_seconds(self.label, self.problem.fit.frame)
         assert self.seconds_a_row is not None
         seconds = min(
-            self.config.time_budget_s * LABEL_SHARE - self.labelled_seconds, self.deadline - time.monotonic()
+            self.config.time_budget_s * LABEL_SHARE * min(self.stretch(), MOST_LABEL_STRETCH)
+            - self.labelled_seconds,
+            self.deadline - time.monotonic(),
         )
         affordable = int(max(0.0, seconds) / max(self.seconds_a_row, 1e-9))
         width = sum(f.width for f in self.problem.fit.frame.features) + max(1, len(self.problem.classes))

@@ -209,6 +209,7 @@ class Runner:
                     outcome = _outcome(future, entry)
                 else:
                     future.cancel()
+                self.budget.note(outcome.cpu_seconds, outcome.seconds)
                 take(entry, outcome)
                 done += 1
 

@@ -90,11 +90,13 @@ class Outcome:
     expression: str | None
     reason: str
     seconds: float
+    cpu_seconds: float = 0.0
+    """Of ``seconds``, what its thread had a processor; 0 where nobody knows."""
 
 
 def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
     """Train one student; whatever goes wrong becomes its reason."""
-    start = time.monotonic()
+    start, begun = time.monotonic(), time.thread_time()
     deadline = start + task.seconds
 
     def failed(reason: str) -> Outcome:
@@ -137,6 +139,7 @@ def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
         expression,
         "",
         time.monotonic() - start,
+        time.thread_time() - begun,
     )
 
 
