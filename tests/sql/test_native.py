@@ -20,6 +20,7 @@ from pg_distill.students import expression as native
 from pg_distill.students.blend import Blend
 from pg_distill.students.families import Setup
 from pg_distill.students.first_trees import FirstTrees
+from pg_distill.students.objective import sharpness
 from pg_distill.students.soft_labels import logits_from_probabilities
 from pg_distill.students.transfer_set import TransferSet
 from servers import Server
@@ -186,7 +187,7 @@ def test_a_blend_agrees_too(bare: psycopg.Connection, schema: str | None, task: 
     for member in members:
         member.fit(data, select)
     blend = Blend(members, [0.4, 0.3, 0.2, 0.1], task=task, n_classes=members[0].n_classes)
-    blend.calibrate(unsure(select))
+    blend.sharpen(sharpness(blend, unsure(select)))
     frame = edge_rows(rows(1000, 2))
     load(bare, frame)
     check(bare, blend, frame, 1e-5, schema, blend.to_onnx(data.frame))

@@ -16,8 +16,11 @@ __all__ = ["STAGE_END", "Budget", "unit_seconds"]
 RESERVE_SECONDS, RESERVE_SHARE = 2.0, 0.1
 """Kept back at the end of the budget, for the last measurements: so long, but no more than this share of it."""
 STAGE_END = {"screen": 0.25, "sizes": 0.5, "finish": 0.7, "refit": 0.97}
-"""Shares of the time that measuring shapes left at which no task of the stage is started any more."""
+CROSSED_END = {"screen": 0.2, "sizes": 0.34, "finish": 0.45, "cross": 0.85, "refit": 0.97}
+"""Shares of the time that measuring shapes left at which no task of the stage is started any more; the second where rows have folds,
+each of which is trained without once more."""
 LATEST_END = {"screen": 0.4, "sizes": 0.62, "finish": 0.8, "refit": 0.97}
+CROSSED_LATEST = {"screen": 0.28, "sizes": 0.42, "finish": 0.53, "cross": 0.88, "refit": 0.97}
 """What these shares are stretched to at most: each stage after them is still to have its first round."""
 REFIT_FROM, LATEST_REFIT_FROM = 0.82, 0.9
 """Share of that time at which every training before the refits is over: one large student must not take it from all."""
@@ -27,7 +30,7 @@ UNIT_REPEATS, MOST_STRETCH = 3, 4.0
 """Measurements of the unit, of which the least counts; and the most that a share is stretched by."""
 LEAST_CPU = 0.5
 """Seconds of processor time before which nothing is known of how busy the machine is."""
-TASK_SHARE = {"screen": 0.08, "sizes": 0.15, "finish": 0.3, "refit": 0.3, "rescue": 1.0}
+TASK_SHARE = {"screen": 0.08, "sizes": 0.15, "finish": 0.3, "cross": 0.15, "refit": 0.3, "rescue": 1.0}
 """Most of the budget that one task of the stage may take."""
 RESCUE_SECONDS = 3.0
 """Where the budget ended before a student or a control was had: what one training may take."""
@@ -38,10 +41,11 @@ HANG_SHARE = 0.1
 class Budget:
     """A time budget in seconds, from now on."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, crossed: bool = False) -> None:
         self._work, self._took = 0.0, 0.0
         self._slower = max(1.0, min(unit_seconds() for _ in range(UNIT_REPEATS)) / UNIT_SECONDS)
         self.seconds = seconds
+        self.ends, self.latest = (CROSSED_END, CROSSED_LATEST) if crossed else (STAGE_END, LATEST_END)
         self._begun_cpu = time.thread_time()
         self.start = time.monotonic()
         self.deadline = self.start + max(0.0, seconds - min(RESERVE_SECONDS, RESERVE_SHARE * seconds))
@@ -84,8 +88,8 @@ class Budget:
 
     def end_of(self, stage: str) -> float:
         """Return when no task of a stage is started any more."""
-        share = STAGE_END.get(stage, 1.0)
-        share = min(share * self.stretch, LATEST_END.get(stage, share))
+        share = self.ends.get(stage, 1.0)
+        share = min(share * self.stretch, self.latest.get(stage, share))
         return self.begun + share * max(0.0, self.deadline - self.begun)
 
     def for_task(self, stage: str, now: float, *, refit: bool) -> float:

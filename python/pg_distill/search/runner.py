@@ -178,8 +178,10 @@ class Runner:
                     self.first_training(entry.number, entry.family, entry.size, entry.recipe),
                     seconds=seconds,
                     fitted=entry.student if refit else None,
+                    exported=not entry.fold,
                 )
-                future = self.executor.submit(training.train, task, data, self.problem.select)
+                select = self.problem.judging([entry.fold]) if entry.fold else self.problem.select
+                future = self.executor.submit(training.train, task, data, select)
                 running[future] = entry, now + max(0.0, seconds) + late
                 self.report(
                     {
@@ -227,6 +229,9 @@ class Runner:
         seconds = self.budget.for_task(stage, now, refit=refit)
         if refit:
             data = stack([data, *[self.problem.select] * (entry.recipe.repeat * entry.tiles)])
+            if entry.fold:
+                assert data.folds is not None
+                data = data.take(np.flatnonzero(data.folds != entry.fold))
             if REFIT_MARGIN * entry.fit_seconds * len(data) / max(1, entry.fit_rows) > seconds:
                 return NO_TIME_TO_REFIT
         else:
