@@ -55,6 +55,8 @@ class Entry:
     tie_break: float = float("nan")
     fidelity: float = float("nan")
     latency_ms: float = float("nan")
+    reading_ms: float = 0.0
+    """Of that what goes into reading texts, which the parts of a blend do together."""
     reason: str = ""
     seconds: float = 0.0
     fit_seconds: float = 0.0
@@ -195,8 +197,9 @@ def least_near(entry: Entry) -> float:
 
 
 def together_ms(parts: Sequence[Entry]) -> float:
-    """Return what a blend of ``parts`` is expected to take."""
-    return sum(e.latency_ms - SHARED_MS for e in parts) + SHARED_MS
+    """Return what a blend of ``parts`` is expected to take: it reads a text once for all of them."""
+    apart = sum(e.latency_ms - e.reading_ms - SHARED_MS for e in parts)
+    return apart + SHARED_MS + max((e.reading_ms for e in parts), default=0.0)
 
 
 def key_of(family: str, size: Mapping[str, Any], recipe: Recipe) -> str:

@@ -102,7 +102,9 @@ class Runner:
         )
         for entry in waiting:
             if entry.artifact:
-                entry.latency_ms = training.latency_ms(entry.artifact, self.problem.select.frame)
+                entry.latency_ms, entry.reading_ms = training.timings(
+                    entry.artifact, self.problem.select.frame
+                )
         return [e for e in [*kept, *waiting] if e.is_usable]
 
     def first_training(self, number: int, family: str, size: Mapping[str, Any], recipe: Recipe) -> Training:
