@@ -120,6 +120,6 @@ class Blender:
         except Exception as error:  # one broken candidate must not end the run
             entry.reason = f"{type(error).__name__}: {error}"
             return
-        entry.artifact, entry.expression = artifact, training.sql_of(blend, artifact)
+        entry.artifact, entry.expression = artifact, training.sql_of(blend)
         self.select.score(entry, logits)
         entry.seconds = time.monotonic() - start
