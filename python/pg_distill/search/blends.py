@@ -127,7 +127,7 @@ class Blender:
         except Exception as error:  # one broken candidate must not end the run
             entry.reason = f"{type(error).__name__}: {error}"
             return
-        entry.artifact, entry.expression = artifact, training.sql_of(blend, artifact)
+        entry.artifact, entry.expression = artifact, training.sql_of(blend)
         self.select.score(entry, factor * mean)
         if len(self.select.folds) > 1:
             entry.configuration["folds"] = len(self.select.folds)

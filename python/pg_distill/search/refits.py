@@ -89,7 +89,7 @@ class Refitter:
             artifact = blend.to_onnx(self.problem.fit.frame)
             logits = blend.predict_logits(self.problem.select.frame)
             if disagreement(artifact, self.problem.select.frame, logits, self.problem.task) <= AGREEMENT:
-                self.replace_artifact(entry, artifact, sql_of(blend, artifact))
+                self.replace_artifact(entry, artifact, sql_of(blend))
         except Exception as error:  # the first blend stays
             entry.configuration["refit"] = f"failed: {type(error).__name__}: {error}"
 

@@ -119,7 +119,7 @@ def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
         difference = disagreement(artifact, select.frame, logits, task.setup.task)
         if not difference <= AGREEMENT:
             return failed(f"ONNX Runtime and trainer differ by {difference:.1e}, over {AGREEMENT:.0e}")
-        expression = sql_of(student, artifact)
+        expression = sql_of(student)
     except MemoryError:
         return failed("out of memory")
     except PgDistillError as error:
@@ -138,13 +138,8 @@ def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
     )
 
 
-def sql_of(student: Student | Blend, artifact: bytes) -> str | None:
-    """Return a student's SQL; None where it has none, or a longer one than is of use.
-
-    Of a text it is slower than predict, and takes 20 ms to plan.
-    """
-    if cut.cut_texts(artifact)[1]:
-        return None
+def sql_of(student: Student | Blend) -> str | None:
+    """Return a student's SQL; None where it has none, or a longer one than is of use."""
     try:
         return student.to_sql()
     except (FeatureNotSupported, LimitExceeded):

@@ -323,7 +323,8 @@ class Linear(Calibrated):
         missing = self.columns_.missing
         bound = self.ensemble_.bound + sum(text.bound for text in self.texts_)
         sources = expression.sources(self.columns_.numbers.features, columns)
-        read = [text.to_sql(sources[text.name], f"pg_distill_l{i}") for i, text in enumerate(self.texts_)]
+        prefix = expression.stage_prefix(sources.values())
+        read = [text.to_sql(prefix, 1 if self.task == "binary" else 0) for text in self.texts_]
         for k, slopes in enumerate(self.slopes_.T):
             terms, constant = [f"{sums[k]} * {expression.literal(unit)}"], 0.0
             for j in np.flatnonzero(slopes):
@@ -336,11 +337,9 @@ class Linear(Calibrated):
                 terms.append(term)
                 constant += shift
                 bound += abs(slopes[j]) * float(self.high_[j] - self.low_[j])
-            terms += [own[k] for own, _ in read]
+            terms += [own[k] for own in read]
             sums[k] = expression.balanced_sum([*terms, expression.literal(constant)])
-        source = f" FROM {', '.join(item for _, item in read)}" if read else ""
-        prefix = expression.stage_prefix(column.sql for column in found)
-        return expression.Sums(sums, bound=bound, prefix=prefix, source=source)
+        return expression.Sums(sums, bound=bound, prefix=prefix, reads_texts=bool(read))
 
     def describe(self) -> dict[str, object]:
         """Return family, size and hyper-parameters."""
