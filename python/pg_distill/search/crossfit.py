@@ -144,4 +144,4 @@ class CrossFitter:
         artifact, frame = entry.student.to_onnx(), self.problem.select.frame
         logits = entry.student.predict_logits(frame)
         if disagreement(artifact, frame, logits, self.problem.task) <= AGREEMENT:
-            entry.artifact, entry.expression = artifact, sql_of(entry.student, artifact)
+            entry.artifact, entry.expression = artifact, sql_of(entry.student)
