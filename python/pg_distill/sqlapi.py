@@ -830,12 +830,12 @@ def create_function(
 
 
 @_boundary
-def to_sql(plpy: Any, model: str | None, pgvector: bool | None) -> str:
-    from pg_distill.serving import functions
+def to_sql(plpy: Any, model: str | None, pgvector: bool | None, function_name: str | None = None) -> str:
+    from pg_distill.serving import function_forms
 
     if model is None:
         raise NullNotAllowed("model must not be NULL")
-    return functions.to_sql(_database(plpy), model, pgvector=pgvector)
+    return function_forms.to_sql(_database(plpy), model, pgvector=pgvector, function_name=function_name)
 
 
 @_boundary

@@ -141,7 +141,7 @@ def test_tutorial(reader: Reader, db: psycopg.Connection, dbt_command: str) -> N
 
 def test_texts(reader: Reader, db: psycopg.Connection) -> None:
     """From a table of texts and a language model's answers to predict."""
-    assert reader.follow(DOC / "pg_distill-texts.md") == 7
+    assert reader.follow(DOC / "pg_distill-texts.md") == 8
     given = db.execute(
         "SELECT student_accuracy, metric, resolved -> 'text_columns' FROM distill.runs"
     ).fetchone()

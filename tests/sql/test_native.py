@@ -13,13 +13,16 @@ import pytest
 from models import EXPORTERS
 from pg_distill.database.exact import exact, needs_pgvector, stages
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
+from pg_distill.onnx_model.cut import cut_texts
 from pg_distill.onnx_model.signature import NULL_STRING
 from pg_distill.quoting import quote_identifier
 from pg_distill.serving.sql_forms import body_of_steps
+from pg_distill.serving.text_forms import TextForm
 from pg_distill.students import expression as native
 from pg_distill.students.blend import Blend
 from pg_distill.students.families import Setup
 from pg_distill.students.first_trees import FirstTrees
+from pg_distill.students.objective import sharpness
 from pg_distill.students.soft_labels import logits_from_probabilities
 from pg_distill.students.transfer_set import TransferSet
 from servers import Server
@@ -89,8 +92,12 @@ def check(
     """Compare the forms on every row; load() has put the same rows in ``t``."""
     expected = run(graph or student.to_onnx(), frame)
     text = native.form(student.to_sql(quoted(frame)), vectors=schema is not None)
-    # What reads a text is no stored expression: it is shown, not planned by the extension.
-    expression = text if frame.text_names else exact(text, schema)
+    of_texts = native.of_texts(text)
+    if of_texts is None:
+        expression = exact(text, schema)
+    else:  # its vocabulary comes from its file
+        readers = cut_texts(student.to_onnx())[1]
+        expression = TextForm.of(of_texts, readers).inline()
     assert needs_pgvector(expression) == (schema is not None)
     found = evaluate(bare, expression)
     if student.task == "binary":
@@ -186,7 +193,7 @@ def test_a_blend_agrees_too(bare: psycopg.Connection, schema: str | None, task: 
     for member in members:
         member.fit(data, select)
     blend = Blend(members, [0.4, 0.3, 0.2, 0.1], task=task, n_classes=members[0].n_classes)
-    blend.calibrate(unsure(select))
+    blend.sharpen(sharpness(blend, unsure(select)))
     frame = edge_rows(rows(1000, 2))
     load(bare, frame)
     check(bare, blend, frame, 1e-5, schema, blend.to_onnx(data.frame))

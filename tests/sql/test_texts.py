@@ -75,6 +75,19 @@ def texts(server: Any, template: str) -> Any:
     servers.drop_database(server, "texts")
 
 
+def test_the_search_stores_its_sql(texts: psycopg.Connection) -> None:
+    texts.execute("SELECT distill.create_function('log_distilled', 'sort_ticket', as_sql => true)")
+    differ = one(
+        texts,
+        "SELECT max(abs(sort_ticket(x => x, shop => shop, body => body) - distill.predict('log_distilled', to_jsonb(t))))"
+        " FROM tickets t",
+    )
+    assert differ < 1e-6
+    # It is no rival of what predict calls: PostgreSQL reads words several times as slowly.
+    assert one(texts, "SELECT count(*) FROM distill.candidates WHERE form = 'sql'") == 0
+    texts.execute("DROP FUNCTION sort_ticket; DROP TABLE sort_ticket_ngrams")
+
+
 def test_the_words_are_learned(texts: psycopg.Connection) -> None:
     teacher, student, control = one(
         texts,

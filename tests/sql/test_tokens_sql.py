@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pg_distill.onnx_model.tokens import MARKS, Tokeniser
-from pg_distill.students.tokens_sql import Inline, Stored, sums_query
+from pg_distill.students.tokens_sql import Inline, Stored, create_table, sums_query
 from servers import Server
 from text_rows import NGRAMS, SPECIAL, texts
 
@@ -38,7 +38,7 @@ def add_up(connection: psycopg.Connection, rows: Sequence[str | None], vocabular
 def ngrams(server: Server) -> Iterator[psycopg.Connection]:
     """Give a session in a database without the extension, with the table of `STORED`."""
     with server.connect(autocommit=True) as connection:
-        for statement in STORED.create():
+        for statement in create_table([STORED]):
             connection.execute(statement)
         yield connection
 

@@ -183,6 +183,15 @@ class Trial:
         return cls(**known, artifact=artifact, signature=signature)
 
 
+class ChosenBy(TypedDict):
+    """The rows that chose among the candidates: of one fold (select), or, cross-fitted, of several."""
+
+    folds: int
+    rows: int
+    candidates: int
+    """That were judged by all of them."""
+
+
 class Ended(TypedDict):
     """Why a search ended."""
 
@@ -196,11 +205,12 @@ class Ended(TypedDict):
 
 
 class Searched(NamedTuple):
-    """What a search found: its candidates; on the select rows the teacher's metric, and how many classes it names."""
+    """What a search found: its candidates; on the rows that chose the teacher's metric, and how many classes it names."""
 
     trials: list[Trial]
     teacher_select: float | None
     teacher_classes: int | None
+    chosen_by: ChosenBy
     ended: Ended
 
 

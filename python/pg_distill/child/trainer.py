@@ -201,11 +201,12 @@ class Trainer:
         teacher: tuple[bytes, Signature] | None,
         outputs: FloatArray | None,
         class_threshold: float | None = None,
+        folds: npt.NDArray[np.uint8] | None = None,
     ) -> Loaded:
         """Send the rows and label them.
 
         ``teacher`` is an ONNX file that labels in the child; ``outputs`` are the labels where it is not one. ``class_threshold``
-        is the teacher's own.
+        is the teacher's own, ``folds`` see `rows.sample.Sample`.
         Returns what there is to say of the labelling.
         """
         fields: dict[str, Any] = {
@@ -228,6 +229,8 @@ class Trainer:
             fields["input_schema"], fields["output_schema"] = teacher[1].to_json()
         if outputs is not None:
             arrays["outputs"] = outputs
+        if folds is not None:
+            arrays["folds"] = folds
         reply = self._call(
             Message("load", fields, arrays, blobs), time_budget_s * OVERRUN + SEARCH_GRACE_SECONDS
         )
@@ -241,8 +244,13 @@ class Trainer:
             Trial.of_reply(fields, reply.blobs.get(str(fields["number"])))
             for fields in reply.fields["candidates"]
         ]
+        fields = reply.fields
         return Searched(
-            trials, reply.fields["teacher_select"], reply.fields["teacher_classes"], reply.fields["ended"]
+            trials,
+            fields["teacher_select"],
+            fields["teacher_classes"],
+            fields["chosen_by"],
+            fields["ended"],
         )
 
     def survey(self, floor: tuple[str, float] | None) -> Surveyed:

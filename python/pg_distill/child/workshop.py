@@ -23,6 +23,7 @@ from pg_distill.child.labelling import (
     probabilities_of,
 )
 from pg_distill.child.messages import (
+    ChosenBy,
     Loaded,
     Surveyed,
     Trial,
@@ -38,6 +39,7 @@ from pg_distill.onnx_model.signature import Signature
 if TYPE_CHECKING:
     from pg_distill.measure.judge import Judge
     from pg_distill.search.problem import Candidate, Problem
+    from pg_distill.students.transfer_set import TransferSet
 
 __all__ = ["Workshop"]
 
@@ -53,6 +55,7 @@ class Workshop:
     def __init__(self) -> None:
         self.problem: Problem
         self.examination: Examination
+        self.judging: TransferSet
         self.label: Callable[[Frame], FloatArray] | None = None
         self.teacher_artifact: bytes | None = None
         self.candidates: dict[int, Candidate] = {}
@@ -75,6 +78,7 @@ class Workshop:
         task: Task = fields["task"]
         frame, split, y = unpack(request, "rows/"), request.arrays["split"], request.arrays["y"]
         weights = request.arrays.get("weights")
+        folds = request.arrays.get("folds")
         self.seed = fields["seed"]
         self.teacher_cut = fields.get("class_threshold")
         started = time.monotonic()
@@ -125,6 +129,8 @@ class Workshop:
                 f"the teacher gives NaN or infinity for {bad.sum()} rows",
                 detail=f"The first of them has {frame.show_row(int(np.argmax(bad)))}.",
             )
+        if folds is not None:
+            folds = np.where(silent, 0, folds).astype(np.uint8)  # the teacher has not answered them
         if weights is not None and (fitted := weights[(split == FIT) & kept]).any():
             weights = weights / fitted.mean()  # the weight of augmented rows is 1
 
@@ -137,15 +143,16 @@ class Workshop:
                 y[rows],
                 None if weights is None else weights[rows],
                 np.full(int(rows.sum()), source, np.uint8),
+                None if folds is None else folds[rows],
             )
 
-        unlabelled = part(UNLABELLED)
+        unlabelled, self.judging = part(UNLABELLED), part(SELECT)
         self.problem = Problem(
             task=task,
             classes=tuple(fields["classes"]),
             metric=fields["metric"],
             fit=part(FIT),
-            select=part(SELECT),
+            select=self.judging,
             unlabelled=unlabelled if len(unlabelled) else None,
             teacher=self.teacher_artifact,
         )
@@ -239,7 +246,7 @@ class Workshop:
     def search(self, request: Message, channel: Channel) -> Message:
         from pg_distill.onnx_model import check as onnx_graph
         from pg_distill.onnx_model import derive
-        from pg_distill.search.problem import Config
+        from pg_distill.search.problem import SELECT_FOLD, Config
         from pg_distill.search.stages import search
 
         fields = dict(request.fields)
@@ -259,6 +266,8 @@ class Workshop:
                 channel.send(Message("progress", dict(progress), {}, {}))
 
             candidates = search(self.problem, Config(**fields), self.label, executor=executor, report=report)
+        folds = max((c.folds for c in candidates), key=len, default=(SELECT_FOLD,))
+        self.judging = self.problem.judging(folds)
         judge, teacher = self._judge_of_select()
         rows: list[dict[str, Any]] = []
         blobs: dict[str, bytes] = {}
@@ -305,15 +314,22 @@ class Workshop:
             "candidates": rows,
             "teacher_select": judge.value(teacher),
             "teacher_classes": distinct_classes(teacher, self.problem.task),
+            "chosen_by": dict(
+                ChosenBy(
+                    folds=len(folds),
+                    rows=len(self.judging),
+                    candidates=sum(bool(c.artifact) and c.folds == folds for c in candidates),
+                )
+            ),
             "ended": told["ended"],
         }
         return Message("searched", fields, {}, blobs)
 
     def _judge_of_select(self) -> tuple[Judge, FloatArray]:
-        """Return what scores outputs on the select rows, and the teacher's."""
+        """Return what scores outputs on the rows that choose, and the teacher's."""
         from pg_distill.measure.judge import Judge
 
-        select, problem = self.problem.select, self.problem
+        select, problem = self.judging, self.problem
         assert select.y is not None and select.teacher_logits is not None
         outputs = probabilities_of(select.teacher_logits, problem.task)
         judge = Judge(
@@ -340,6 +356,8 @@ class Workshop:
         found: list[dict[str, Any]] = []
         for number, most in request.fields["shares"]:
             own = student(number)
+            if len(own) < len(teacher):
+                continue  # others are judged by more rows
             confidence = own.max(axis=1)
             for share in sorted({*(s for s in CASCADE_SHARES if s < most), most}):
                 threshold = float(np.quantile(confidence, share))

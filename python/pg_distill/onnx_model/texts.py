@@ -121,6 +121,7 @@ class _Together:
         self._own = [slice(start, end - 1) for start, end in pairwise([0, *ends])]
         self._squares = [end - 1 for end in ends]
         self._units = np.concatenate([reader.units for reader in readers])
+        self._ones = np.ones(2 * MOST_CHARACTERS)
 
     @cached_property
     def _vocabulary(self) -> _Vocabulary | None:
@@ -142,7 +143,8 @@ class _Together:
             found = vocabulary.tokeniser.find(text)
             if vocabulary.odd.isdisjoint(found):
                 ids = np.fromiter(found, np.intp, len(found))
-                sums = vocabulary.table.take(ids, axis=0).sum(axis=0) * self._units
+                # A product adds up rows faster than a sum does.
+                sums = self._ones[: len(ids)].dot(vocabulary.table.take(ids, axis=0)) * self._units
                 lengths = [math.sqrt(max(sums.item(square), 1.0)) for square in self._squares]
                 return [sums[own] / length for own, length in zip(self._own, lengths, strict=True)]
         return [reader._alone.read(text)[0] for reader in self._readers]

@@ -225,12 +225,14 @@ class Tokeniser:
         if keys is None:
             keys = self._mixed_keys(cut)
         # 32 bits are sorted in half the time.
-        key = np.sort(keys.astype(np.uint32) if len(cut) * size < 2**32 else keys)
-        first = np.ones(len(key), bool)
-        np.not_equal(key[1:], key[:-1], out=first[1:])
-        key = np.asarray(key[first], np.int64)
+        every = np.sort(keys.astype(np.uint32) if len(cut) * size < 2**32 else keys)
+        first = np.ones(len(every), bool)
+        np.not_equal(every[1:], every[:-1], out=first[1:])
+        key = every[first].astype(np.int64)
         starts = np.searchsorted(key, np.arange(len(cut) + 1) * size).astype(np.int64)
-        return Bags(starts, key - np.repeat(np.arange(len(cut)) * size, np.diff(starts)))
+        return Bags(
+            starts, np.asarray(key - np.repeat(np.arange(len(cut)) * size, np.diff(starts)), np.int64)
+        )
 
     def _plain_keys(self, texts: Sequence[str]) -> npt.NDArray[np.int64] | None:
         """Return ``row * size + id`` of each n-gram, some more than once; None where not all texts are ASCII without `END`."""

@@ -39,6 +39,7 @@ from pg_distill.rows.split import (
     TEST,
     UNLABELLED,
     IntArray,
+    folds_by_hash,
     group_numbers,
     salted,
     split_by_hash,
@@ -55,6 +56,7 @@ LOOKED_AT, MIN_LOOKED_AT = (
 )  # share of the rows whose strings are measured before they are drawn; if they are so many
 CLEARLY_MORE = 2  # times MAX_TEXT_BYTES: what a few rows say is not exact
 MIN_SPLIT_ROWS = 10  # fewer rows in a split say nothing about a student
+MAX_CROSSED = 20_000  # labelled rows; of more the select rows alone tell candidates apart
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Sample:
         NaN for rows without a label.
     until
         The newest time of fit and select then.
+    folds
+        (n,) the fold of each row (see `folds_by_hash`) that can be cross-fitted: 0 of what may only teach. None where no row can.
     """
 
     frame: Frame
@@ -99,6 +103,7 @@ class Sample:
     groups: npt.NDArray[Any] | None = None
     times: FloatArray | None = None
     until: float | None = None
+    folds: npt.NDArray[np.uint8] | None = None
 
     @property
     def digest(self) -> str:
@@ -329,6 +334,13 @@ def draw_sample(
         same = hashes if groups is None else groups
         judging = (split[:n] == SELECT) | (split[:n] == TEST)
         split[n:][np.isin(same[n:], same[:n][judging])] = LEFT_OUT
+    folds = None
+    if time_column is None and n <= MAX_CROSSED:
+        folds = folds_by_hash(hashes if groups is None else salted(groups, seed))
+        # What the teacher knows by heart judges nobody; nor do others by a copy, or another row of the group, without a label.
+        folds[:n][known | (split[:n] > SELECT)] = 0
+        same = hashes if groups is None else groups
+        folds[n:][~np.isin(same[n:], same[:n][folds[:n] > 0])] = 0
     sample = Sample(
         Frame(tuple(features), {f.name: columns[f.name] for f in features}),
         read_label(source, label, columns, label_texts) if label is not None else None,
@@ -341,6 +353,7 @@ def draw_sample(
         groups,
         times,
         until,
+        folds,
     )
     why = None
     if teacher is not None:
@@ -349,6 +362,8 @@ def draw_sample(
         if outside is not None:
             # They may teach, unless they are too new for that.
             split[(split == TEST) & ~outside] = FIT if time_column is None else LEFT_OUT
+            if folds is not None:
+                folds[(split == FIT) & ~outside] = 0
             why = (
                 f"The teacher has learned from {judged - sample.count(TEST)} of the {judged} rows to test on."
             )

@@ -179,6 +179,7 @@ def run_and_candidates(
         "majority_accuracy": figures["majority"],
         "figures": {
             **_compared(material.metric, ours, found),
+            "chosen_by": dict(found.chosen_by) if found.chosen_by is not None else None,
             "asked": len(decision.refused) + decision.accepted,
             "labelling": dict(loaded),
             "search": {**asdict(found.request), "ended": dict(found.ended)}

@@ -200,8 +200,9 @@ def _search(
     # What rows of many columns or long texts take longer than others is the search's loss, not the caller's.
     labelled_s += max(time.monotonic() - began - USUAL_PROBE_SECONDS, 0.0)
     request = _search_request(db, options, overhead, labelled_s)
-    trials, teacher_select, teacher_classes, ended = trainer.search(request)
+    trials, teacher_select, teacher_classes, chosen_by, ended = trainer.search(request)
     clock.say(ending(ended))
+    clock.say(material.choice_text(chosen_by))
 
     # Measure: latency here, where it is spent; accuracy there, on rows that nothing has looked at.
     clock.enter("latency")
@@ -257,8 +258,8 @@ def _search(
         knee = ranked("knee")[0]
         summary += verdict.faster_alternative(chosen, knee, options, metric, teacher, timings, figures)
     return Measured(
-        teacher, figures, decision, summary, request, trials, finalists, control, members, before, timings, compared,
-        ended,
+        teacher, figures, decision, summary, request, trials, finalists, control, chosen_by, members, before, timings,
+        compared, ended,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pg_distill.child.messages import Ended, SearchRequest, Trial
+from pg_distill.child.messages import ChosenBy, Ended, SearchRequest, Trial
 from pg_distill.measure.scores import Compared, Evaluation, Scores
 from pg_distill.registry.model import MeasuredOn, Model
 from pg_distill.runs.choice import offer_name
@@ -29,6 +29,8 @@ class Measured:
         All candidates, and those that were timed in the backend.
     control
         The candidate of labels alone that the choice is compared with.
+    chosen_by
+        The rows that chose; None where nothing was searched.
     members, before
         The teacher's family by id, and where its members were measured until now.
     timings
@@ -45,6 +47,7 @@ class Measured:
     trials: Sequence[Trial] = ()
     finalists: Sequence[Trial] = ()
     control: Trial | None = None
+    chosen_by: ChosenBy | None = None
     members: Mapping[str, Model] = field(default_factory=dict)
     before: Mapping[str, MeasuredOn] = field(default_factory=dict)
     timings: Mapping[str, Timing] = field(default_factory=dict)

@@ -102,7 +102,9 @@ class Runner:
         )
         for entry in waiting:
             if entry.artifact:
-                entry.latency_ms = training.latency_ms(entry.artifact, self.problem.select.frame)
+                entry.latency_ms, entry.reading_ms = training.timings(
+                    entry.artifact, self.problem.select.frame
+                )
         return [e for e in [*kept, *waiting] if e.is_usable]
 
     def first_training(self, number: int, family: str, size: Mapping[str, Any], recipe: Recipe) -> Training:
@@ -178,8 +180,10 @@ class Runner:
                     self.first_training(entry.number, entry.family, entry.size, entry.recipe),
                     seconds=seconds,
                     fitted=entry.student if refit else None,
+                    exported=not entry.fold,
                 )
-                future = self.executor.submit(training.train, task, data, self.problem.select)
+                select = self.problem.judging([entry.fold]) if entry.fold else self.problem.select
+                future = self.executor.submit(training.train, task, data, select)
                 running[future] = entry, now + max(0.0, seconds) + late
                 self.report(
                     {
@@ -210,6 +214,7 @@ class Runner:
                     outcome = _outcome(future, entry)
                 else:
                     future.cancel()
+                self.budget.note(outcome.cpu_seconds, outcome.seconds)
                 take(entry, outcome)
                 done += 1
 
@@ -226,6 +231,9 @@ class Runner:
         seconds = self.budget.for_task(stage, now, refit=refit)
         if refit:
             data = stack([data, *[self.problem.select] * (entry.recipe.repeat * entry.tiles)])
+            if entry.fold:
+                assert data.folds is not None
+                data = data.take(np.flatnonzero(data.folds != entry.fold))
             if REFIT_MARGIN * entry.fit_seconds * len(data) / max(1, entry.fit_rows) > seconds:
                 return NO_TIME_TO_REFIT
         else:
@@ -250,6 +258,8 @@ class Runner:
         if stage == "screen":
             most = min(most, MOST_SCREENED if passes else SCREEN_CELLS // self.select.n_classes)
             entry.is_partial = most < len(data)
+            if entry.is_partial:
+                entry.configuration["partial"] = True
         if most >= len(data):
             return data
         order = np.random.default_rng([self.config.seed, entry.recipe.seed]).permutation(len(data))

@@ -13,6 +13,9 @@ finish
     sizes, but what reads its numbers another way too, where it is nearly as good: blends gain by parts that err elsewhere;
 rescue
     trains the smallest on real rows, only where the budget has ended before there was a student, or a control;
+cross
+    where rows have folds: trains the best without each of these, so that many rows choose which none of them has learned from;
+    see ``crossfit``;
 blend
     averages the best of each kind (family, variant, taught or by labels alone) and what improves on that (Caruana et al. 2004),
     while the sum of their latencies fits;
@@ -39,6 +42,7 @@ from pg_distill.errors import InvalidData
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.search.blends import Blender
 from pg_distill.search.budget import Budget
+from pg_distill.search.crossfit import CrossFitter
 from pg_distill.search.entries import (
     VARIANT,
     Entry,
@@ -70,8 +74,9 @@ TOO_SLOW = 1.1
 """A trained student that takes this many times the latency allowed speaks for the larger ones of its family."""
 FINISHERS, FINISHERS_A_FAMILY = 4, 2
 """Students that are trained again on larger transfer sets, and how many sizes of one family: a third errs as the second does."""
-MORE_SEEDS = 8
-"""Rounds in which, while time lasts, the best are trained with another seed, so that blends have parts."""
+MORE_SEEDS, MORE_SEEDS_CROSSED = 8, 2
+"""Rounds in which, while time lasts, the best are trained with another seed, so that blends have parts; the second where
+candidates are cross-fitted, each of them then being as many trainings more."""
 
 FIRST_TURNS = 2
 """Recipes of each family that the screen compares whatever patience says: labels alone, and one that the teacher teaches."""
@@ -93,15 +98,19 @@ class Search:
         is_local: bool,
     ) -> None:
         self.report = report
-        self.budget = Budget(config.time_budget_s)
+        self.budget = Budget(config.time_budget_s, crossed=bool(problem.folds))
         self.entries: list[Entry] = []
         self.select = Select(problem)
         rows = Rows(problem, config, label, self.budget.deadline)
+        rows.stretch = lambda: self.budget.stretch
         self.recipes = Recipes(config, rows, has_label=self.select.has_label)
         self.runner = Runner(
             problem, config, self.select, rows, self.budget, self.entries, executor, report, is_local=is_local
         )
         self.gate = Gate(problem, config, self.select, self.budget, self.entries, self.runner.first_training)
+        self.crossfitter = CrossFitter(
+            problem, self.select, self.gate, self.runner, self.budget, self.entries, config.threads
+        )
         self.blender = Blender(problem, self.select, self.budget, self.entries, self.gate.allowed_ms)
         constant_loss = self.select.judge(self.select.constant())[1]
         self.patience = Patience(config.patience, self.gate.allowed_ms, constant_loss, self.best_blend)
@@ -118,12 +127,14 @@ class Search:
         self.finish(found)
         self.gate.time_again()
         self.rescue()
+        self.crossfitter.cross()
         self.blender.blend()
         self.refitter.refit()
         self.gate.time_again()
         self.refitter.settle()
         self.report({"stage": "done", "done": 1.0, "seconds": self.budget.spent, "ended": self.ended()})
-        return candidates_of(self.entries, self.select.problem.metric, self.gate.allowed_ms)
+        judged = self.select.folds, len(self.select.rows)
+        return candidates_of(self.entries, self.select.problem.metric, self.gate.allowed_ms, *judged)
 
     def _best(self, entries: Iterable[Entry], n: int) -> list[Entry]:
         return best_of(entries, self.gate.allowed_ms, n)
@@ -271,7 +282,8 @@ class Search:
             yield plan
         yield [(e.family, e.size, recipe) for e in best for recipe in self.recipes.controls(e.family)[1:]]
         yield [(entry.family, entry.size, recipe) for entry in best for recipe in found[entry.family][0]]
-        for seed in range(1, MORE_SEEDS + 1):
+        rounds = MORE_SEEDS_CROSSED if self.crossfitter.is_wanted else MORE_SEEDS
+        for seed in range(1, rounds + 1):
             if time.monotonic() > self.budget.end_of("finish"):
                 break
             alone = [e for e in self.entries if e.family in found]

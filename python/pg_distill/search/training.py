@@ -70,6 +70,8 @@ class Training:
     """The student to train again, without early stopping, where there is one."""
     calibrated: bool = True
     """Whether its probabilities are held against the labels of the select rows, and not against the teacher's."""
+    exported: bool = True
+    """Whether its file is wanted, and not its logits alone."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,13 @@ class Outcome:
     expression: str | None
     reason: str
     seconds: float
+    cpu_seconds: float = 0.0
+    """Of ``seconds``, what its thread had a processor; 0 where nobody knows."""
 
 
 def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
     """Train one student; whatever goes wrong becomes its reason."""
-    start = time.monotonic()
+    start, begun = time.monotonic(), time.thread_time()
     deadline = start + task.seconds
 
     def failed(reason: str) -> Outcome:
@@ -109,11 +113,13 @@ def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
         logits = student.predict_logits(select.frame)
         if not np.isfinite(logits).all():
             return failed("training diverged: its predictions are not finite")
+        if not task.exported:
+            return Outcome(task.number, student, b"", logits, None, "", time.monotonic() - start)
         artifact = student.to_onnx()
         difference = disagreement(artifact, select.frame, logits, task.setup.task)
         if not difference <= AGREEMENT:
             return failed(f"ONNX Runtime and trainer differ by {difference:.1e}, over {AGREEMENT:.0e}")
-        expression = sql_of(student, artifact)
+        expression = sql_of(student)
     except MemoryError:
         return failed("out of memory")
     except PgDistillError as error:
@@ -128,16 +134,12 @@ def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
         expression,
         "",
         time.monotonic() - start,
+        time.thread_time() - begun,
     )
 
 
-def sql_of(student: Student | Blend, artifact: bytes) -> str | None:
-    """Return a student's SQL; None where it has none, or a longer one than is of use.
-
-    Of a text it is slower than predict, and takes 20 ms to plan.
-    """
-    if cut.cut_texts(artifact)[1]:
-        return None
+def sql_of(student: Student | Blend) -> str | None:
+    """Return a student's SQL; None where it has none, or a longer one than is of use."""
     try:
         return student.to_sql()
     except (FeatureNotSupported, LimitExceeded):
@@ -202,6 +204,11 @@ def _difference(
 
 def latency_ms(artifact: bytes, frame: Frame) -> float:
     """Return the median time of one row, in ms, of the graph that predict would run over real rows; texts are read anew."""
+    return timings(artifact, frame)[0]
+
+
+def timings(artifact: bytes, frame: Frame) -> tuple[float, float]:
+    """Return what `latency_ms` does, and how much of that goes into reading texts."""
     graph, readers = cut.cut_texts(artifact)
     graph, lookups = cut.cut_lookups(graph, {"strings"})
     session = onnx_model.open_session(graph)
@@ -211,7 +218,7 @@ def latency_ms(artifact: bytes, frame: Frame) -> float:
     run, names = session.run, [o.name for o in session.get_outputs()]
     for i in range(WARM_UP_CALLS):
         run(names, rows[i % TIMED_ROWS])
-    times = np.empty(TIMED_CALLS)
+    times, reading = np.empty(TIMED_CALLS), np.zeros(TIMED_CALLS)
     clock = time.perf_counter_ns
     begun = clock()
     for i in range(TIMED_CALLS):
@@ -219,10 +226,13 @@ def latency_ms(artifact: bytes, frame: Frame) -> float:
         start = clock()
         for target, read, text in texts[i % TIMED_ROWS]:
             feeds[target][0] = read(text)
+        if readers:
+            reading[i] = clock() - start
         run(names, feeds)
         times[i] = clock() - start
         if clock() - begun > 200_000_000 and i >= 20:
-            times = times[: i + 1]
+            times, reading = times[: i + 1], reading[: i + 1]
             break
     # Of texts the mean: their lengths differ, and a long one counts.
-    return float(np.mean(times) if readers else np.median(times)) / 1e6
+    usual = np.mean if readers else np.median
+    return float(usual(times)) / 1e6, float(usual(reading)) / 1e6

@@ -155,7 +155,10 @@ _BLOCKING = f"""
 select f.oid, pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) as what,
     coalesce({OWN.format(owner="coalesce(c.relowner, p.proowner, t.typowner, o.oprowner, e.stxowner)")}, false) as own
 from pg_catalog.pg_proc f join pg_catalog.pg_depend d on d.deptype = 'n'
-    and (d.refclassid = {_PROC} and d.refobjid = f.oid or d.refclassid = {_TYPE} and d.refobjid = any ($2))
+    and (d.refclassid = {_PROC} and d.refobjid = f.oid or d.refclassid = {_TYPE} and d.refobjid = any ($2 || array(
+            select y.oid from pg_catalog.pg_type y join pg_catalog.pg_class w on y.typrelid = w.oid where w.oid = any ($3)
+            union all select y.typarray from pg_catalog.pg_type y where y.typrelid = any ($3)))
+        or d.refclassid = {_CLASS} and d.refobjid = any ($3))
 left join pg_catalog.pg_constraint k on d.classid = {_CONSTRAINT} and k.oid = d.objid
 left join pg_catalog.pg_class c on c.oid = case d.classid
     when {_CLASS} then d.objid
@@ -171,7 +174,9 @@ left join pg_catalog.pg_statistic_ext e on d.classid = {_STATISTIC} and e.oid = 
 where f.oid = $1 and not (d.classid = {_PROC} and d.objid = f.oid) order by d.classid, d.objid"""
 
 
-def find_blocking(db: Database, oid: int, types: Sequence[int] = ()) -> list[Blocking]:
-    """Return what depends on a function or on the ``types`` that are to go with it."""
-    rows = db.query(_BLOCKING, ("oid", oid), ("oid[]", list(types)))
+def find_blocking(
+    db: Database, oid: int, types: Sequence[int] = (), tables: Sequence[int] = ()
+) -> list[Blocking]:
+    """Return what depends on a function or on the ``types`` and ``tables`` that are to go with it."""
+    rows = db.query(_BLOCKING, ("oid", oid), ("oid[]", list(types)), ("oid[]", list(tables)))
     return [Blocking(row["oid"], row["what"], row["own"]) for row in rows]

@@ -3,79 +3,33 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from pg_distill.database.exact import exact
 from pg_distill.database.protocol import Database, Row
-from pg_distill.errors import (
-    DependentObjects,
-    FeatureNotSupported,
-    InsufficientPrivilege,
-    InvalidName,
-    InvalidState,
-)
-from pg_distill.onnx_model.signature import FeatureSpec
+from pg_distill.errors import DependentObjects, InsufficientPrivilege, InvalidState
 from pg_distill.quoting import quote_identifier, quote_literal
-from pg_distill.registry.model import MAX_NAME_BYTES, Dropped, Model
+from pg_distill.registry.model import Dropped
 from pg_distill.registry.models import find_model
-from pg_distill.rows.canonical import base_of
 from pg_distill.serving.dependents import OWN, StoredResults, find_blocking, find_stored_results
-from pg_distill.serving.sql_forms import chosen_form, expression_of, plpgsql_body, schema_for
+from pg_distill.serving.function_forms import (
+    MAX_ARGUMENTS,
+    ROW_TYPE,
+    Argument,
+    argument_of,
+    creation,
+    native_form,
+    predict_form,
+    require_room,
+    split_name,
+)
+from pg_distill.serving.text_forms import TABLE, drop_table, grant_as_function
 from pg_distill.students import expression as native
 
-__all__ = ["create_function", "drop_functions", "to_sql"]
+__all__ = ["create_function", "drop_functions"]
 
-MAX_ARGUMENTS = 100  # FUNC_MAX_ARGS of a server as it is usually built
 COMMENT = "pg_distill model "  # and the model's name: what a function of a dropped model is known by
-ROW_TYPE = "_features"  # after the function's name: that of its argument, where it is a row
 SLOW_PLANNING_MS = 5.0  # from here on planning shows beside the network's round trip
 MAX_NAMED = 20  # functions that a warning names: anybody may plant thousands
-
-_TIMESTAMPS = {
-    "date": "date",
-    "timestamp": "timestamp without time zone",
-    "timestamptz": "timestamp with time zone",
-}
-_DIGITS = {"int2": "smallint", "int4": "integer", "int8": "bigint", "numeric": "numeric"}
-_CITEXT = re.compile(r'.*\."?citext"?')
-
-
-@dataclass(frozen=True)
-class _Argument:
-    """A feature as an argument: ``value`` is SQL of it as float8 (text for a string)."""
-
-    feature: FeatureSpec
-    type_name: str
-    value: str
-
-
-def to_sql(db: Database, name: str, *, pgvector: bool | None = None) -> str:
-    """Return a model as one SQL expression over columns of its features' names.
-
-    Parameters
-    ----------
-    pgvector
-        Whether in the form with pgvector; None: where this database has it, and the model such a form.
-
-    Raises
-    ------
-    FeatureNotSupported
-        It has none: it is not a student, or of a family or size without one.
-    InvalidState
-        pgvector is wanted, or needed, and not there.
-    """
-    model = find_model(db, name)
-    if model.kind == "logged" or model.expression is None:
-        raise FeatureNotSupported(
-            f'model "{model.qualified_name}" has no form as a SQL expression',
-            hint="Students have one, unless it would be too large.",
-        )
-    text = model.expression.text_for_caller(db)
-    if model.kind != "onnx":
-        return text
-    return expression_of(text, schema_for(db, pgvector), wanted=pgvector)
 
 
 def create_function(
@@ -107,33 +61,33 @@ def create_function(
     model = find_model(db, name)
     if model.kind == "logged":
         raise InvalidState(f'model "{model.qualified_name}" is logged: it predicts elsewhere')
-    schema, bare = _function_name(db, function_name)
+    schema, bare = split_name(db, function_name)
     wide = len(model.signature.features) > MAX_ARGUMENTS
-    if len((bare + ROW_TYPE if wide else bare).encode()) > MAX_NAME_BYTES:
-        # PostgreSQL would cut it, and so find another's.
-        raise InvalidName(f'function name "{bare}" is longer than PostgreSQL takes')
+    require_room(bare, ROW_TYPE if wide else "")
     qualified = f"{quote_identifier(schema)}.{quote_identifier(bare)}"
     # A bare name follows the active version; what is written out is one version's.
     target = model.qualified_name if as_sql else name
     comment = COMMENT + target
-    arguments = [_argument(f, model.types.get(f.name)) for f in model.signature.features]
+    arguments = [argument_of(f, model.types.get(f.name)) for f in model.signature.features]
     row_type = ""
     returns = "double precision[]" if model.task == "multiclass" else "double precision"
     if as_sql:
-        labels = "IMMUTABLE PARALLEL SAFE"
-        language, body = _native_body(db, model, arguments, wide, pgvector)
-        cost = native.planning_ms(body)
+        form = native_form(db, model, arguments, wide, pgvector, schema, bare)
+        cost = native.planning_ms(form.body)
         if cost > SLOW_PLANNING_MS:
-            how = "each statement that calls" if language == "sql" else "the first call in a session of"
+            how = "each statement that calls" if form.language == "sql" else "the first call in a session of"
             db.notice(f"{how} {qualified} takes about {cost:.0f} ms more to plan")
     else:
-        language = "sql"
-        labels, body = f"STABLE PARALLEL {_parallel_label(db)}", _predict_body(model, target, arguments, wide)
+        form = predict_form(db, model, target, arguments, wide)
     kept = _keep_or_drop(db, schema, bare, _shown(db, arguments), returns) if replace else None
     stale: Sequence[StoredResults] = ()
-    if kept is not None and (kept["prosrc"], kept["immutable"]) != (body, as_sql):
+    if kept is not None and (kept["prosrc"], kept["immutable"]) != (form.body, form.immutable):
         stale = find_stored_results(db, kept["oid"])
-        _require_told(qualified, stale, as_sql, keep_dependents)
+        _require_told(qualified, stale, form.immutable, keep_dependents)
+    if form.text is not None:
+        for statement in form.text.create(form.table):
+            db.query(statement, keep=False)
+        db.query(f"comment on table {form.table} is {quote_literal(comment)}", keep=False)
     declared = ", ".join(f"{quote_identifier(a.feature.name)} {a.type_name}" for a in arguments)
     if wide:
         row_type = f"{quote_identifier(schema)}.{quote_identifier(bare + ROW_TYPE)}"
@@ -142,11 +96,7 @@ def create_function(
         db.query(f"comment on type {row_type} is {quote_literal(comment)}", keep=False)
         declared = f"features {row_type}"
     create = "CREATE OR REPLACE" if kept is not None else "CREATE"
-    # A text body, not a parsed one: that loads into servers before 14 too.
-    db.query(
-        f"{create} FUNCTION {qualified}({declared}) RETURNS {returns} LANGUAGE {language} {labels} AS {quote_literal(body)}",
-        keep=False,
-    )
+    db.query(creation(create, f"{qualified}({declared})", returns, form), keep=False)
     # After it: what another role has put here meanwhile is seen, and the function's own row is locked.
     _require_own(db, _of_name(db, schema, bare), qualified)
     signature = f"{qualified}({row_type if wide else ', '.join(a.type_name for a in arguments)})"
@@ -154,6 +104,8 @@ def create_function(
     if not as_sql or kept is not None:
         no = "no " if as_sql else ""
         db.query(f"alter function {signature} {no}depends on extension pg_distill", keep=False)
+    if form.text is not None:
+        grant_as_function(db, form.table, signature)
     if stale:
         db.warning(
             f"{len(stale)} object{'s hold' if len(stale) > 1 else ' holds'} results of function {qualified} as it was",
@@ -168,10 +120,10 @@ def _lines(parts: Iterable[str]) -> str:
 
 
 def _require_told(
-    qualified: str, stale: Sequence[StoredResults], as_sql: bool, keep_dependents: bool
+    qualified: str, stale: Sequence[StoredResults], immutable: bool, keep_dependents: bool
 ) -> None:
     """Refuse to leave stored results behind that nobody asked to keep, or that PostgreSQL takes for unchanging."""
-    lost = [found for found in stale if found.needs_immutable] if not as_sql else []
+    lost = [found for found in stale if found.needs_immutable] if not immutable else []
     if lost:
         raise DependentObjects(
             f"function {qualified} must stay IMMUTABLE because stored results depend on it",
@@ -241,6 +193,7 @@ def _keep_or_drop(
     """
     found = _of_name(db, schema, bare)
     _require_own(db, found, f"{quote_identifier(schema)}.{quote_identifier(bare)}")
+    drop_table(db, schema, bare, COMMENT)
     ours = [row for row in found if row["ours"] and row["own"]]
     same = [
         row for row in ours if json.loads(row["declared"] or "[]") == declared and row["returns"] == returns
@@ -257,10 +210,13 @@ def _keep_or_drop(
 _CLAIMS = f"""
 select p.oid, p.oid::pg_catalog.regprocedure::pg_catalog.text as signature, o.rolname::pg_catalog.text as owner, {_OWN} as own,
     t.oid as type_oid, t.typarray, t.oid::pg_catalog.regtype::pg_catalog.text as row_type,
+    w.oid as table_oid, w.oid::pg_catalog.regclass::pg_catalog.text as table_name,
     pg_catalog.pg_has_role(p.proowner, 'USAGE') and coalesce(t.typowner, p.proowner) = p.proowner and exists (
         select from rows from (pg_catalog.unnest($1), pg_catalog.unnest($2)) as c(description, owner)
         where c.description = d.description and distill._owner_role(c.owner) = p.proowner) as models_owners
 from pg_catalog.pg_proc p join pg_catalog.pg_roles o on o.oid = p.proowner {_OURS}
+left join pg_catalog.pg_class w on w.relnamespace = p.pronamespace and w.relname = p.proname || '{TABLE}' and w.relkind = 'r'
+    and w.relowner = p.proowner and pg_catalog.obj_description(w.oid, 'pg_class') = d.description
 where p.prokind = 'f' and d.description = any ($1) order by p.oid"""
 
 
@@ -288,7 +244,8 @@ def drop_functions(db: Database, dropped: Sequence[Dropped]) -> None:
             stays.append(f'{row["signature"]} is of role "{row["owner"]}"')
             continue
         types = [row["type_oid"], row["typarray"]] if row["type_oid"] is not None else []
-        blocking = find_blocking(db, row["oid"], types)
+        tables = [row["table_oid"]] if row["table_oid"] is not None else []
+        blocking = find_blocking(db, row["oid"], types, tables)
         if any(found.own for found in blocking):
             blocked[row["signature"]] = [found.what for found in blocking if found.own]
         elif blocking:
@@ -309,6 +266,8 @@ def drop_functions(db: Database, dropped: Sequence[Dropped]) -> None:
         db.query(f"drop function {row['signature']}", keep=False)
         if row["row_type"] is not None:
             db.query(f"drop type {row['row_type']}", keep=False)
+        if row["table_name"] is not None:
+            db.query(f"drop table {row['table_name']}", keep=False)
     if stays:
         more = [f"and {len(stays) - MAX_NAMED} more"] if len(stays) > MAX_NAMED else []
         db.warning(
@@ -317,66 +276,7 @@ def drop_functions(db: Database, dropped: Sequence[Dropped]) -> None:
         )
 
 
-_NAME = re.compile(r"""\s*(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)\s*""")
-
-
-def _function_name(db: Database, name: str) -> tuple[str, str]:
-    # parse_ident has SQLSTATEs of its own for what is no name.
-    if not re.fullmatch(rf"{_NAME.pattern}(?:\.{_NAME.pattern})?", name):
-        raise InvalidName(
-            f'function name "{name}" is not valid', detail="It is a name, or a schema's name and a name."
-        )
-    parts = db.query_exact(
-        "select pg_catalog.parse_ident($1) as parts, pg_catalog.current_schema()::pg_catalog.text as schema",
-        ("text", name),
-    )[0]
-    if len(parts["parts"]) == 1 and parts["schema"] is None:
-        raise InvalidName(f'function name "{name}" has no schema, and search_path names none that exists')
-    return (parts["parts"][0] if len(parts["parts"]) == 2 else parts["schema"]), parts["parts"][-1]
-
-
-def _parallel_label(db: Database) -> str:
-    """Return what predict is labelled on this server."""
-    row = db.query(
-        "select p.proparallel = 's' as safe from pg_catalog.pg_proc p"
-        " where p.oid = 'distill._predict(text, pg_catalog.float8[], bytea)'::pg_catalog.regprocedure"
-    )[0]
-    return "SAFE" if row["safe"] else "UNSAFE"
-
-
-def _argument(feature: FeatureSpec, sql_type: str | None) -> _Argument:
-    name, base = quote_identifier(feature.name), base_of(sql_type)
-    if feature.is_string:
-        # What PostgreSQL passes for a text by itself is one; else the column's own type, or it could not be passed at all.
-        if sql_type is None or "." not in sql_type or base in ("text", "varchar", "name", "char"):
-            return _Argument(feature, "text", name)
-        if _CITEXT.fullmatch(sql_type):
-            return _Argument(feature, "text", name)
-        # Without its modifier, which in a row's type is one character if nothing is said.
-        known = "pg_catalog.bpchar" if base == "bpchar" else _DIGITS.get(base, sql_type)
-        return _Argument(feature, known, f"{name}::pg_catalog.text")
-    if feature.is_vector:
-        known = (
-            "double precision[]" if base == "_float8" else "real[]" if base or sql_type is None else sql_type
-        )
-        if base == "_float8":
-            return _Argument(feature, known, f"distill._array_bytes({name})")
-        return _Argument(
-            feature, known, f"distill._vector_bytes({name}{'' if base else '::pg_catalog._float4'})"
-        )
-    if feature.kind == "boolean":
-        return _Argument(feature, "boolean", f"{name}::pg_catalog.int4::pg_catalog.float8")
-    if feature.kind == "integer":
-        return _Argument(feature, "bigint", f"{name}::pg_catalog.float8")
-    if feature.kind == "timestamp":
-        # Of unknown type: PostgreSQL refuses to pass a timestamptz for a timestamp; the other way round it would convert it
-        # by the session's time zone.
-        known = _TIMESTAMPS.get(base, "timestamp without time zone")
-        return _Argument(feature, known, f"pg_catalog.date_part('epoch', {name})")
-    return _Argument(feature, "double precision", name)
-
-
-def _shown(db: Database, arguments: list[_Argument]) -> list[list[str]]:
+def _shown(db: Database, arguments: list[Argument]) -> list[list[str]]:
     """Return the arguments' names and types, these as the server shows them."""
     rows = db.query(
         "select pg_catalog.format_type(t.name::pg_catalog.regtype, null) as shown"
@@ -384,60 +284,3 @@ def _shown(db: Database, arguments: list[_Argument]) -> list[list[str]]:
         ("text[]", [a.type_name for a in arguments]),
     )
     return [[a.feature.name, row["shown"]] for a, row in zip(arguments, rows, strict=True)]
-
-
-def _predict_body(model: Model, target: str, arguments: list[_Argument], wide: bool) -> str:
-    source = [a.value if not wide else _of_row(a) for a in arguments]
-    numbers = [
-        v
-        for v, a in zip(source, arguments, strict=True)
-        if not a.feature.is_string and not a.feature.is_vector
-    ]
-    vectors = [v for v, a in zip(source, arguments, strict=True) if a.feature.is_vector]
-    strings = [v for v, a in zip(source, arguments, strict=True) if a.feature.is_string]
-    given = f"ARRAY[{', '.join(numbers)}]::pg_catalog.float8[]"
-    if strings:
-        given += f", ARRAY[{', '.join(strings)}]::pg_catalog.text[]"
-    function = "predict_proba" if model.task == "multiclass" else "predict"
-    if vectors:
-        # Their bytes, of which a list would take 40 us.
-        given = (
-            f"ARRAY[{', '.join(numbers)}]::pg_catalog.float8[], ARRAY[{', '.join(strings)}]::pg_catalog.text[],"
-            f" ARRAY[{', '.join(vectors)}], pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot())"
-        )
-        return f"SELECT distill._{function}({quote_literal(target)}, {given})"
-    return f"SELECT distill.{function}({quote_literal(target)}, {given})"
-
-
-def _of_row(argument: _Argument) -> str:
-    name = quote_identifier(argument.feature.name)
-    return argument.value.replace(name, f"(features).{name}")
-
-
-def _native_body(
-    db: Database, model: Model, arguments: list[_Argument], wide: bool, pgvector: bool | None
-) -> tuple[str, str]:
-    """Return the language and the body of a function that is the student itself."""
-    if model.kind != "onnx" or model.expression is None:
-        raise FeatureNotSupported(
-            f'model "{model.qualified_name}" has no form as a SQL expression of its own',
-            hint="Students have one, unless it would be too large.",
-        )
-    schema = schema_for(db, pgvector)
-    form = chosen_form(model.expression.text_for_caller(db), schema, wanted=pgvector)
-    for argument in arguments:
-        if argument.type_name == "timestamp with time zone":
-            # date_part of a timestamptz is only STABLE, as it may look at the time zone; its epoch does not.
-            read = native.canonical(quote_identifier(argument.feature.name), "timestamp")
-            form = form.replace(
-                read, native.canonical(quote_identifier(argument.feature.name), "timestamp", "timestamptz")
-            )
-    columns = [(a.feature.name, a.type_name) for a in arguments]
-    steps = plpgsql_body(db, form, schema, columns, as_row=wide)
-    if steps is not None:
-        return "plpgsql", steps
-    expression = exact(form, schema)
-    if not wide:
-        return "sql", f"SELECT {expression}"
-    # Names of columns, as the expression has them, of the one argument.
-    return "sql", f"SELECT {expression} FROM (SELECT (features).*) AS f"

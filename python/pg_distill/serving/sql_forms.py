@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pg_distill.database.exact import Stages, exact, needs_pgvector, stages
+from pg_distill.database.exact import Stages, Step, exact, needs_pgvector, stages
 from pg_distill.database.pgvector import pgvector_schema
 from pg_distill.database.protocol import Database
 from pg_distill.errors import ArtifactCorrupted, FeatureNotSupported, InvalidState
 from pg_distill.quoting import quote_identifier
 from pg_distill.students import expression as native
 
-__all__ = ["body_of_steps", "chosen_form", "expression_of", "plpgsql_body", "schema_for"]
+__all__ = [
+    "body_of_steps",
+    "chosen_form",
+    "expression_of",
+    "has_plpgsql",
+    "plpgsql_body",
+    "schema_for",
+]
 
 INLINED_PLANNING_MS = 5.0
 """What an expression may take to plan in every statement; from here on that shows beside the network's round trip, and default
@@ -96,16 +103,32 @@ def plpgsql_body(
     if "(SELECT " not in expression and native.planning_ms(expression) <= INLINED_PLANNING_MS:
         return None
     steps = stages(form, schema)
-    if steps is None or not any(row["usable"] for row in db.query(_PLPGSQL)):
+    if steps is None or not has_plpgsql(db):
         return None
     return body_of_steps(steps, schema, arguments, as_row=as_row)
 
 
+def has_plpgsql(db: Database) -> bool:
+    """Return whether the current role may make functions in PL/pgSQL."""
+    return any(row["usable"] for row in db.query(_PLPGSQL))
+
+
 def body_of_steps(
-    found: Stages, schema: str | None, arguments: Sequence[tuple[str, str]], *, as_row: bool
+    found: Stages,
+    schema: str | None,
+    arguments: Sequence[tuple[str, str]],
+    *,
+    as_row: bool,
+    texts: Sequence[Step] = (),
 ) -> str:
-    """Return the body of a PL/pgSQL function that evaluates steps; see `plpgsql_body`."""
+    """Return the body of a PL/pgSQL function that evaluates steps; see `plpgsql_body`.
+
+    ``texts`` are queries for numbers of texts (see ``text_forms``), which come first.
+    """
     lines = []
+    if texts:
+        # A query's own columns have names that an argument may have too.
+        lines.append("#variable_conflict use_column")
     if any(needs_pgvector(text) for text in (found.result, *(step.sql for step in found.steps))):
         lines.append(
             f"-- needs pgvector (CREATE EXTENSION vector), whose types it expects in schema {schema}"
@@ -116,7 +139,15 @@ def body_of_steps(
             lines.append(f"  {quote_identifier(name)} {type_name} := ($1).{quote_identifier(name)};")
         elif name == "found":  # a variable of PL/pgSQL's own
             lines.append(f"  {quote_identifier(name)} ALIAS FOR ${position};")
-    lines += [f"  {step.name} {step.type_name};" for step in found.steps]
+    lines += [f"  {step.name} {step.type_name};" for step in (*texts, *found.steps)]
     lines.append("BEGIN")
+    for step in texts:
+        lines += [
+            f"  {step.name} := {step.sql};",
+            f"  IF pg_catalog.array_position({step.name}, NULL::pg_catalog.float8) IS NOT NULL THEN",
+            "    RAISE EXCEPTION 'the table of n-grams is not the one that this function was made with'",
+            "      USING ERRCODE = '55000', HINT = 'Make the function anew.';",
+            "  END IF;",
+        ]
     lines += [f"  {step.name} := {step.sql};" for step in found.steps]
     return "\n".join([*lines, f"  RETURN {found.result};", "END"])

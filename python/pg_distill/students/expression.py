@@ -46,6 +46,7 @@ __all__ = [
     "form",
     "line_term",
     "literal",
+    "of_texts",
     "output",
     "planning_ms",
     "sources",
@@ -57,6 +58,8 @@ MAX_BYTES = 1 << 20
 """Longest expression: more than 0.1 s to plan, in every statement that holds it."""
 _BY_PGVECTOR = "pgvector:"
 """Before the length of a form with pgvector, a colon, that form, and the other one: no expression starts so."""
+_OF_TEXTS = "texts:"
+"""Before an expression that reads numbers of texts, so that nobody takes it for one that is complete."""
 LEAF = ALL = -1
 """As in ``students.ensemble``."""
 EXPONENT = 700.0
@@ -515,6 +518,8 @@ class Sums:
         The FROM clause that they read.
     prefix
         How the names of stages start: as nothing does that they read.
+    reads_texts
+        Whether they read numbers of texts, by names of ``tokens_sql.reference``.
     """
 
     sql: Sequence[str]
@@ -522,6 +527,7 @@ class Sums:
     bound: float = float("inf")
     source: str = ""
     prefix: str = "_"
+    reads_texts: bool = False
 
 
 def stage_prefix(columns: Iterable[str]) -> str:
@@ -560,7 +566,7 @@ def output(sums: Sums, task: Task) -> str:
         text = f"(SELECT {text}{sums.source})"
     if len(text) > MAX_BYTES:
         raise LimitExceeded(f"expression of {len(text)} bytes is over the limit of {MAX_BYTES}")
-    return text
+    return f"{_OF_TEXTS}{text}" if sums.reads_texts else text
 
 
 def _softmax(sums: Sums, scale: str) -> str:
@@ -614,7 +620,10 @@ def blended(parts: Sequence[Sums], weights: Sequence[float], prefix: str) -> Sum
     source = f" FROM (SELECT {', '.join(arrays)} OFFSET 0) {prefix}s" if arrays else ""
     if len(source) + sum(len(t) for own in terms for t in own) > MAX_BYTES:
         raise LimitExceeded(f"expression of a blend is over the limit of {MAX_BYTES} bytes")
-    return Sums([balanced_sum(own) for own in terms], bound=bound, source=source, prefix=prefix)
+    texts = any(part.reads_texts for part in parts)
+    return Sums(
+        [balanced_sum(own) for own in terms], bound=bound, source=source, prefix=prefix, reads_texts=texts
+    )
 
 
 # -- with pgvector, or without
@@ -654,6 +663,11 @@ def form(text: str, *, vectors: bool) -> str:
         return text
     length, _, forms = text.removeprefix(_BY_PGVECTOR).partition(":")
     return forms[: int(length)] if vectors else forms[int(length) :]
+
+
+def of_texts(form: str) -> str | None:
+    """Return the expression of a form that reads numbers of texts, which its file has the rest of; None of any other."""
+    return form.removeprefix(_OF_TEXTS) if form.startswith(_OF_TEXTS) else None
 
 
 # -- limits

@@ -96,6 +96,17 @@ class FirstTrees(TreeStudent):
     def fit(self, data: TransferSet, select: TransferSet, *, deadline: float | None = None) -> Self:
         """Fit leaf values with each penalty, from the strongest on, while the loss on ``select`` falls."""
         self.sharpness_ = 1.0
+        return self._backfit(data, select, PENALTIES[1], deadline)
+
+    def refit(self, data: TransferSet, *, deadline: float | None = None) -> Self:
+        """Fit other rows down to the penalty that ``fit`` found best; nothing is held back."""
+        self._backfit(data, data.take(np.arange(0)), self.penalty_, deadline)
+        if self.sharpness_ != 1.0:
+            self._sharpen(self.sharpness_)
+        return self
+
+    def _backfit(self, data: TransferSet, select: TransferSet, until: float, deadline: float | None) -> Self:
+        """Learn with each penalty while the loss on ``select`` falls, or without such rows down to ``until``."""
         goal = resolve_targets(self, data)
         rows = np.flatnonzero(goal.weight > 0)
         most = MOST_CELLS // self.trees
@@ -115,7 +126,7 @@ class FirstTrees(TreeStudent):
         sizes = np.diff([*trees.roots, len(trees.feature)])
         effects = [np.zeros((size, objective.outputs)) for size in sizes]
         best = np.inf
-        for strength in PENALTIES if judge is not None else PENALTIES[1:2]:
+        for strength in PENALTIES if judge is not None else PENALTIES[: PENALTIES.index(until) + 1]:
             blocks = [
                 Steps(
                     codes[:, t],
@@ -127,7 +138,7 @@ class FirstTrees(TreeStudent):
                 for t, (effect, target) in enumerate(zip(effects, trees.target, strict=True))
             ]
             loss = backfit(blocks, objective, judge, sweeps=max(1, self.setup.epochs), deadline=deadline)
-            if not loss < best:
+            if judge is not None and not loss < best:
                 break
             best, self.penalty_ = loss, strength
             effects = [block.effect for block in blocks]

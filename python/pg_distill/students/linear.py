@@ -140,6 +140,25 @@ class Linear(Calibrated):
     def fit(self, data: TransferSet, select: TransferSet, *, deadline: float | None = None) -> Self:
         """Backfit with each penalty, from the strongest on, while the loss on ``select`` falls."""
         self.sharpness_ = 1.0
+        return self._backfit(data, select, deadline)
+
+    def refit(self, data: TransferSet, *, deadline: float | None = None) -> Self:
+        """Backfit other rows down to the penalty that ``fit`` found best; nothing is held back."""
+        factor, self.sharpness_ = self.sharpness_, 1.0
+        self._backfit(data, data.take(np.arange(0)), deadline, until=(self.penalty_, self.text_penalty_))
+        self.sharpness_ = factor
+        if factor != 1.0:
+            self._sharpen(factor)
+        return self
+
+    def _backfit(
+        self,
+        data: TransferSet,
+        select: TransferSet,
+        deadline: float | None,
+        until: tuple[float, float] | None = None,
+    ) -> Self:
+        """Learn with each penalty while the loss on ``select`` falls, or without such rows down to the pair ``until``."""
         frame, matrix, objective = self._prepare(data)
         select_goal = resolve_targets(self, select)
         judge = None
@@ -164,7 +183,9 @@ class Linear(Calibrated):
         intercept = np.zeros((1, objective.outputs))
         of_many = TEXT_PENALTIES if self.texts_ else VECTOR_PENALTIES if parts else (0.0,) * len(PENALTIES)
         penalties = [*zip_longest(PENALTIES, of_many, fillvalue=PENALTIES[-1])]
-        for strength, text_strength in penalties if judge is not None else [USUAL_PENALTIES]:
+        if judge is None:
+            penalties = penalties[: penalties.index(until) + 1] if until in penalties else [USUAL_PENALTIES]
+        for strength, text_strength in penalties:
             whole = np.zeros(len(codes), np.int32), np.zeros(len(select_codes), np.int32)
             blocks: list[Block] = [Steps(*whole, np.full(1, FREE), intercept.copy())]
             if len(slopes):
@@ -177,7 +198,7 @@ class Linear(Calibrated):
             for make, effect in zip(lines, words, strict=True):
                 blocks.append(make(text_strength, effect.copy()))
             loss = backfit(blocks, objective, judge, sweeps=max(1, self.setup.epochs), deadline=deadline)
-            if not loss < best:
+            if judge is not None and not loss < best:
                 break
             best, self.penalty_, self.text_penalty_ = loss, strength, text_strength
             found = iter(blocks)
@@ -303,7 +324,8 @@ class Linear(Calibrated):
         missing = self.columns_.missing
         bound = self.ensemble_.bound + sum(text.bound for text in self.texts_)
         sources = expression.sources(self.columns_.numbers.features, columns)
-        read = [text.to_sql(sources[text.name], f"pg_distill_l{i}") for i, text in enumerate(self.texts_)]
+        prefix = expression.stage_prefix(sources.values())
+        read = [text.to_sql(prefix, 1 if self.task == "binary" else 0) for text in self.texts_]
         for k, slopes in enumerate(self.slopes_.T):
             terms, constant = [f"{sums[k]} * {expression.literal(unit)}"], 0.0
             for j in np.flatnonzero(slopes):
@@ -316,11 +338,9 @@ class Linear(Calibrated):
                 terms.append(term)
                 constant += shift
                 bound += abs(slopes[j]) * float(self.high_[j] - self.low_[j])
-            terms += [own[k] for own, _ in read]
+            terms += [own[k] for own in read]
             sums[k] = expression.balanced_sum([*terms, expression.literal(constant)])
-        source = f" FROM {', '.join(item for _, item in read)}" if read else ""
-        prefix = expression.stage_prefix(column.sql for column in found)
-        return expression.Sums(sums, bound=bound, prefix=prefix, source=source)
+        return expression.Sums(sums, bound=bound, prefix=prefix, reads_texts=bool(read))
 
     def describe(self) -> dict[str, object]:
         """Return family, size and hyper-parameters."""

@@ -195,9 +195,13 @@ class Calibrated:
     def calibrate(self, select: TransferSet) -> bool:
         """Sharpen or soften the logits to what the labels of ``select`` bear out; return whether they changed."""
         factor = sharpness(self, select)
+        self.sharpen(factor)
+        return factor != 1.0
+
+    def sharpen(self, factor: float) -> None:
+        """Multiply the logits by a factor; a later ``refit`` keeps it."""
         self.sharpness_ *= factor
         self._sharpen(factor)
-        return factor != 1.0
 
     def _sharpen(self, factor: float) -> None:
         raise NotImplementedError

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Strings
+from pg_distill.onnx_model.texts import TextReader
 from pg_distill.onnx_model.tokens import MOST_CHARACTERS, Bags, Tokeniser
-from pg_distill.students import expression
 from pg_distill.students.export import Graph
 from pg_distill.students.objective import Objective
-from pg_distill.students.tokens_sql import Inline, sums_query
+from pg_distill.students.tokens_sql import key_of, reference
 from pg_distill.students.vocabulary import MOST_NGRAMS, learn_vocabulary
 from pg_distill.students.word_features import Widened, fold, make_features
 
@@ -155,19 +155,17 @@ class TextEffect:
 
         The first ``shift`` outputs get nothing.
         """
-        table = np.pad(self.table, ((0, 0), (shift, 0))).astype(np.float64)
-        return graph.read_text(
-            self.name, self.tokeniser, table, np.pad(self.units, (shift, 0), constant_values=1.0)
-        )
+        return graph.read_text(self.name, self.tokeniser, *self._shifted(shift))
 
-    def to_sql(self, text: str, alias: str) -> tuple[list[str], str]:
-        """Return SQL of what the text adds to each output, and the FROM item ``alias`` that it reads."""
-        *names, square = (f"{alias}_{j}" for j in range(len(self.units)))
-        *units, unit = (expression.literal(float(u)) for u in self.units)
-        query = sums_query(text, Inline(self.tokeniser, self.table))
-        item = f"({query}) AS {alias}({', '.join([*names, square])})"
-        length = f"pg_catalog.sqrt(GREATEST({square} * {unit}, {expression.literal(1.0)}))"
-        return [f"{name} * {u} / {length}" for name, u in zip(names, units, strict=True)], item
+    def to_sql(self, prefix: str, shift: int) -> list[str]:
+        """Return SQL of what the text adds to each output: elements of an array that who runs it puts in; see `tokens_sql`."""
+        table, units = self._shifted(shift)
+        name = reference(prefix, key_of(TextReader("", (self.name,), 0, self.tokeniser, table, units)))
+        return [f"{name}[{shift + k + 1}]" for k in range(len(self.units) - 1)]
+
+    def _shifted(self, shift: int) -> tuple[FloatArray, FloatArray]:
+        table = np.pad(self.table, ((0, 0), (shift, 0))).astype(np.float64)
+        return table, np.pad(self.units, (shift, 0), constant_values=1.0)
 
 
 def _add_up(rows: Ints, values: FloatArray, n: int) -> FloatArray:

@@ -72,6 +72,8 @@ class TransferSet:
 
     ``teacher_logits`` (n, K) float64 or None; ``y`` (n,) int64 class positions with -1 for none, or float64 values with
     NaN for none; ``weights`` (n,) or None for equal ones; ``source`` (n,) uint8: REAL, UNLABELLED or AUGMENTED.
+    ``folds`` (n,) uint8 or None: the fold that must not learn from the row (see ``rows.split.folds_by_hash``), 0 where all may;
+    of an augmented row that of the row it was made from.
     """
 
     frame: Frame
@@ -79,6 +81,7 @@ class TransferSet:
     y: npt.NDArray[Any] | None
     weights: FloatArray | None
     source: npt.NDArray[np.uint8]
+    folds: npt.NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -91,6 +94,7 @@ class TransferSet:
             None if self.y is None else self.y[rows],
             None if self.weights is None else self.weights[rows],
             self.source[rows],
+            None if self.folds is None else self.folds[rows],
         )
 
     def with_logits(self, teacher_logits: FloatArray) -> TransferSet:
@@ -99,7 +103,7 @@ class TransferSet:
 
 
 def stack(parts: list[TransferSet]) -> TransferSet:
-    """Return the rows of all parts; what a part does not know becomes NaN, no label, or weight 1."""
+    """Return the rows of all parts; what a part does not know becomes NaN, no label, weight 1, or fold 0."""
     if len(parts) == 1:
         return parts[0]
     logits = y = weights = None
@@ -117,8 +121,16 @@ def stack(parts: list[TransferSet]) -> TransferSet:
         y = np.concatenate([np.full(len(p), nothing, kind) if p.y is None else p.y for p in parts])
     if any(p.weights is not None for p in parts):
         weights = np.concatenate([np.ones(len(p)) if p.weights is None else p.weights for p in parts])
+    folds = None
+    if any(p.folds is not None for p in parts):
+        folds = np.concatenate([np.zeros(len(p), np.uint8) if p.folds is None else p.folds for p in parts])
     return TransferSet(
-        Frame.concat([p.frame for p in parts]), logits, y, weights, np.concatenate([p.source for p in parts])
+        Frame.concat([p.frame for p in parts]),
+        logits,
+        y,
+        weights,
+        np.concatenate([p.source for p in parts]),
+        folds,
     )
 
 
@@ -186,9 +198,15 @@ class Augmenter:
         self._places = np.cumsum(sizes[self._few]) - 1  # of each one's NULL, code -1
 
     def make(self, kind: str, n: int, rng: np.random.Generator, *, deadline: float | None = None) -> Frame:
-        """Return up to ``n`` rows made by one of ``KINDS``; far-off rows are dropped, so there may be fewer.
+        """Return the rows of `make_from` alone."""
+        return self.make_from(kind, n, rng, deadline=deadline)[0]
 
-        There are none where all columns are texts and vectors.
+    def make_from(
+        self, kind: str, n: int, rng: np.random.Generator, *, deadline: float | None = None
+    ) -> tuple[Frame, npt.NDArray[np.int64]]:
+        """Return up to ``n`` rows made by one of ``KINDS``, and from which real row each was made.
+
+        Far-off rows are dropped, so there may be fewer. There are none where all columns are texts and vectors.
 
         At ``deadline`` (``time.monotonic()`` seconds) it returns those that it has.
 
@@ -207,7 +225,8 @@ class Augmenter:
             "thresholds": self._midpoints,
         }
         if not self.frame.number_names and not self.frame.string_names:
-            return self.frame.take(np.zeros(0, np.int64))
+            nothing = np.zeros(0, np.int64)
+            return self.frame.take(nothing), nothing
         maker = self._hot_deck(rng, deadline) if kind == "hot_deck" else makers[kind]
         base = self._base(n, rng)
         near = self._near(rng)
@@ -222,7 +241,8 @@ class Augmenter:
             numbers[np.isnan(self._numbers[part])] = np.nan
             kept = near(numbers, codes)
             parts.append((numbers[kept], codes[kept], part[kept]))
-        return self._to_frame(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        made, made_codes, origin = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return self._to_frame(made, made_codes, origin), origin
 
     def _base(self, n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
         """Each real row equally often, in random order."""
