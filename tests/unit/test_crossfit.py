@@ -15,8 +15,9 @@ from pg_distill.rows.split import FIT, FOLDS, SELECT, TEST, folds_by_hash, split
 from pg_distill.search import recipes, stages
 from pg_distill.search.problem import SELECT_FOLD, Candidate, Config, Problem, best_within
 from pg_distill.search.training import Training
+from pg_distill.students.augment import Augmenter
 from pg_distill.students.families import load_family
-from pg_distill.students.transfer_set import AUGMENTED, Augmenter, TransferSet, stack
+from pg_distill.students.transfer_set import AUGMENTED, TransferSet, stack
 from student_rows import CLASSES, transfer, truth
 
 CLASS_NAMES = {"binary": ("a", "b"), "multiclass": ("a", "b", "c", "d"), "regression": ()}

@@ -11,10 +11,11 @@ from pg_distill.onnx_model import approve
 from pg_distill.onnx_model.session import Model
 from pg_distill.search.training import disagreement
 from pg_distill.students import projection
+from pg_distill.students.augment import Augmenter
 from pg_distill.students.families import FAMILIES, Setup, Shape, load_family
 from pg_distill.students.projection import Projection
 from pg_distill.students.soft_labels import softmax
-from pg_distill.students.transfer_set import REAL, Augmenter, TransferSet
+from pg_distill.students.transfer_set import REAL, TransferSet
 from vector_rows import embeddings
 
 LENGTH = 48

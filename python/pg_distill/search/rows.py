@@ -11,14 +11,8 @@ import numpy.typing as npt
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.search.problem import Config, Problem
 from pg_distill.search.training import Recipe
-from pg_distill.students.transfer_set import (
-    AUGMENTED,
-    KINDS,
-    Augmenter,
-    TransferSet,
-    labelling_seconds,
-    stack,
-)
+from pg_distill.students.augment import KINDS, Augmenter
+from pg_distill.students.transfer_set import AUGMENTED, TransferSet, labelling_seconds, stack
 
 LABEL_SHARE, MOST_LABEL_STRETCH = 0.15, 2.0
 """Share of the time budget that labelling augmented rows may take, and how many times that on a slower or a busy machine."""
