@@ -16,9 +16,8 @@ from pg_distill.search import recipes, stages
 from pg_distill.search.problem import SELECT_FOLD, Candidate, Config, Problem, best_within
 from pg_distill.search.training import Training
 from pg_distill.students.augment import Augmenter
-from pg_distill.students.families import load_family
 from pg_distill.students.transfer_set import AUGMENTED, TransferSet, stack
-from student_rows import CLASSES, transfer, truth
+from student_rows import CLASSES, make, transfer, truth
 
 CLASS_NAMES = {"binary": ("a", "b"), "multiclass": ("a", "b", "c", "d"), "regression": ()}
 METRIC = {"binary": "accuracy", "multiclass": "accuracy", "regression": "r2"}
@@ -86,7 +85,7 @@ def test_no_row_judges_a_student_that_has_learned_from_it(task: Task) -> None:
         real = data.source != AUGMENTED
         assert not own & keys(data.frame.take(np.flatnonzero(real)))
         assert not own & known
-        if not training.recipe.seed:  # others are bags of the rows
+        if training.setup.seed == CONFIG.seed:  # others are bags of the rows
             assert known <= keys(data.frame)
         assert data.folds is not None and judged.folds is not None
         assert not np.isin(data.folds, judged.folds).any()  # nor what was made out of its rows
@@ -191,9 +190,7 @@ def test_an_augmented_row_is_of_the_fold_of_the_row_that_it_was_made_from(kind: 
 def test_a_refit_learns_new_rows_at_the_same_size_and_keeps_its_sharpness(family: str) -> None:
     data, more, select = transfer(400, "binary"), transfer(1200, "binary", 5), transfer(300, "binary", 1)
     size = {"tree": {"leaves": 16}, "boosted": {"rounds": 10, "leaves": 8}, "mlp": {"hidden": (8,)}}
-    student: Any = load_family(family)(  # type: ignore[call-arg]
-        task="binary", n_classes=2, alpha=0.5, epochs=3, seed=0, **size.get(family, {})
-    )
+    student = make(family, "binary", epochs=3, seed=0, **size.get(family, {}))
     student.fit(data, select, deadline=None)
     before, softer = student.predict_logits(select.frame), copy.deepcopy(student)
     softer.sharpen(0.5)

@@ -60,7 +60,14 @@ def base() -> onnx.ModelProto:
 DECIDES_OTHERWISE = ("sklearn SVC", "sklearn SVC, 3 classes")
 
 
-@pytest.fixture(params=[name for name in models.EXPORTERS if name not in DECIDES_OTHERWISE])
+@pytest.fixture(
+    params=[
+        # PyTorch takes seconds to import.
+        pytest.param(name, marks=[pytest.mark.slow] * ("PyTorch" in name))
+        for name in models.EXPORTERS
+        if name not in DECIDES_OTHERWISE
+    ]
+)
 def exported(request: pytest.FixtureRequest) -> models.Exported:
     for library in ("lightgbm", "xgboost", "catboost", "torch", "sklearn"):
         if request.param.lower().startswith(library) or (library == "torch" and "PyTorch" in request.param):
@@ -1070,9 +1077,9 @@ def test_the_memory_of_a_run_is_bounded_by_what_it_takes() -> None:
 
 def test_the_time_of_a_run_is_bounded() -> None:
     rows = models.number_frame(models.numbers(columns=2))
-    slow = "\n".join(f"s{i + 1} = MatMul(s{i}, w)" for i in range(20))
+    slow = "\n".join(f"s{i + 1} = MatMul(s{i}, w)" for i in range(8))
     model = parse(
-        f"g (float[N,2] x) => (float[N,1] y) {{ s0 = MatMul(x, a)\n {slow}\n y = ReduceSum(s20, axes) }}",
+        f"g (float[N,2] x) => (float[N,1] y) {{ s0 = MatMul(x, a)\n {slow}\n y = ReduceSum(s8, axes) }}",
         a=np.ones((2, 700), np.float32),
         w=np.full((700, 700), 1 / 700, np.float32),
         axes=np.array([1], np.int64),
