@@ -229,7 +229,11 @@ class Search:
                 yield list(chain(*small.values()))
                 large = [tasks[len(small[family]) :] for family, tasks in plan.items()]
                 for turn in zip_longest(*large):
-                    yield [task for task in turn if task is not None and not self.is_too_slow(*task[:2])]
+                    yield [
+                        task
+                        for task in turn
+                        if task is not None and not self.is_too_slow(*task[:2]) and not self.is_grown(*task)
+                    ]
 
         return self.run("sizes", rounds())
 
@@ -246,6 +250,23 @@ class Search:
             for e in self.entries
         )
 
+    def is_grown(self, family: str, size: Mapping[str, Any], recipe: Recipe) -> bool:
+        """Whether a network got worse when it last got wider, by the same recipe: a still wider one takes longest of all."""
+        sizes = self.gate.sizes.get(family, ())
+        if family not in ITERATIVE or size not in sizes:
+            return False
+        losses = {
+            sizes.index(e.size): e.tie_break
+            for e in self.entries
+            if e.family == family and e.recipe == recipe and e.is_usable and e.size in sizes[: sizes.index(size)]
+            and variant_of(e.size) == variant_of(size) and not e.is_partial
+        }  # fmt: skip
+        if len(losses) < 2:
+            return False
+        last = losses.pop(max(losses))
+        best = max(losses.values())
+        return best - last > self.patience.least_gain(best)
+
     def finish(self, found: Mapping[str, tuple[list[Recipe], list[Mapping[str, Any]]]]) -> None:
         """Train the best again on more rows, and their controls; then, while time lasts, by other recipes and seeds."""
         best: list[Entry] = []
@@ -253,7 +274,7 @@ class Search:
             sizes = [e.size for e in best if e.family == entry.family]
             if len(best) < FINISHERS and len(sizes) < FINISHERS_A_FAMILY and entry.size not in sizes:
                 best.append(entry)
-        self.patience.count_blends()
+        self.patience.begin_finish()
         self.run("finish", self.finishing(best, found), blends=True)
 
     def finishing(
