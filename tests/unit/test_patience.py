@@ -79,11 +79,11 @@ def test_a_better_blend_is_a_gain_although_no_student_is() -> None:
     assert since == [0, 0, 1]
 
 
-def test_half_of_the_patience_is_kept_for_the_last_trainings() -> None:
+def test_a_quarter_of_the_patience_is_kept_for_the_last_trainings() -> None:
     found = counted([FIRST, *(entry(n, 0.02, 0.90, 0.30) for n in range(1, 10))], most=8)
     assert found.is_over()
     found.begin_finish()
-    assert (found.since_gain, found.is_over()) == (4, False)
+    assert (found.since_gain, found.is_over()) == (6, False)
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,8 @@ class Patience:
             self._blend = loss
 
     def begin_finish(self) -> None:
-        """Leave half of the patience to the last trainings, of which blends are made; look at what one would be worth now."""
-        self.since_gain = min(self.since_gain, self.most // 2)
+        """Leave a quarter of the patience to the last trainings, of which blends are made; look at what one would be worth now."""
+        self.since_gain = min(self.since_gain, self.most - self.most // 4)
         self.count_blends()
 
     def least_gain(self, loss: float) -> float:

@@ -282,15 +282,13 @@ class Search:
     ) -> Iterator[list[Task]]:
         """Give the rounds of the last trainings: of each of ``best``, most promising first, and then of all."""
         for entry in best:
-            plan: list[Task] = []
             is_first = entry is next(e for e in best if e.family == entry.family)
             for size in [entry.size, *(self.near_variants(entry) if is_first else ())]:
                 # The control first: it takes less time, and without it nobody knows what the teacher is for.
                 recipes = [*self.recipes.controls(entry.family)[:1], *self.recipes.enlarged(entry.recipe)]
                 if self.recipes.by_agreement:
                     recipes.reverse()
-                plan.extend((entry.family, size, recipe) for recipe in recipes)
-            yield plan
+                yield [(entry.family, size, recipe) for recipe in recipes]
         yield [(e.family, e.size, recipe) for e in best for recipe in self.recipes.controls(e.family)[1:]]
         yield [(entry.family, entry.size, recipe) for entry in best for recipe in found[entry.family][0]]
         for seed in range(1, MORE_SEEDS + 1):
