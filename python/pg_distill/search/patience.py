@@ -74,7 +74,7 @@ class Patience:
             self._blend = loss
 
     def begin_finish(self) -> None:
-        """Leave a quarter of the patience to the last trainings, of which blends are made; look at what one would be worth now."""
+        """Leave a quarter of the patience to the last trainings, of which blends are made; look at what one would be worth."""
         self.since_gain = min(self.since_gain, self.most - self.most // 4)
         self.count_blends()
 
