@@ -48,7 +48,7 @@ class Options:
     trained_on: str | None = None
     prefer: str = "accurate"
     text_columns: Sequence[str] | None = None
-    patience: int = 12
+    patience: int = 8
 
     def __post_init__(self) -> None:
         for name in ("teacher", "target_latency_ms", "temperature", "epochs", "seed", "max_rows", "time_budget_s",
