@@ -53,7 +53,7 @@ VECTOR_PENALTIES = (1.0, 0.1, 0.01, 0.001)
 USUAL_PENALTIES = (10.0, 0.1)
 """Where there are no rows of select."""
 MOST_NGRAMS = 20_000
-"""N-grams of a column that are kept: with 10,000 a student of BBC News, whose texts have 2,000 characters, is 0.2 points worse."""
+"""N-grams of a column that are kept: with 10,000 a student of BBC News, of 2,000 characters a text, is 0.2 points worse."""
 PROTOTYPE_TEXTS = 100
 """Rows of whose texts a prototype learns a vocabulary: 0.05 s for texts of 2,000 characters."""
 FREE = 1e-6

@@ -128,7 +128,7 @@ class TextEffect:
     def lines(
         self, column: Strings, select: Strings, *, shared: bool = True
     ) -> Callable[[float, FloatArray], NgramLines]:
-        """Return what makes a block of a penalty and of weights: each n-gram's own; if ``shared`` those of `word_features` too."""
+        """Return what makes a block of a penalty and weights: each n-gram's own, and if ``shared`` those of `word_features`."""
         matrix, select_matrix = self.matrix(column), self.matrix(select)
         self.features, self.has_vectors = [], False
         if shared:
