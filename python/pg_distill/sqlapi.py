@@ -856,11 +856,11 @@ def check(
     seed: int | None,
     include_learned: bool | None,
 ) -> list[dict[str, Any]]:
-    from pg_distill.runs import check as watching
+    from pg_distill.runs import check as fresh_rows
 
     if model is None or max_rows is None or seed is None or include_learned is None:
         raise NullNotAllowed("model, max_rows, seed and include_learned must not be NULL")
-    return watching.check(
+    return fresh_rows.check(
         _database(plpy),
         model,
         sample=sample,

@@ -61,7 +61,7 @@ class Stages(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def exact(expression: str, pgvector: str | None = None) -> str:
-    """Return an expression of ``native``'s with all that is looked up in it, operators, types, collations, named with its schema.
+    """Return one of ``students.expression`` with all that is looked up in it: operators, types, collations named by their schema.
 
     IN, and CASE with an operand, look for "=" and cannot be told which: they are written as what they stand for.
 
@@ -73,7 +73,7 @@ def exact(expression: str, pgvector: str | None = None) -> str:
     Raises
     ------
     ArtifactCorrupted
-        It has what ``native`` does not write.
+        It has what ``students.expression`` does not write.
     """
     return _read(expression, pgvector, None)
 

@@ -5,8 +5,8 @@ Only the trainer's child imports this room: bytes of unknown origin are parsed, 
 each of which may refuse:
 
 1. `check` reads the file and refuses what could reach a file or leave the graph.
-2. `onnx_survey` works out the shapes of all tensors, and so what a run takes at most. Sizes depend on no feature's value, and no
-   value ends the process (`onnx_operators`).
+2. `survey` works out the shapes of all tensors, and so what a run takes at most. Sizes depend on no feature's value, and no
+   value ends the process (`operators`).
 3. `derive_signature` runs what passed on a few rows and finds out what it takes and gives; or a stored signature is held against
    the file.
 4. The shapes and values that were worked out are held against a run's.
@@ -44,6 +44,7 @@ from pg_distill.onnx_model.nodes import (
     parse,
 )
 from pg_distill.onnx_model.operators import RULES
+from pg_distill.onnx_model.rules import ELEMENTS
 from pg_distill.onnx_model.session import (
     first_line,
 )
@@ -278,22 +279,7 @@ def _declared_bytes(tensor: onnx.TensorProto) -> int:
     return size
 
 
-_TENSOR_TYPES = frozenset(
-    {
-        TensorProto.FLOAT,
-        TensorProto.DOUBLE,
-        TensorProto.FLOAT16,
-        TensorProto.BOOL,
-        TensorProto.INT8,
-        TensorProto.INT16,
-        TensorProto.INT32,
-        TensorProto.INT64,
-        TensorProto.UINT8,
-        TensorProto.UINT16,
-        TensorProto.UINT32,
-        TensorProto.UINT64,
-    }
-)
+_TENSOR_TYPES = ELEMENTS - {TensorProto.STRING}
 
 
 def _check_order(graph: onnx.GraphProto) -> None:

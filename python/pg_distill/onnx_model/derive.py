@@ -174,11 +174,7 @@ def cost_of(found: Survey, outputs: Sequence[str], limits: Limits) -> Cost:
     seconds = (cost.fixed_ns + cost.row_ns) / 1e9
     if seconds > limits.run_seconds:
         raise LimitExceeded(f"model may take {seconds:.3g} s for one row, limit is {limits.run_seconds:g} s")
-    if cost.rows(limits.run_bytes) < 1:
-        raise LimitExceeded(
-            f"model may take {cost.bytes(1)} bytes for one row, limit is {limits.run_bytes}",
-            hint="An administrator may raise the setting predict_memory_mb.",
-        )
+    cost.require(limits.run_bytes, "row")
     return cost
 
 

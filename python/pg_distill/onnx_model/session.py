@@ -221,11 +221,8 @@ class Model:
         self.signature = signature
         self._run_bytes = run_bytes
         self._guard = guard
-        if signature.cost is not None and signature.cost.rows(run_bytes) < 1:
-            raise LimitExceeded(
-                f"model may take {signature.cost.bytes(1)} bytes for one row, limit is {run_bytes}",
-                hint="An administrator may raise the setting predict_memory_mb.",
-            )
+        if signature.cost is not None:
+            signature.cost.require(run_bytes, "row")
         doubles = {i for spec in signature.inputs if spec.element != "float32" for i in spec.features}
         self._readers = canonical.json_readers(
             # What is rounded to float32 anyhow needs no reader that does.

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pg_distill.errors import (
     ArtifactCorrupted,
     InvalidData,
+    LimitExceeded,
 )
 from pg_distill.frame import MAX_LENGTH, Kind, OfKind, Strings, Task
 
@@ -138,7 +139,7 @@ class OutputSpec:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run of a model takes at most, worked out by `onnx_survey` before anything was run.
+    """What a run of a model takes at most, worked out by `survey` before anything was run.
 
     Bytes of a run are ``fixed_bytes`` + rows x (``row_bytes`` + ``row_texts`` x the longest text), and likewise its
     nanoseconds on a slow core. ``most_rows`` is how many rows fit into a run none of whose nodes takes too long to wait for;
@@ -174,6 +175,18 @@ class Cost:
                 else 0
             )
         return max(min(most, (limit_bytes - self.fixed_bytes) // max(row, 1)), 0)
+
+    def require(
+        self,
+        limit_bytes: int,
+        unit: str,
+        hint: str = "An administrator may raise the setting predict_memory_mb.",
+    ) -> None:
+        """Raise LimitExceeded where not even one row, or text, as ``unit`` says, can be run in ``limit_bytes``."""
+        if self.rows(limit_bytes) < 1:
+            raise LimitExceeded(
+                f"model may take {self.bytes(1)} bytes for one {unit}, limit is {limit_bytes}", hint=hint
+            )
 
     def ns(self, rows: int, text_bytes: int = 0) -> int:
         """Return the nanoseconds of a run of so many rows, whose longest string has ``text_bytes``."""

@@ -1,6 +1,6 @@
 """What a run of a graph takes at most, before anything is run: types and shapes of all tensors, bytes, and time.
 
-A graph is walked once, from its inputs, by the rules of `onnx_operators`. What comes of it holds for all rows there are:
+A graph is walked once, from its inputs, by the rules of `operators`. What comes of it holds for all rows there are:
 sizes depend on no value, and no node takes longer than `Limits.node_seconds` on as many rows as a backend gives it. That is
 what lets a backend promise to answer an interrupt: onnxruntime can be stopped between two nodes, not in the middle of one.
 """

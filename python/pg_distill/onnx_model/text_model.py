@@ -20,7 +20,6 @@ import onnxruntime as ort
 from pg_distill.errors import (
     FeatureNotSupported,
     InvalidData,
-    LimitExceeded,
     UndefinedColumn,
 )
 from pg_distill.frame import FloatArray, Frame, Strings
@@ -110,11 +109,8 @@ class TextModel:
         tokens: Tokens | None = None,
     ) -> None:
         self.signature = signature
-        if signature.cost is not None and signature.cost.rows(run_bytes) < 1:
-            raise LimitExceeded(
-                f"model may take {signature.cost.bytes(1)} bytes for one text, limit is {run_bytes}",
-                hint="An administrator may raise the setting predict_memory_mb.",
-            )
+        if signature.cost is not None:
+            signature.cost.require(run_bytes, "text")
         self._guard = guard
         guard.check()
         self._tokens = tokens_of(artifact, signature) if tokens is None else tokens

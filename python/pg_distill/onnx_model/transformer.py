@@ -1,7 +1,7 @@
 """A transformer before anyone trusts it: what it takes and gives, and what a run costs for texts of every length.
 
 Its graph has the inputs of Hugging Face's exports, of (batch, sequence), and its file a tokenizer. Attention compares all pairs
-of tokens, so that its sizes are no linear function of them; the rules of `onnx_operators` want sizes that are known. So the
+of tokens, so that its sizes are no linear function of them; the rules of `operators` want sizes that are known. So the
 graph is walked once for each number of tokens that a text may have: a few thousandths of a second each, and what no length
 takes too much of, no text does.
 
@@ -126,11 +126,8 @@ def walk(
             f"model may take {seconds:.3g} s for one text, limit is {limits.text_seconds:g} s",
             hint="Pass a smaller max_tokens, or register its predictions as a logged model.",
         )
-    if cost.rows(limits.run_bytes) < 1:
-        raise LimitExceeded(
-            f"model may take {cost.bytes(1)} bytes for one text, limit is {limits.run_bytes}",
-            hint="Pass a smaller max_tokens, or have an administrator raise the setting predict_memory_mb.",
-        )
+    hint = "Pass a smaller max_tokens, or have an administrator raise the setting predict_memory_mb."
+    cost.require(limits.run_bytes, "text", hint)
     return longest, cost
 
 

@@ -102,7 +102,7 @@ class TextForm:
 
 
 def read_texts(db: Database, model: Model, expression: str) -> TextForm:
-    """Return what an expression of `native.of_texts` is put together from.
+    """Return what an expression of `expression.of_texts` is put together from.
 
     Raises
     ------

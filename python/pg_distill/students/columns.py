@@ -143,7 +143,7 @@ class Columns:
         return out
 
     def to_sql(self, columns: Mapping[str, str] | None) -> list[expression.Number | expression.Categories]:
-        """Return the matrix's columns as SQL; ``columns`` as in ``native.sources``."""
+        """Return the matrix's columns as SQL; ``columns`` as in ``expression.sources``."""
         if self.texts is not None:
             raise FeatureNotSupported("trees that read texts have no form in SQL")
         found = expression.sources(self.numbers.features, columns)

@@ -1,4 +1,4 @@
-"""String columns as codes: the same in numpy and in the graph (``native`` has the form in SQL).
+"""String columns as codes: the same in numpy and in the graph (``expression`` has the form in SQL).
 
 Two codes are always there: OTHER for values that are rare or were never seen, and NULL. A student therefore
 always has an answer, and what it learned from rare values is its answer for new ones.
@@ -17,7 +17,7 @@ from pg_distill.frame import FloatArray, Strings
 from pg_distill.onnx_model.signature import NULL_STRING
 from pg_distill.students.export import Graph
 
-__all__ = ["MAX_CATEGORIES", "MAX_TABLE", "MIN_COUNT", "CategoryEncoder", "look_up"]
+__all__ = ["MAX_CATEGORIES", "MAX_TABLE", "MIN_COUNT", "CategoryEncoder", "codes_of", "look_up"]
 
 MIN_COUNT = 3
 """A value of fewer rows says nothing by itself; its rows teach OTHER instead."""
@@ -77,6 +77,21 @@ class CategoryEncoder:
         return np.array(table, np.int64)[column.codes]
 
 
+def codes_of(graph: Graph, words: Sequence[str]) -> str:
+    """Add to ``graph`` the int64 tensor (n, m) of the strings' places in one dictionary of all columns."""
+    return graph.node(
+        "LabelEncoder",
+        [graph.strings],
+        domain="ai.onnx.ml",
+        keys_strings=[*words, NULL_STRING],
+        values_int64s=[
+            *range(CategoryEncoder.FIRST, CategoryEncoder.FIRST + len(words)),
+            CategoryEncoder.NULL,
+        ],
+        default_int64=CategoryEncoder.OTHER,
+    )
+
+
 def look_up(graph: Graph, encoders: Sequence[CategoryEncoder], tables: Sequence[FloatArray]) -> str:
     """Add to ``graph`` the float tensor (n, m) of each string column's entry in its table.
 
@@ -107,14 +122,7 @@ def look_up(graph: Graph, encoders: Sequence[CategoryEncoder], tables: Sequence[
         row[:] = table[encoder.OTHER]
         row[encoder.NULL] = table[encoder.NULL]
         row[[place[value] for value in encoder.values]] = table[encoder.FIRST :]
-    code = graph.node(
-        "LabelEncoder",
-        [graph.strings],
-        domain="ai.onnx.ml",
-        keys_strings=[*words, NULL_STRING],
-        values_int64s=[*range(CategoryEncoder.FIRST, size), CategoryEncoder.NULL],
-        default_int64=CategoryEncoder.OTHER,
-    )
+    code = codes_of(graph, words)
     offsets = np.arange(len(encoders), dtype=np.int64) * size
     code = graph.node("Add", [code, graph.constant(offsets)])
     return graph.node("Gather", [graph.constant(common.ravel()), code], axis=0)

@@ -326,7 +326,7 @@ class Linear(Calibrated):
         return graph.finish(self.add_to(graph), self.task, self.n_classes, self.describe())
 
     def to_sql(self, columns: Mapping[str, str] | None = None) -> str:
-        """Return the student as one SQL expression; see ``native``."""
+        """Return the student as one SQL expression; see ``expression``."""
         return expression.output(self.sql_sums(columns, vectors=False), self.task)
 
     def sql_sums(

@@ -20,9 +20,8 @@ import numpy as np
 
 from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import FloatArray, Frame
-from pg_distill.onnx_model.signature import NULL_STRING
 from pg_distill.students import expression
-from pg_distill.students.encoding import CategoryEncoder
+from pg_distill.students.encoding import CategoryEncoder, codes_of
 from pg_distill.students.export import Graph
 from pg_distill.students.families import Setup, Shape
 from pg_distill.students.mlp_encoding import Encoded, Encoding, Float32
@@ -236,14 +235,7 @@ class Mlp(Calibrated):
             rows[j, encoder.NULL] = offset + encoder.NULL
             for code, value in enumerate(encoder.values, encoder.FIRST):
                 rows[j, position[value]] = offset + code
-        found = graph.node(
-            "LabelEncoder",
-            [graph.strings],
-            domain="ai.onnx.ml",
-            keys_strings=[*words, NULL_STRING],
-            values_int64s=[*range(CategoryEncoder.FIRST, size), CategoryEncoder.NULL],
-            default_int64=CategoryEncoder.OTHER,
-        )
+        found = codes_of(graph, words)
         m = len(encoding.categories)
         if m > 1:
             offsets = np.arange(m, dtype=np.int64) * size

@@ -56,7 +56,7 @@ class TreeStudent(Calibrated):
         return graph.close(self.task, self.n_classes, self.describe())
 
     def to_sql(self, columns: Mapping[str, str] | None = None) -> str:
-        """Return the student as one SQL expression; see ``native``."""
+        """Return the student as one SQL expression; see ``expression``."""
         return expression.output(self.sql_sums(columns, vectors=False), self.task)
 
     def sql_sums(
