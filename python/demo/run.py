@@ -73,7 +73,11 @@ def main() -> None:
     name = {"docker": "pg15", "local": "local"}[server]
     os.execv(
         VENV_PYTHON,
-        [str(VENV_PYTHON), str(Path(__file__).with_name("texts.py" if arguments.text else "demo.py")), name],
+        [
+            str(VENV_PYTHON),
+            str(Path(__file__).with_name("texts.py" if arguments.text else "flights.py")),
+            name,
+        ],
     )
 
 

