@@ -50,6 +50,9 @@ SIGNIFICANT_SECONDS = 2.0  # labelling that takes longer is announced
 LOCAL = "local"  # as the executor of a search: threads of the training process
 CASCADE_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)  # of the rows, that the teacher is asked for
 RESAMPLES = 1000  # bootstrap
+# What the log loss of a file that has learned the test rows may be worse than its twin's, as a share; how often the two are
+# timed, and how many times as slow it may be.
+RELEARN_WORSE, RELEARN_TIMINGS, RELEARN_SLOWER = 0.1, 3, 1.25
 
 
 class Workshop:
@@ -58,6 +61,7 @@ class Workshop:
     def __init__(self) -> None:
         self.problem: Problem
         self.judging: TransferSet
+        self.test_rows: TransferSet
         self.test: Frame
         self.test_y: npt.NDArray[Any]
         self.test_weights: FloatArray | None
@@ -209,7 +213,7 @@ class Workshop:
             unlabelled=unlabelled if len(unlabelled) else None,
             teacher=self.teacher_artifact,
         )
-        test = part(TEST)
+        self.test_rows = test = part(TEST)
         assert test.y is not None and test.teacher_logits is not None
         self.test, self.test_y, self.test_weights = test.frame, test.y, test.weights
         self.test_teacher = probabilities_of(test.teacher_logits, task)
@@ -347,8 +351,6 @@ class Workshop:
         return Message("probed", fields, {}, {"artifact": artifact})
 
     def search(self, request: Message, channel: Channel) -> Message:
-        from pg_distill.onnx_model import check as onnx_graph
-        from pg_distill.onnx_model import derive
         from pg_distill.search.problem import SELECT_FOLD, Config
         from pg_distill.search.stages import search
 
@@ -379,15 +381,7 @@ class Workshop:
             self.class_thresholds[c.number] = c.class_threshold
             signature, classes = None, None
             if c.artifact:
-                # Our own files pass the same check as anybody's.
-                model, readers = onnx_graph.check_file(c.artifact)
-                signature = derive.derive_signature(
-                    model,
-                    features=self.problem.fit.frame.features,
-                    task=self.problem.task,
-                    classes=self.problem.classes or None,
-                    readers=readers,
-                )
+                signature = self._signature_of(c.artifact)
                 self.signatures[c.number] = signature
                 blobs[str(c.number)] = c.artifact
                 if c.select_logits is not None:
@@ -575,6 +569,51 @@ class Workshop:
             }
         return Message("evaluated", dict(reply), {}, {})
 
+    def relearn(self, request: Message, channel: Channel) -> Message:
+        """Train a judged candidate on the test rows too; its file is refused where it is slower or broken."""
+        from pg_distill.errors import PgDistillError
+        from pg_distill.onnx_model.session import Model
+        from pg_distill.search.training import latency_ms
+
+        number = self.cascades.get(request.fields["number"], (request.fields["number"], None))[0]
+        twin = self.candidates[number]
+        if twin.relearn is None:
+            return Message("relearned", {"reason": "it cannot be trained again"}, {}, {})
+        try:
+            artifact, expression = twin.relearn(self.test_rows)
+            signature = self._signature_of(artifact)
+            frame, metric = self.problem.select.frame, self.problem.metric
+            judge = self._judge_of_test(np.ones(len(self.test), bool))
+            own = judge.tie_break(Model(artifact, signature).run_frame(self.test))
+        except (PgDistillError, MemoryError) as error:
+            said = error.message if isinstance(error, PgDistillError) else "out of memory"
+            return Message("relearned", {"reason": said}, {}, {})
+        before = judge.tie_break(self.tested[number])
+        if own is not None and before is not None and own < before - RELEARN_WORSE * abs(before):
+            reason = f"it answers the rows that it has learned from worse than its twin, by {metric}"
+            return Message("relearned", {"reason": reason}, {}, {})
+        slower = min(latency_ms(artifact, frame) for _ in range(RELEARN_TIMINGS)) / min(
+            latency_ms(twin.artifact, frame) for _ in range(RELEARN_TIMINGS)
+        )
+        if slower > RELEARN_SLOWER:
+            return Message("relearned", {"reason": f"it is {slower:.2f} times as slow as its twin"}, {}, {})
+        fields = {"reason": None, "expression": expression, **write_signature(signature)}
+        return Message("relearned", fields, {}, {"artifact": artifact})
+
+    def _signature_of(self, artifact: bytes) -> Signature:
+        """Return what a file of ours takes and gives: it passes the same check as anybody's."""
+        from pg_distill.onnx_model import check as onnx_graph
+        from pg_distill.onnx_model import derive
+
+        model, readers = onnx_graph.check_file(artifact)
+        return derive.derive_signature(
+            model,
+            features=self.problem.fit.frame.features,
+            task=self.problem.task,
+            classes=self.problem.classes or None,
+            readers=readers,
+        )
+
     def _judge_of_test(self, rows: npt.NDArray[np.bool_]) -> Judge:
         """Return what scores outputs on some of the test rows."""
         from pg_distill.measure.judge import Judge
@@ -640,5 +679,6 @@ if __name__ == "__main__":
             "cascade": workshop.cascade,
             "evaluate": workshop.evaluate,
             "compare": workshop.compare,
+            "relearn": workshop.relearn,
         }
     )
