@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -76,6 +77,38 @@ def test_a_better_blend_is_a_gain_although_no_student_is() -> None:
         found.count_blends()
         since.append(found.since_gain)
     assert since == [0, 0, 1]
+
+
+def test_a_quarter_of_the_patience_is_kept_for_the_last_trainings() -> None:
+    found = counted([FIRST, *(entry(n, 0.02, 0.90, 0.30) for n in range(1, 10))], most=8)
+    assert found.is_over()
+    found.begin_finish()
+    assert (found.since_gain, found.is_over()) == (6, False)
+
+
+@pytest.mark.parametrize(
+    ("losses", "grown"),
+    [((0.30, 0.29), False), ((0.30, 0.31), True), ((0.30, 0.3005), False), ((0.30,), False)],
+)
+def test_a_network_that_gets_worse_as_it_gets_wider_gets_no_wider(
+    losses: tuple[float, ...], *, grown: bool
+) -> None:
+    rows = Problem("binary", ("a", "b"), "roc_auc", transfer(50, "binary"), transfer(50, "binary", 1))
+    with ThreadPoolExecutor(1) as executor:
+        found = stages.Search(rows, CONFIG, None, executor, lambda said: None, is_local=True)
+    sizes = [{"hidden": [width], "bins": bins} for width in (32, 64, 128) for bins in (0, 16)]
+    found.gate.sizes["mlp"] = list(sizes)
+    recipe = Recipe(1.0, 1.0)
+    for number, (size, loss) in enumerate(zip(sizes[::2], losses, strict=False)):
+        made = replace(entry(number, 0.02, 0.9, loss), family="mlp", size=size, recipe=recipe)
+        found.entries.append(made)
+    # Of the other kind of inputs, and by another recipe: they say nothing of this one.
+    found.entries.append(replace(entry(8, 0.02, 0.9, 0.1), family="mlp", size=sizes[1], recipe=recipe))
+    found.entries.append(
+        replace(entry(9, 0.02, 0.9, 0.1), family="mlp", size=sizes[0], recipe=Recipe(2.0, 1.0))
+    )
+    assert found.is_grown("mlp", sizes[4], recipe) is grown
+    assert not found.is_grown("boosted", {"rounds": 10}, recipe)
 
 
 def test_where_all_rows_are_answered_right_the_loss_may_fall_on() -> None:

@@ -13,7 +13,7 @@ from pg_distill.runs.verdict import Verdict, floor
 from pg_distill.serving.timing import Timing
 
 __all__ = ["ending", "headline", "summarise", "twin_caveat"]
-EARLY_STAGES = ("screen", "rescue")  # of the search, in which students are trained on few rows
+SHORT = ("partial", "cut_short")  # what a training says of itself that had a part of its rows, or of its time
 
 
 def _milliseconds(value: float) -> str:
@@ -80,8 +80,8 @@ def twin_caveat(not_registered: str | None) -> str:
     return "; the registered file has learned from the test rows too: all figures are of its judged twin, which has not"
 
 
-def _stage(trial: Trial) -> object:
-    return trial.configuration.get("stage")
+def _is_short(trial: Trial) -> bool:
+    return trial.configuration.get("stage") == "rescue" or any(trial.configuration.get(k) for k in SHORT)
 
 
 def summarise(
@@ -119,7 +119,7 @@ def summarise(
                 f"; the teacher added {gain['difference']:+.4f} {metric} to labels alone"
                 f" ({gain['low']:+.4f} to {gain['high']:+.4f})"
             )
-            if _stage(control) in EARLY_STAGES and _stage(chosen) not in EARLY_STAGES:
+            if _is_short(control) and not _is_short(chosen):
                 said += ", whose training the time budget cut short"
     cut = chosen.class_threshold
     if cut is not None:

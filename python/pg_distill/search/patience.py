@@ -73,6 +73,11 @@ class Patience:
         if self._blend is None or loss > self._blend:
             self._blend = loss
 
+    def begin_finish(self) -> None:
+        """Leave a quarter of the patience to the last trainings, of which blends are made; look at what one would be worth."""
+        self.since_gain = min(self.since_gain, self.most - self.most // 4)
+        self.count_blends()
+
     def least_gain(self, loss: float) -> float:
         """Return how much better than ``loss`` something has to be."""
         return max(LEAST_GAIN * abs(loss), self.nothing)

@@ -253,6 +253,8 @@ class Runner:
         if stage == "screen":
             most = min(most, MOST_SCREENED if passes else SCREEN_CELLS // self.select.n_classes)
             entry.is_partial = most < len(data)
+            if entry.is_partial:
+                entry.configuration["partial"] = True
         if most >= len(data):
             return data
         order = np.random.default_rng([self.config.seed, entry.recipe.seed]).permutation(len(data))

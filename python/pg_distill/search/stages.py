@@ -246,7 +246,11 @@ class Search:
                 yield list(chain(*small.values()))
                 large = [tasks[len(small[family]) :] for family, tasks in plan.items()]
                 for turn in zip_longest(*large):
-                    yield [task for task in turn if task is not None and not self.is_too_slow(*task[:2])]
+                    yield [
+                        task
+                        for task in turn
+                        if task is not None and not self.is_too_slow(*task[:2]) and not self.is_grown(*task)
+                    ]
 
         return self.run("sizes", rounds())
 
@@ -263,6 +267,23 @@ class Search:
             for e in self.entries
         )
 
+    def is_grown(self, family: str, size: Mapping[str, Any], recipe: Recipe) -> bool:
+        """Whether a network got worse when it last got wider, by the same recipe: a still wider one takes longest of all."""
+        sizes = self.gate.sizes.get(family, ())
+        if family not in ITERATIVE or size not in sizes:
+            return False
+        losses = {
+            sizes.index(e.size): e.tie_break
+            for e in self.entries
+            if e.family == family and e.recipe == recipe and e.is_usable and e.size in sizes[: sizes.index(size)]
+            and variant_of(e.size) == variant_of(size) and not e.is_partial
+        }  # fmt: skip
+        if len(losses) < 2:
+            return False
+        last = losses.pop(max(losses))
+        best = max(losses.values())
+        return best - last > self.patience.least_gain(best)
+
     def finish(self, found: Mapping[str, tuple[list[Recipe], list[Mapping[str, Any]]]]) -> None:
         """Train the best again on more rows, and their controls; then, while time lasts, by other recipes and seeds."""
         best: list[Entry] = []
@@ -270,7 +291,7 @@ class Search:
             sizes = [e.size for e in best if e.family == entry.family]
             if len(best) < FINISHERS and len(sizes) < FINISHERS_A_FAMILY and entry.size not in sizes:
                 best.append(entry)
-        self.patience.count_blends()
+        self.patience.begin_finish()
         self.run("finish", self.finishing(best, found), blends=True)
 
     def finishing(
@@ -278,15 +299,13 @@ class Search:
     ) -> Iterator[list[Task]]:
         """Give the rounds of the last trainings: of each of ``best``, most promising first, and then of all."""
         for entry in best:
-            plan: list[Task] = []
             is_first = entry is next(e for e in best if e.family == entry.family)
             for size in [entry.size, *(self.near_variants(entry) if is_first else ())]:
                 # The control first: it takes less time, and without it nobody knows what the teacher is for.
                 recipes = [*self.recipes.controls(entry.family)[:1], *self.recipes.enlarged(entry.recipe)]
                 if self.recipes.by_agreement:
                     recipes.reverse()
-                plan.extend((entry.family, size, recipe) for recipe in recipes)
-            yield plan
+                yield [(entry.family, size, recipe) for recipe in recipes]
         yield [(e.family, e.size, recipe) for e in best for recipe in self.recipes.controls(e.family)[1:]]
         yield [(entry.family, entry.size, recipe) for entry in best for recipe in found[entry.family][0]]
         rounds = MORE_SEEDS_CROSSED if self.crossfitter.is_wanted else MORE_SEEDS
