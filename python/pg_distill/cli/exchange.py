@@ -200,10 +200,11 @@ def import_(arguments: argparse.Namespace) -> int:
     """Register what export wrote, checked and, with --sample, measured here."""
     manifest = _manifest(arguments.manifest)
     tokens = manifest.get("max_tokens")
-    if arguments.sample is None and "string" in manifest["kinds"] and tokens is None:
-        # A graph takes one matrix of strings and one of numbers: which column is in which only rows can say.
+    unclear = next((kind for kind in ("string", "vector") if kind in manifest["kinds"]), None)
+    if arguments.sample is None and unclear is not None and tokens is None:
+        # A graph takes one matrix of strings and one of numbers: which column is in which, and how wide, only rows can say.
         raise InvalidParameter(
-            f'model "{manifest["name"]}" has features that are strings',
+            f'model "{manifest["name"]}" has features that are {unclear}s',
             hint="Pass --sample, a relation or query with its columns.",
         )
     artifact = read_file(arguments.manifest.parent / manifest["onnx"], beside=True)
