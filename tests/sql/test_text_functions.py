@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ import servers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pg_distill.frame import Task
+from pg_distill.onnx_model.tokens import WANTED
 from pg_distill.quoting import quote_literal
 from psycopg import errors
 from sql.conftest import value
@@ -408,3 +412,20 @@ def test_without_plpgsql_it_is_sql(one_student: psycopg.Connection) -> None:
         == "sql"
     )
     assert value(db, CALL) == expected
+
+
+def test_a_model_card_says_what_text_the_file_wants(
+    students: psycopg.Connection, server: servers.Server, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "pg_distill.cli", "export", "multiclass", "--to", str(tmp_path)]
+    command += ["--dsn", server.conninfo(dbname="text_functions")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "multiclass-1.md").read_text()
+    assert WANTED["python"] in card
+    assert str(WANTED["characters"]) in card
+    # The expression that it wrote is the student.
+    [expression] = [path.read_text() for path in tmp_path.glob("*.sql")]
+    rows = quick_rows()[:10]
+    found = answers(students, expression.replace("%", "%%"), rows)
+    np.testing.assert_allclose(found, predicted(students, "multiclass", rows), atol=1e-6)

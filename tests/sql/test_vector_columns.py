@@ -250,6 +250,7 @@ def test_listings_and_predictions_of_the_command_line(
     cli("export", "spam", "--to", str(tmp_path))
     [path] = tmp_path.glob("*.json")
     assert json.loads(path.read_text())["kinds"] == ["vector"]
+    assert f"(vector of {LENGTH} numbers)" in path.with_suffix(".md").read_text()
     db.execute("SELECT distill.drop_model('spam')")
     assert "sample" in cli("import", str(path), code=1)  # which says how long vectors are
     cli("import", str(path), "--sample", "documents")
