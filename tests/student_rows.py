@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import onnxruntime as ort
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.signature import NULL_STRING
 from pg_distill.onnx_model.tokens import prepare
-from pg_distill.students.families import load_family
+from pg_distill.students.families import Setup, load_family
 from pg_distill.students.soft_labels import softmax
 from pg_distill.students.transfer_set import TransferSet
 
@@ -124,4 +124,7 @@ def difference(student: Any, frame: Frame) -> float:
 
 
 def make(family: str, task: Task, **options: Any) -> Any:
-    return load_family(family)(task=task, n_classes=CLASSES[task], **{"alpha": 0.5, **options})
+    """Make a student; ``options`` are of its setup and of its size."""
+    known = {"n_classes": CLASSES[task], "alpha": 0.5, **options}
+    setup = {field.name: known.pop(field.name) for field in fields(Setup)[1:] if field.name in known}
+    return load_family(family)(Setup(task, **setup), **known)

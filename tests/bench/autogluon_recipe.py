@@ -23,7 +23,7 @@ from pg_distill.frame import FloatArray, Frame, Strings, Task
 from pg_distill.measure import confidence, metrics
 from pg_distill.search.problem import Candidate, Problem
 from pg_distill.search.training import latency_ms
-from pg_distill.students.families import Shape, load_family
+from pg_distill.students.families import Setup, Shape, load_family
 from pg_distill.students.soft_labels import softmax
 from pg_distill.students.transfer_set import AUGMENTED, TransferSet, stack
 from sklearn.ensemble import RandomForestRegressor
@@ -88,15 +88,7 @@ def within(
         begun = time.monotonic()
         if begun > ends:
             return None
-        student = load_family(family)(  # type: ignore[call-arg]
-            task=problem.task,
-            n_classes=n_classes,
-            temperature=1.0,
-            alpha=1.0,
-            epochs=epochs,
-            seed=seed,
-            **size,
-        )
+        student = load_family(family)(Setup(problem.task, n_classes, epochs=epochs, seed=seed), **size)
         prototype = student.prototype(problem.fit)
         if prototype is not None and latency_ms(prototype, problem.select.frame) > allowed_ms:
             return None

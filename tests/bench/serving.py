@@ -38,7 +38,7 @@ import servers  # noqa: E402
 from pg_distill.errors import PgDistillError  # noqa: E402
 from pg_distill.frame import Feature, Frame, Strings  # noqa: E402
 from pg_distill.onnx_model.signature import NULL_STRING  # noqa: E402
-from pg_distill.students.families import load_family  # noqa: E402
+from pg_distill.students.families import Setup, load_family  # noqa: E402
 from pg_distill.students.transfer_set import TransferSet  # noqa: E402
 from publish import publish  # noqa: E402
 
@@ -162,7 +162,7 @@ def train(family: str, table: Table) -> tuple[bytes, str | None]:
         rows, np.stack([np.zeros_like(signal), signal], axis=1), None, None, np.zeros(FIT_ROWS, np.uint8)
     )
     half = np.arange(FIT_ROWS) % 4 == 0
-    student = load_family(family.removeprefix("small_"))(task="binary", n_classes=2, **FAMILIES[family])  # type: ignore[call-arg]
+    student = load_family(family.removeprefix("small_"))(Setup("binary", 2), **FAMILIES[family])
     student.fit(data.take(np.flatnonzero(~half)), data.take(np.flatnonzero(half)), deadline=None)
     try:
         return student.to_onnx(), student.to_sql()

@@ -34,7 +34,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "bench"), str(ROOT / "
 import servers  # noqa: E402
 import serving  # noqa: E402
 from pg_distill.errors import PgDistillError  # noqa: E402
-from pg_distill.students.families import load_family  # noqa: E402
+from pg_distill.students.families import Setup, load_family  # noqa: E402
 from pg_distill.students.transfer_set import TransferSet  # noqa: E402
 from serving import DATABASE, Table, in_turns, load, make_table, over_backends  # noqa: E402
 
@@ -82,7 +82,7 @@ def register(
     logits = np.stack([np.zeros_like(signal_), signal_], axis=1)
     data = TransferSet(rows, logits, None, None, np.zeros(len(rows), np.uint8))
     half = np.arange(len(rows)) % 4 == 0
-    student = load_family(family)(task="binary", n_classes=2, **size)  # type: ignore[call-arg]
+    student = load_family(family)(Setup("binary", 2), **size)
     student.fit(data.take(np.flatnonzero(~half)), data.take(np.flatnonzero(half)), deadline=None)
     name = name_of(family, size, table)
     connection.execute(

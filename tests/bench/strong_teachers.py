@@ -27,6 +27,7 @@ from onnxmltools.convert.common.data_types import FloatTensorType as LightGBMFlo
 from pg_distill.frame import Frame
 from pg_distill.students.encoding import CategoryEncoder, look_up
 from pg_distill.students.export import Graph, Numbers
+from pg_distill.students.families import Setup
 from pg_distill.students.mlp import Mlp
 from pg_distill.students.transfer_set import TransferSet
 from skl2onnx import convert_sklearn
@@ -43,8 +44,8 @@ MEMBERS = {
 OTHERS = {"lightgbm": 1, "extra_trees": 1, "mlp": 3, "standardised_mlp": 3}
 
 
-def train(data: DataSet, rows: npt.NDArray[np.int64]) -> bytes:
-    """Train a set's teacher on ``rows`` and return its ONNX file (inputs ``numbers`` and ``strings``)."""
+def train(data: DataSet, rows: npt.NDArray[np.int64], kind: str = "strong") -> bytes:
+    """Train a set's teacher on ``rows`` and return its ONNX file (inputs ``numbers`` and ``strings``); ``plain``: LightGBM."""
     frame, y = data.frame.take(rows), data.y[rows]
     encoders = [CategoryEncoder.fit(frame.strings(name)) for name in frame.string_names]
     codes = [e.codes(frame.strings(name)) for e, name in zip(encoders, frame.string_names, strict=True)]
@@ -55,13 +56,14 @@ def train(data: DataSet, rows: npt.NDArray[np.int64]) -> bytes:
         coded = look_up(graph, encoders, [np.arange(e.size, dtype=np.float64) for e in encoders])
         matrix = graph.node("Concat", [matrix, coded], axis=1) if frame.number_names else coded
     kinds = []
-    for kind, count in MEMBERS.get(data.name, OTHERS).items():
+    members = MEMBERS.get(data.name, OTHERS) if kind == "strong" else {kind: 1}
+    for member, count in members.items():
         outputs = []
         for seed in range(count):
-            if kind.endswith("mlp"):
-                outputs.append(_mlp(graph, kind, data, frame, y, seed))
+            if member.endswith("mlp"):
+                outputs.append(_mlp(graph, member, data, frame, y, seed))
             else:
-                outputs.append(_trees(graph, matrix, kind, data, table, y, seed))
+                outputs.append(_trees(graph, matrix, member, data, table, y, seed))
         kinds.append(graph.node("Mean", outputs) if len(outputs) > 1 else outputs[0])
     name = "value" if data.task == "regression" else "probabilities"
     graph.node("Mean", kinds, output=name)
@@ -72,17 +74,19 @@ def _mlp(graph: Graph, kind: str, data: DataSet, frame: Frame, y: Any, seed: int
     letter = data.name == "letter"
     standardised = letter or kind == "standardised_mlp"
     student = Mlp(
-        task=data.task,
-        n_classes=max(1, len(data.classes)),
-        alpha=0.0,
-        epochs=60 if letter else 30 if standardised else 16,
-        seed=seed,
+        Setup(
+            data.task,
+            max(1, len(data.classes)),
+            alpha=0.0,
+            epochs=60 if letter else 30 if standardised else 16,
+            seed=seed,
+        ),
         hidden=(512, 512) if letter else (256, 256),
         bins=0 if standardised else 16,
     )
     rows = TransferSet(frame, None, y, None, np.zeros(len(frame), np.uint8))
     # No early stopping: the few rows that watch are training rows.
-    student.fit(rows, rows.take(np.arange(300)), deadline=None)
+    student.fit(rows, rows.take(np.arange(min(300, len(rows)))), deadline=None)
     scores = student.add_to(graph)
     return scores if data.task == "regression" else graph.node("Softmax", [scores], axis=1)
 
@@ -90,20 +94,25 @@ def _mlp(graph: Graph, kind: str, data: DataSet, frame: Frame, y: Any, seed: int
 def _trees(graph: Graph, matrix: str, kind: str, data: DataSet, table: Any, y: Any, seed: int) -> str:
     regression = data.task == "regression"
     width = table.shape[1]
-    if kind == "lightgbm":
+    if kind in ("lightgbm", "plain"):
         family = lightgbm.LGBMRegressor if regression else lightgbm.LGBMClassifier
-        model = family(
-            n_estimators=1000,
-            num_leaves=63,
-            learning_rate=0.02,
-            min_child_samples=10,
-            subsample=0.8,
-            subsample_freq=1,
-            colsample_bytree=0.8,
-            random_state=seed,
-            n_jobs=2,
-            verbose=-1,
-        ).fit(table, y)
+        model = (
+            family(n_jobs=2, verbose=-1)
+            if kind == "plain"
+            else family(
+                n_estimators=1000,
+                num_leaves=63,
+                learning_rate=0.02,
+                min_child_samples=10,
+                subsample=0.8,
+                subsample_freq=1,
+                colsample_bytree=0.8,
+                random_state=seed,
+                n_jobs=2,
+                verbose=-1,
+            )
+        )
+        model.fit(table, y)
         options = {} if regression else {"zipmap": False}
         found = convert_lightgbm(model, initial_types=[("x", LightGBMFloats([None, width]))], **options)
     else:
@@ -125,10 +134,10 @@ def _embed(graph: Graph, model: onnx.ModelProto, matrix: str, prefix: str) -> st
         del copy.input[:], copy.output[:]
         copy.input.extend(names.get(i, prefix + i) if i else "" for i in node.input)
         copy.output.extend(prefix + o for o in node.output)
-        graph._nodes.append(copy)
+        graph.nodes.append(copy)
     for tensor in model.graph.initializer:
         held = onnx.TensorProto()
         held.CopyFrom(tensor)
         held.name = prefix + tensor.name
-        graph._tensors.append(held)
+        graph.tensors.append(held)
     return prefix + model.graph.output[-1].name

@@ -944,7 +944,7 @@ def test_who_has_waited_for_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(places, "take", lambda first, count: next(found))
     monkeypatch.setattr(approval, "Trainer", lambda *given: pytest.fail("a child was started"))
     monkeypatch.setattr(
-        "pg_distill.registry.models.costs_meanwhile", lambda db, ids: dict.fromkeys(ids, cost)
+        "pg_distill.registry.checked.costs_meanwhile", lambda db, ids: dict.fromkeys(ids, cost)
     )
     [approved] = approval.approve_registered(db, {"id": (b"", signature)})
     assert approved.cost is cost

@@ -265,6 +265,7 @@ def cancel(db: psycopg.Connection, run_id: str) -> float:
     return time.monotonic() - asked
 
 
+@pytest.mark.extra
 def test_workers_killed_at_random_moments_lose_and_double_nothing(
     db: psycopg.Connection, start_worker: Start
 ) -> None:
@@ -430,6 +431,7 @@ def test_a_job_whose_connection_is_refused_waits(
     assert value(db, "SELECT takeovers FROM distill.job_queue") == 0
 
 
+@pytest.mark.extra
 @pytest.mark.one_server("local")  # a container that starts again has another port
 def test_a_job_outlives_restarts_of_the_server(
     start_server: Callable[..., servers.Server], work_here: Callable[..., threading.Thread]
@@ -552,6 +554,7 @@ def test_submit_takes_what_distill_model_takes(db: psycopg.Connection) -> None:
     assert len({row[1:] for row in signatures}) == 1
 
 
+@pytest.mark.extra
 def test_a_stalled_worker_finds_its_job_taken(db: psycopg.Connection, start_worker: Start) -> None:
     """A worker that stops and goes on later has lost its claim: what it does then records nothing."""
     load_cancer(db)

@@ -214,6 +214,36 @@ def test_same_seed_gives_the_same_candidates(db: psycopg.Connection) -> None:
     assert len(hashes[0]) > 1
 
 
+def test_patience_ends_a_search_before_its_budget_does(db: psycopg.Connection) -> None:
+    from sql.conftest import load_cancer
+
+    load_cancer(db)
+    said: list[str | None] = []
+    db.add_notice_handler(lambda diagnostic: said.append(diagnostic.message_primary))
+    [student] = db.execute(
+        "SELECT distill_model('cancer', families => '{linear,tree}', min_accuracy => 0, time_budget_s => 600, patience => 1)"
+    ).fetchone() or [None]
+    assert student is not None
+    [ended, patience, trained, left_out, stages, controls] = (
+        db.execute(
+            "SELECT r.ended, r.patience, count(*) FILTER (WHERE c.size_bytes > 0 AND c.family <> 'blend'),"
+            " count(*) FILTER (WHERE c.size_bytes = 0),"
+            " array_agg(DISTINCT c.configuration->>'stage'), count(*) FILTER (WHERE c.is_control AND c.size_bytes > 0)"
+            " FROM distill.candidates c, (SELECT run_id, figures->'search'->'ended' AS ended, (resolved->>'patience')::int AS patience"
+            " FROM distill.runs WHERE run_id = distill.last_run('cancer')) r"
+            " WHERE c.run_id = r.run_id AND c.form = 'predict' GROUP BY 1, 2"
+        ).fetchone()
+        or [None] * 6
+    )
+    assert (ended["by"], patience) == ("patience", 1)
+    assert ended["since_gain"] >= 1
+    assert ended["trained"] == trained
+    assert left_out > trained / 2  # all stages have their first rounds, and hardly more
+    assert {"screen", "sizes"} <= set(stages)
+    assert controls > 0
+    assert any(f"{ended['trained']} trainings" in str(text) for text in said)
+
+
 def test_no_student_is_null_and_a_warning(db: psycopg.Connection) -> None:
     from sql.conftest import load_cancer
 

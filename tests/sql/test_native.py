@@ -20,7 +20,9 @@ from pg_distill.serving.sql_forms import body_of_steps
 from pg_distill.serving.text_forms import TextForm
 from pg_distill.students import expression as native
 from pg_distill.students.blend import Blend
+from pg_distill.students.families import Setup
 from pg_distill.students.first_trees import FirstTrees
+from pg_distill.students.objective import sharpness
 from pg_distill.students.soft_labels import logits_from_probabilities
 from pg_distill.students.transfer_set import TransferSet
 from servers import Server
@@ -157,7 +159,7 @@ def test_a_teachers_first_trees_agree_too(bare: psycopg.Connection, name: str) -
         exported.expected if exported.task == "regression" else logits_from_probabilities(exported.expected)
     )
     data = TransferSet(exported.frame, soft, None, None, np.zeros(len(soft), np.uint8))
-    student = FirstTrees(task=exported.task, n_classes=n_classes, teacher=exported.artifact, trees=6)
+    student = FirstTrees(Setup(exported.task, n_classes, teacher=exported.artifact), trees=6)
     student.fit(data, data, deadline=None)
     frame = at_thresholds(student, exported.frame)
     load(bare, frame)
@@ -191,7 +193,7 @@ def test_a_blend_agrees_too(bare: psycopg.Connection, schema: str | None, task: 
     for member in members:
         member.fit(data, select)
     blend = Blend(members, [0.4, 0.3, 0.2, 0.1], task=task, n_classes=members[0].n_classes)
-    blend.calibrate(unsure(select))
+    blend.sharpen(sharpness(blend, unsure(select)))
     frame = edge_rows(rows(1000, 2))
     load(bare, frame)
     check(bare, blend, frame, 1e-5, schema, blend.to_onnx(data.frame))

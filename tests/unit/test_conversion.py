@@ -5,6 +5,19 @@ from __future__ import annotations
 import pipelines
 import pytest
 
+# A third of the time of all: no part of make quick.
+SLOW = {
+    "CalibratedClassifierCV, isotonic, deep forest",
+    "CalibratedClassifierCV, three classes",
+    "GaussianProcessRegressor",
+    "HistGradientBoostingClassifier on NULL",
+    "KNNImputer",
+    "SVC(probability=True)",
+    "SVR",
+    "StackingClassifier",
+    "StackingRegressor",
+    "TunedThresholdClassifierCV",
+}
 LIBRARIES = {"LightGBM": "lightgbm", "XGBoost": "xgboost", "CatBoost": "catboost"}
 
 
@@ -16,8 +29,12 @@ def _require(name: str) -> None:
             pytest.importorskip(module)
 
 
-@pytest.mark.parametrize("name", pipelines.PIPELINES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in pipelines.PIPELINES],
+)
 def test_predicts_as_its_library(name: str) -> None:
+    assert set(pipelines.PIPELINES) >= SLOW
     _require(name)
     tried = pipelines.try_pipeline(pipelines.fitted(name))
     assert tried.error is None, (tried.error, tried.error.detail)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from pg_distill.child.labelling import label_within
+from pg_distill.child.labelling import label_splits, label_within
 from pg_distill.child.wire import Message
 from pg_distill.child.workshop import Workshop
 from pg_distill.errors import InvalidParameter
@@ -77,7 +77,7 @@ def test_weights_are_of_the_scale_of_augmented_rows(scale: float) -> None:
     expected = relative / relative[:50].mean()
     assert workshop.problem.fit.weights == pytest.approx(expected[:50])
     assert workshop.problem.select.weights == pytest.approx(expected[50:100])
-    assert workshop.test_weights == pytest.approx(expected[100:150])
+    assert workshop.examination.rows.weights == pytest.approx(expected[100:150])
 
 
 def test_every_split_keeps_its_share() -> None:
@@ -88,7 +88,7 @@ def test_every_split_keeps_its_share() -> None:
     rng = np.random.default_rng(0)
     split = rng.choice(5, len(ROWS), p=[0.5, 0.1, 0.2, 0.1, 0.1]).astype(np.uint8)
     channel: Any = Channel()
-    logits, kept = Workshop()._label_within(Teacher(0.003), ROWS, split, 4.0, 1, channel)
+    logits, kept = label_splits(Teacher(0.003), ROWS, split, 4.0, 1, channel)
     assert np.array_equal(logits[kept, 0], ROWS.number("x")[kept])
     assert not kept[split == LEFT_OUT].any()
     assert 100 < kept.sum() < 400

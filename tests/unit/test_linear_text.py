@@ -11,13 +11,13 @@ import onnx
 import pytest
 from pg_distill.frame import Frame, Strings, Task
 from pg_distill.onnx_model.texts import TEXT_KEY
+from pg_distill.students.augment import KINDS, Augmenter
 from pg_distill.students.blend import Blend
 from pg_distill.students.export import STUDENT_KEY
 from pg_distill.students.families import Shape, load_family
 from pg_distill.students.objective import Objective, backfit, resolve_targets
 from pg_distill.students.soft_labels import softmax
 from pg_distill.students.text_effect import NgramLines, TextEffect, find_bags, usual_words
-from pg_distill.students.transfer_set import KINDS, Augmenter
 from student_rows import TASKS, difference, make, run
 from text_rows import EVERYTHING, special, tickets
 

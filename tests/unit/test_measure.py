@@ -136,6 +136,7 @@ def test_r2_of_large_values_keeps_its_digits() -> None:
     assert shifted == pytest.approx(measure.score("r2", y, p), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_intervals_of_many_rows_take_seconds() -> None:
     """A run has up to a dozen candidates and two minutes to score them."""
     y, p, _ = outputs(2, n=100_000)

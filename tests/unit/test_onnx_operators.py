@@ -104,6 +104,7 @@ def surveyed_case(case: Any) -> list[tuple[Tensor, np.ndarray[Any, Any]]]:
     return [(tensors[o.name], as_array(a)) for o, a in zip(model.graph.output, outputs, strict=True)]
 
 
+@pytest.mark.slow  # onnx makes all of its own tests first
 def test_shapes_are_those_of_the_operators_own_tests() -> None:
     compared: Counter[str] = Counter()
     wrong = []

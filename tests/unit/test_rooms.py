@@ -6,11 +6,12 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-MOST_LINES, MOST_LINES_OF_A_CLASS = 500, 300
+MOST_LINES, MOST_LINES_OF_A_CLASS = 450, 250
 MODULE = Path(__file__).resolve().parents[2] / "python" / "pg_distill"
 
 # From the street to the cellar. A package is one room.
@@ -59,6 +60,12 @@ CONFINED: dict[str, set[str]] = {
 }
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def _files() -> list[Path]:
     return sorted(path for path in MODULE.rglob("*.py") if path != MODULE / "__init__.py")
 
@@ -67,11 +74,12 @@ def _room(path: Path) -> str:
     return path.relative_to(MODULE).parts[0].removesuffix(".py")
 
 
+@cache
 def _imports(path: Path) -> set[str]:
     """Give the dotted names that a file imports anywhere, relative ones made absolute."""
     package = ("pg_distill", *path.relative_to(MODULE).parts[:-1])
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -104,7 +112,7 @@ def test_no_file_needs_itself_to_be_imported() -> None:
     }
 
     def needs(name: str) -> set[str]:
-        body = ast.parse(files[name].read_text()).body
+        body = _tree(files[name]).body
         found = {
             part
             for node in body
@@ -122,7 +130,7 @@ def test_no_file_needs_itself_to_be_imported() -> None:
 
 @pytest.mark.parametrize("path", _files(), ids=lambda path: str(path.relative_to(MODULE)))
 def test_what_is_long_says_why(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+    tree = _tree(path)
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     longest = max((node.end_lineno - node.lineno for node in classes if node.end_lineno), default=0)
     if len(path.read_text().splitlines()) > MOST_LINES or longest > MOST_LINES_OF_A_CLASS:
@@ -147,6 +155,7 @@ def test_pure_rooms_have_no_database() -> None:
     "file",
     [
         "database/backend",
+        "registry/checked",
         "registry/models",
         "rows/sample",
         "serving/predict",

@@ -11,7 +11,7 @@ from models import exported
 from pg_distill.frame import Feature, Frame, Strings, Task
 from pg_distill.students.blend import Blend
 from pg_distill.students.encoding import CategoryEncoder
-from pg_distill.students.families import Shape, load_family
+from pg_distill.students.families import Setup, Shape
 from pg_distill.students.first_trees import FirstTrees
 from pg_distill.students.mlp_encoding import MAX_ONE_HOT
 from pg_distill.students.soft_labels import log_softmax, logits_from_probabilities, one_hot, softmax
@@ -67,7 +67,7 @@ def test_five_hundred_columns(family: str) -> None:
     data, select, test = wide(3000, 0), wide(500, 1), wide(500, 2)
     # 3000 rows are 11 steps a pass, too few for 500 columns in 8 of them.
     options = SMALL[family] | ({"epochs": 30} if family == "mlp" else {})
-    student: Any = load_family(family)(task="binary", n_classes=2, alpha=0.5, **options)
+    student: Any = make(family, "binary", **options)
     student.fit(data, select)
     assert difference(student, test.frame) < 1e-4
     assert (student.predict_logits(test.frame).argmax(1) == test.y).mean() > 0.8
@@ -76,7 +76,7 @@ def test_five_hundred_columns(family: str) -> None:
 @pytest.mark.parametrize("family", SMALL)
 def test_a_hundred_classes(family: str) -> None:
     data, select, test = many_classes(8000, 0), many_classes(1000, 1), many_classes(1000, 2)
-    student: Any = load_family(family)(task="multiclass", n_classes=CLASSES, alpha=0.5, **SMALL[family])
+    student: Any = make(family, "multiclass", n_classes=CLASSES, **SMALL[family])
     student.fit(data, select)
     assert difference(student, test.frame) < 1e-4
     outputs = run(student.to_onnx(), test.frame)
@@ -94,7 +94,7 @@ def family_bytes(family: str, task: Task) -> bytes:
         data = TransferSet(found.frame, soft, None, None, np.zeros(len(soft), np.uint8))
         shape = Shape(task, max(1, len(found.classes)), found.frame.features, 400, found.artifact)
         size = FirstTrees.sizes(shape)[-1]
-        first = FirstTrees(task=task, n_classes=shape.n_classes, alpha=1.0, teacher=found.artifact, **size)
+        first = FirstTrees(Setup(task, shape.n_classes, teacher=found.artifact), **size)
         return first.fit(data, data).to_onnx()
     data, select = transfer(1500, task), transfer(300, task, 1)
     if family == "blend":
@@ -126,7 +126,7 @@ def test_thirty_thousand_categories(family: str) -> None:
     y = (columns["x"] + (columns["s0"].codes % 2) > 0.5).astype(np.int64)
     data = TransferSet(frame, None, y, None, np.zeros(6000, np.uint8))
     options = SMALL[family] | ({"epochs": 2} if family == "mlp" else {})
-    student: Any = load_family(family)(task="binary", n_classes=2, alpha=0.0, **options)
+    student: Any = make(family, "binary", alpha=0.0, **options)
     select = data.take(np.arange(500))
     student.fit(data, select)
     assert difference(student, select.frame) < 1e-4
@@ -156,7 +156,7 @@ def test_calibrating_lowers_the_loss_on_other_rows_and_keeps_the_classes(family:
         soft = logits_from_probabilities(found.expected)
         y = soft.argmax(axis=1).astype(np.int64)
         data = TransferSet(found.frame, soft, y, None, np.zeros(len(soft), np.uint8))
-        student: Any = FirstTrees(task="multiclass", n_classes=3, teacher=found.artifact, trees=30)
+        student: Any = FirstTrees(Setup("multiclass", 3, teacher=found.artifact), trees=30)
         student.fit(data, data)
         select, test = (
             unsure(data.take(np.arange(0, len(data), 2))),

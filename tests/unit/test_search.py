@@ -107,7 +107,7 @@ def test_candidates_do_not_depend_on_the_executor(
     families: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Latencies decide which students are trained again, and which fit together.
-    monkeypatch.setattr(training, "latency_ms", lambda artifact, frame: len(artifact) * 1e-7)
+    monkeypatch.setattr(training, "timings", lambda artifact, frame: (len(artifact) * 1e-7, 0.0))
     for family in families:
         sizes = load_family(family).sizes
         monkeypatch.setattr(load_family(family), "sizes", lambda shape, sizes=sizes: sizes(shape)[:2])
@@ -136,8 +136,8 @@ def test_what_was_too_slow_in_a_slow_moment_is_measured_again(monkeypatch: pytes
     refused: list[Any] = []
     is_slow = True
 
-    def latency_ms(artifact: bytes, frame: Frame) -> float:
-        return allowed * (1.4 if is_slow and b"TreeEnsemble" in artifact else 0.5)
+    def timings(artifact: bytes, frame: Frame) -> tuple[float, float]:
+        return allowed * (1.4 if is_slow and b"TreeEnsemble" in artifact else 0.5), 0.0
 
     def report(progress: dict[str, Any]) -> None:
         nonlocal is_slow
@@ -149,7 +149,7 @@ def test_what_was_too_slow_in_a_slow_moment_is_measured_again(monkeypatch: pytes
         if progress["stage"] == "finish":
             is_slow = False
 
-    monkeypatch.setattr(training, "latency_ms", latency_ms)
+    monkeypatch.setattr(training, "timings", timings)
     config = replace(FAST, families=("mlp", "tree"))
     found = stages.search(problem("binary"), config, teacher("binary"), report=report)
     trees = [c for c in found if c.family == "tree"]
@@ -313,13 +313,14 @@ def test_candidates_and_blends_are_calibrated_on_select() -> None:
 
     whole = problem("multiclass", 800)
     assert whole.select.y is not None
-    config = replace(FAST, families=("linear", "tree"))  # these are not trained again with the select rows
+    config = replace(FAST, families=("linear", "tree"))
     found = stages.search(whole, config, teacher("multiclass"))
     trained = [c for c in found if c.artifact]
     assert {c.family for c in trained} >= {"linear", "tree", "blend"}
     for c in trained:
-        logits = np.log(np.maximum(run(c.artifact, whole.select.frame), 1e-30))
-        assert fit_sharpness(logits, whole.select.y) == pytest.approx(1.0, abs=0.01)
+        # Before their refit, which has learned the select rows.
+        assert c.select_logits is not None
+        assert fit_sharpness(c.select_logits, whole.select.y) == pytest.approx(1.0, abs=0.01)
     # Some of them had been too sure, or not sure enough.
     assert any(b'"sharpness": 1.0,' not in c.artifact for c in trained if c.family != "blend")
 

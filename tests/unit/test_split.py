@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from pg_distill.frame import Column, Feature, Frame, Strings
 from pg_distill.rows.canonical import SqlType
-from pg_distill.rows.sample import Label, Sample
+from pg_distill.rows.labels import Label
+from pg_distill.rows.sample import Sample
 from pg_distill.rows.split import FIT, LEFT_OUT, TEST, _group_hashes, split_by_hash
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from pg_distill.errors import InvalidParameter
 from pg_distill.frame import Feature, FloatArray, Frame, Strings
-from pg_distill.students.transfer_set import KINDS, Augmenter, TransferSet, labelling_seconds, stack
+from pg_distill.students.augment import KINDS, Augmenter
+from pg_distill.students.transfer_set import TransferSet, labelling_seconds, stack
 from student_rows import rows, transfer
 
 THRESHOLDS = {"x": np.array([-1.0, 0.0, 1.0]), "k": np.array([0.5])}

@@ -10,8 +10,9 @@ from pg_distill.errors import FeatureNotSupported, InvalidData
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.session import open_session
 from pg_distill.students.boosted import Boosted
-from pg_distill.students.ensemble import Columns, floor_float32
-from pg_distill.students.families import Shape
+from pg_distill.students.columns import Columns
+from pg_distill.students.ensemble import floor_float32
+from pg_distill.students.families import Setup, Shape
 from pg_distill.students.first_trees import FirstTrees, _read_onnx
 from pg_distill.students.soft_labels import logits_from_probabilities
 from pg_distill.students.transfer_set import TransferSet
@@ -233,9 +234,7 @@ def test_first_trees_follow_their_teacher(name: str) -> None:
         exported.expected if exported.task == "regression" else logits_from_probabilities(exported.expected)
     )
     data = TransferSet(exported.frame, soft, None, None, np.zeros(len(soft), np.uint8))
-    student = FirstTrees(
-        task=exported.task, n_classes=n_classes, alpha=1.0, teacher=exported.artifact, **sizes[-1]
-    )
+    student = FirstTrees(Setup(exported.task, n_classes, teacher=exported.artifact), **sizes[-1])
     prototype = student.prototype(data)
     student.fit(data, data)
     assert difference(student, edge_rows(exported.frame)) < 1e-5
@@ -257,7 +256,7 @@ def test_other_teachers_have_no_first_trees() -> None:
     assert FirstTrees.sizes(Shape("binary", 2, FEATURES, 400, None)) == []
     data = transfer(100, "binary")
     with pytest.raises(FeatureNotSupported):
-        FirstTrees(task="binary", n_classes=2, teacher=exported.artifact).fit(data, data, deadline=None)
+        FirstTrees(Setup("binary", 2, teacher=exported.artifact)).fit(data, data, deadline=None)
 
 
 @pytest.mark.parametrize("family", ["tree", "boosted"])

@@ -11,10 +11,11 @@ from pg_distill.onnx_model import approve
 from pg_distill.onnx_model.session import Model
 from pg_distill.search.training import disagreement
 from pg_distill.students import projection
-from pg_distill.students.families import FAMILIES, Shape, load_family
+from pg_distill.students.augment import Augmenter
+from pg_distill.students.families import FAMILIES, Setup, Shape, load_family
 from pg_distill.students.projection import Projection
 from pg_distill.students.soft_labels import softmax
-from pg_distill.students.transfer_set import REAL, Augmenter, TransferSet
+from pg_distill.students.transfer_set import REAL, TransferSet
 from vector_rows import embeddings
 
 LENGTH = 48
@@ -58,8 +59,7 @@ def test_every_family_reads_vectors(family: str, task: Task, mixed: bool) -> Non
     fit = documents(2500, task, mixed=mixed, nulls=True)
     select = documents(800, task, seed=5, mixed=mixed, nulls=True)
     classes = 1 if task == "regression" else fit.teacher_logits.shape[1]
-    cls: Any = load_family(family)
-    student = cls(task=task, n_classes=classes, epochs=5, **sizes(family, fit, task, classes))
+    student: Any = load_family(family)(Setup(task, classes, epochs=5), **sizes(family, fit, task, classes))
     assert student.prototype(fit.take(np.arange(200))) is not None
     student.fit(fit, select, deadline=None)
     logits = student.predict_logits(select.frame)
@@ -91,7 +91,7 @@ def test_a_line_over_a_vector_finds_the_line_that_taught_it() -> None:
     for task in ("binary", "multiclass"):
         fit, select = documents(3000, task), documents(1000, task, seed=5)
         student: Any = load_family("linear")(
-            task=task, n_classes=fit.teacher_logits.shape[1], epochs=10, **sizes("linear", fit, task, 2)
+            Setup(task, fit.teacher_logits.shape[1]), **sizes("linear", fit, task, 2)
         )
         student.fit(fit, select, deadline=None)
         same = student.predict_logits(select.frame).argmax(axis=1) == select.teacher_logits.argmax(axis=1)

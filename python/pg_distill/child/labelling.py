@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from pg_distill.child.channel import Channel
+from pg_distill.child.wire import Message
 from pg_distill.errors import InvalidParameter
 from pg_distill.frame import FloatArray, Frame, Task
 
-__all__ = ["distinct_classes", "finite", "label_within", "probabilities_of"]
+__all__ = [
+    "distinct_classes",
+    "finite",
+    "in_parallel",
+    "label_splits",
+    "label_within",
+    "probabilities_of",
+]
 
+LABEL_SHARE = 0.25  # of the time budget, for labelling real rows by the teacher
+FLOOR_ROWS = 20  # of each split: with fewer labelled nothing can be said
+FLOOR_SHARE = 0.5  # of the time budget, that labelling those may take
+SIGNIFICANT_SECONDS = 2.0  # labelling that takes longer is announced
 PROBE_SECONDS = 0.5  # of labelling that says how long the rest will take
 BATCH_SECONDS = 2.0  # until the clock is looked at again
 BATCH_ROWS, BATCH_GROWTH = 1024, 4  # at most and from one to the next: fewer rows in a batch cost more each
@@ -100,3 +116,65 @@ def distinct_classes(outputs: FloatArray, task: Task, threshold: float | None = 
 def finite(value: float | None) -> float | None:
     """Return a figure as JSON holds it: None where it is not finite."""
     return float(value) if value is not None and np.isfinite(value) else None
+
+
+def label_splits(
+    label: Callable[[Frame], FloatArray],
+    frame: Frame,
+    split: npt.NDArray[np.uint8],
+    budget: float,
+    width: int,
+    channel: Channel,
+) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """Label as many rows as the time allows, an even part of every split, and say so beforehand."""
+    from pg_distill.rows.split import LEFT_OUT, UNLABELLED
+
+    # Rows come in the order of their hash, so that the first ones of a split are as good a part of it as any. The few
+    # without which nothing can be said come first, then all splits in step: wherever it ends, each has kept its share.
+    used = split != LEFT_OUT
+    place = np.full(len(frame), np.inf)
+    floor = 0
+    for number in np.unique(split[used]):
+        rows = np.flatnonzero(split == number)
+        place[rows] = np.arange(1, len(rows) + 1) / len(rows)
+        if number != UNLABELLED:
+            place[rows[:FLOOR_ROWS]] -= 1
+            floor += min(len(rows), FLOOR_ROWS)
+    order = np.argsort(place, kind="stable")[: np.count_nonzero(used)]
+
+    def tell(done: int, a_row: float, expected: int, *, estimate: bool) -> None:
+        fields: dict[str, Any] = {"stage": "label", "done": done / len(order)}
+        left = a_row * (expected - done)
+        if estimate and left > SIGNIFICANT_SECONDS:
+            fields |= {
+                "estimated_seconds": left,
+                "rows": expected,
+                "rows_left_out": len(order) - expected,
+            }
+        channel.send(Message("progress", fields, {}, {}))
+
+    most = max(budget * FLOOR_SHARE, SIGNIFICANT_SECONDS)
+    found = label_within(
+        label, frame.take(order), budget * LABEL_SHARE, at_least=floor, at_most_seconds=most, tell=tell
+    )
+    logits, kept = np.zeros((len(frame), width)), np.zeros(len(frame), bool)
+    logits[order[: len(found)]] = found
+    kept[order[: len(found)]] = True
+    return logits, kept
+
+
+def in_parallel(
+    label: Callable[[Frame], FloatArray], threads: int, least: int
+) -> Callable[[Frame], FloatArray]:
+    """Label parts of a frame, of ``least`` rows, in threads of their own: a session gives up the interpreter while it runs."""
+    if threads == 1:
+        return label
+    pool = ThreadPoolExecutor(threads)
+
+    def label_parts(rows: Frame) -> FloatArray:
+        if len(rows) < 2 * least:
+            return label(rows)
+        parts = [rows.take(part) for part in np.array_split(np.arange(len(rows)), min(threads, len(rows)))]
+        return np.concatenate(list(pool.map(label, parts)))
+
+    return label_parts

@@ -71,6 +71,7 @@ class SearchRequest:
     threads: int
     executor: str
     sql: bool
+    patience: int
 
 
 class Reported(TypedDict, total=False):
@@ -182,12 +183,35 @@ class Trial:
         return cls(**known, artifact=artifact, signature=signature)
 
 
+class ChosenBy(TypedDict):
+    """The rows that chose among the candidates: of one fold (select), or, cross-fitted, of several."""
+
+    folds: int
+    rows: int
+    candidates: int
+    """That were judged by all of them."""
+
+
+class Ended(TypedDict):
+    """Why a search ended."""
+
+    by: str
+    """``patience``, ``budget``, or ``all done``: what kept further candidates from being trained."""
+    seconds: float
+    trained: int
+    """Students, blends and refits left aside."""
+    since_gain: int
+    """How many of them came after the last one that improved the frontier."""
+
+
 class Searched(NamedTuple):
-    """What a search found: its candidates; on the select rows the teacher's metric, and how many classes it names."""
+    """What a search found: its candidates; on the rows that chose the teacher's metric, and how many classes it names."""
 
     trials: list[Trial]
     teacher_select: float | None
     teacher_classes: int | None
+    chosen_by: ChosenBy
+    ended: Ended
 
 
 def pack(frame: Frame, fields: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], prefix: str) -> None:

@@ -6,6 +6,9 @@ killed by a signal for a crashed backend: a guard reaps it (see ``guard``). A te
 Python's ``finally``: what has to happen then happens because file descriptors close. And nothing but
 ``check_interrupts`` ends a wait: no wait here is longer than 50 ms without it. No thread is started in the
 backend.
+
+Long, because one class holds the child from its start to its end: the descriptors that lead to it are opened, polled and
+closed together, and how it ended is read from all of them.
 """
 
 from __future__ import annotations

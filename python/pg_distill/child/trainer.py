@@ -8,11 +8,15 @@ pipe once:
     check      check and open ONNX files whose signatures are known
     load       rows, splits and the teacher; the teacher labels the real rows
     survey     what the teacher is worth on the select rows, before anything is trained
+    probe      the fastest student untrained, by which the backend tells what predict costs around a model
     search     train candidates; return those on the frontier with their files
+    cascade    students that ask the teacher where they are unsure
     evaluate   score candidates and the family on the test rows, which nothing before has looked at
     compare    the choice with its teacher and a control, in every metric
 
 ``python -m pg_distill.child.workshop`` is the child.
+
+Its class is long, because it has a method for each of these.
 """
 
 from __future__ import annotations
@@ -197,11 +201,12 @@ class Trainer:
         teacher: tuple[bytes, Signature] | None,
         outputs: FloatArray | None,
         class_threshold: float | None = None,
+        folds: npt.NDArray[np.uint8] | None = None,
     ) -> Loaded:
         """Send the rows and label them.
 
         ``teacher`` is an ONNX file that labels in the child; ``outputs`` are the labels where it is not one. ``class_threshold``
-        is the teacher's own.
+        is the teacher's own, ``folds`` see `rows.sample.Sample`.
         Returns what there is to say of the labelling.
         """
         fields: dict[str, Any] = {
@@ -224,6 +229,8 @@ class Trainer:
             fields["input_schema"], fields["output_schema"] = teacher[1].to_json()
         if outputs is not None:
             arrays["outputs"] = outputs
+        if folds is not None:
+            arrays["folds"] = folds
         reply = self._call(
             Message("load", fields, arrays, blobs), time_budget_s * OVERRUN + SEARCH_GRACE_SECONDS
         )
@@ -237,7 +244,14 @@ class Trainer:
             Trial.of_reply(fields, reply.blobs.get(str(fields["number"])))
             for fields in reply.fields["candidates"]
         ]
-        return Searched(trials, reply.fields["teacher_select"], reply.fields["teacher_classes"])
+        fields = reply.fields
+        return Searched(
+            trials,
+            fields["teacher_select"],
+            fields["teacher_classes"],
+            fields["chosen_by"],
+            fields["ended"],
+        )
 
     def survey(self, floor: tuple[str, float] | None) -> Surveyed:
         """Say what the teacher is worth on the select rows, before anything is trained.

@@ -6,19 +6,24 @@ Long, because its one class is the process: a method for each request, over the 
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pg_distill.child import inspection
 from pg_distill.child.channel import Channel, child_main
-from pg_distill.child.labelling import distinct_classes, finite, label_within, probabilities_of
+from pg_distill.child.examination import Examination
+from pg_distill.child.labelling import (
+    distinct_classes,
+    finite,
+    in_parallel,
+    label_splits,
+    probabilities_of,
+)
 from pg_distill.child.messages import (
+    ChosenBy,
     Loaded,
     Surveyed,
     Trial,
@@ -28,26 +33,20 @@ from pg_distill.child.messages import (
 )
 from pg_distill.child.wire import Message
 from pg_distill.errors import InvalidData
-from pg_distill.frame import Feature, FloatArray, Frame, Task
+from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.onnx_model.signature import Signature
 
 if TYPE_CHECKING:
     from pg_distill.measure.judge import Judge
-    from pg_distill.measure.scores import Beside, Evaluation
-    from pg_distill.onnx_model.limits import Limits as FileLimits
     from pg_distill.search.problem import Candidate, Problem
+    from pg_distill.students.transfer_set import TransferSet
 
 __all__ = ["Workshop"]
 
-LABEL_SHARE = 0.25  # of the time budget, for labelling real rows by the teacher
-FLOOR_ROWS = 20  # of each split: with fewer labelled nothing can be said
-FLOOR_SHARE = 0.5  # of the time budget, that labelling those may take
 PROTOTYPE_ROWS = 2000  # rows that preprocessing of an untrained student is fitted to
 PROBE_ROWS = 64  # that the logits of a graph are found on, and that are worth a thread
-SIGNIFICANT_SECONDS = 2.0  # labelling that takes longer is announced
 LOCAL = "local"  # as the executor of a search: threads of the training process
 CASCADE_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)  # of the rows, that the teacher is asked for
-RESAMPLES = 1000  # bootstrap
 
 
 class Workshop:
@@ -55,66 +54,17 @@ class Workshop:
 
     def __init__(self) -> None:
         self.problem: Problem
-        self.test: Frame
-        self.test_y: npt.NDArray[Any]
-        self.test_weights: FloatArray | None
-        self.test_teacher: FloatArray
+        self.examination: Examination
+        self.judging: TransferSet
         self.label: Callable[[Frame], FloatArray] | None = None
         self.teacher_artifact: bytes | None = None
         self.candidates: dict[int, Candidate] = {}
         self.signatures: dict[int, Signature] = {}
         self.cascades: dict[int, tuple[int, float]] = {}
         self.class_thresholds: dict[int, float | None] = {}
-        self.judge: Judge
-        self.tested: dict[int, FloatArray] = {}
         self.seed = 0
         self.teacher_cut: float | None = None
         self.teacher_threshold: float | None = None
-
-    def look(self, request: Message, channel: Channel) -> Message:
-        from pg_distill import probe
-
-        own = "Python {}.{} as user {}".format(*sys.version_info[:2], probe.whoami())
-        found = [probe.look_for_dependency(requirement) for requirement in probe.REQUIREMENTS]
-        return Message("looked", {"own": own, "found": found})
-
-    def inspect(self, request: Message, channel: Channel) -> Message:
-        from pg_distill.onnx_model import approve
-        from pg_distill.onnx_model.teacher import TeacherModel
-
-        fields = request.fields
-        artifact = request.blobs["artifact"]
-        rows = unpack(request, "rows/") if "rows/features" in fields else None
-        approval = approve.approve(
-            artifact,
-            features=None
-            if fields["features"] is None
-            else [Feature(*found) for found in fields["features"]],
-            names=fields["names"],
-            task=fields["task"],
-            classes=fields["classes"],
-            rows=rows,
-            limits=_limits(fields),
-            class_threshold=fields.get("class_threshold"),
-            max_tokens=fields["max_tokens"],
-        )
-        teacher = TeacherModel(artifact, approval.signature, rows)
-        return Message(
-            "inspected",
-            {**write_signature(approval.signature), "logits_source": teacher.logits_source},
-            {"outputs": approval.outputs},
-            {},
-        )
-
-    def check(self, request: Message, channel: Channel) -> Message:
-        from pg_distill.onnx_model import approve
-
-        limits = _limits(request.fields)
-        found = [
-            approve.approve(artifact, Signature.from_json(*schemas), limits=limits).signature
-            for artifact, schemas in zip(request.blobs.values(), request.fields["schemas"], strict=True)
-        ]
-        return Message("checked", {"signatures": list(map(write_signature, found))}, {}, {})
 
     def load(self, request: Message, channel: Channel) -> Message:
         from pg_distill.onnx_model import derive
@@ -128,6 +78,7 @@ class Workshop:
         task: Task = fields["task"]
         frame, split, y = unpack(request, "rows/"), request.arrays["split"], request.arrays["y"]
         weights = request.arrays.get("weights")
+        folds = request.arrays.get("folds")
         self.seed = fields["seed"]
         self.teacher_cut = fields.get("class_threshold")
         started = time.monotonic()
@@ -146,7 +97,7 @@ class Workshop:
             )
             logits_source = teacher.logits_source
             few = 1 if teacher.is_text else PROBE_ROWS
-            self.label = _in_parallel(teacher.logits, fields["threads"], few)
+            self.label = in_parallel(teacher.logits, fields["threads"], few)
         elif fields["can_label"]:
 
             def ask(rows: Frame) -> FloatArray:
@@ -164,7 +115,7 @@ class Workshop:
             silent = np.isnan(request.arrays["outputs"]).all(axis=1) & (split == FIT)
         else:
             assert self.label is not None
-            logits, kept = self._label_within(
+            logits, kept = label_splits(
                 self.label,
                 frame,
                 split,
@@ -178,6 +129,8 @@ class Workshop:
                 f"the teacher gives NaN or infinity for {bad.sum()} rows",
                 detail=f"The first of them has {frame.show_row(int(np.argmax(bad)))}.",
             )
+        if folds is not None:
+            folds = np.where(silent, 0, folds).astype(np.uint8)  # the teacher has not answered them
         if weights is not None and (fitted := weights[(split == FIT) & kept]).any():
             weights = weights / fitted.mean()  # the weight of augmented rows is 1
 
@@ -190,22 +143,20 @@ class Workshop:
                 y[rows],
                 None if weights is None else weights[rows],
                 np.full(int(rows.sum()), source, np.uint8),
+                None if folds is None else folds[rows],
             )
 
-        unlabelled = part(UNLABELLED)
+        unlabelled, self.judging = part(UNLABELLED), part(SELECT)
         self.problem = Problem(
             task=task,
             classes=tuple(fields["classes"]),
             metric=fields["metric"],
             fit=part(FIT),
-            select=part(SELECT),
+            select=self.judging,
             unlabelled=unlabelled if len(unlabelled) else None,
             teacher=self.teacher_artifact,
         )
-        test = part(TEST)
-        assert test.y is not None and test.teacher_logits is not None
-        self.test, self.test_y, self.test_weights = test.frame, test.y, test.weights
-        self.test_teacher = probabilities_of(test.teacher_logits, task)
+        self.examination = Examination(self.problem, part(TEST), seed=self.seed, teacher_cut=self.teacher_cut)
         counts = {name: int(((split == number) & kept).sum()) for number, name in enumerate(SPLIT_NAMES)}
         return Message(
             "loaded",
@@ -220,51 +171,6 @@ class Workshop:
             {},
             {},
         )
-
-    def _label_within(
-        self,
-        label: Callable[[Frame], FloatArray],
-        frame: Frame,
-        split: npt.NDArray[np.uint8],
-        budget: float,
-        width: int,
-        channel: Channel,
-    ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-        """Label as many rows as the time allows, an even part of every split, and say so beforehand."""
-        from pg_distill.rows.split import LEFT_OUT, UNLABELLED
-
-        # Rows come in the order of their hash, so that the first ones of a split are as good a part of it as any. The few
-        # without which nothing can be said come first, then all splits in step: wherever it ends, each has kept its share.
-        used = split != LEFT_OUT
-        place = np.full(len(frame), np.inf)
-        floor = 0
-        for number in np.unique(split[used]):
-            rows = np.flatnonzero(split == number)
-            place[rows] = np.arange(1, len(rows) + 1) / len(rows)
-            if number != UNLABELLED:
-                place[rows[:FLOOR_ROWS]] -= 1
-                floor += min(len(rows), FLOOR_ROWS)
-        order = np.argsort(place, kind="stable")[: np.count_nonzero(used)]
-
-        def tell(done: int, a_row: float, expected: int, *, estimate: bool) -> None:
-            fields: dict[str, Any] = {"stage": "label", "done": done / len(order)}
-            left = a_row * (expected - done)
-            if estimate and left > SIGNIFICANT_SECONDS:
-                fields |= {
-                    "estimated_seconds": left,
-                    "rows": expected,
-                    "rows_left_out": len(order) - expected,
-                }
-            channel.send(Message("progress", fields, {}, {}))
-
-        most = max(budget * FLOOR_SHARE, SIGNIFICANT_SECONDS)
-        found = label_within(
-            label, frame.take(order), budget * LABEL_SHARE, at_least=floor, at_most_seconds=most, tell=tell
-        )
-        logits, kept = np.zeros((len(frame), width)), np.zeros(len(frame), bool)
-        logits[order[: len(found)]] = found
-        kept[order[: len(found)]] = True
-        return logits, kept
 
     def survey(self, request: Message, channel: Channel) -> Message:
         from pg_distill.measure import decisions, metrics
@@ -312,16 +218,14 @@ class Workshop:
         from pg_distill.onnx_model import check as onnx_graph
         from pg_distill.onnx_model import derive
         from pg_distill.search.training import latency_ms
-        from pg_distill.students.families import Shape, load_family
+        from pg_distill.students.families import Setup, Shape, load_family
 
         problem = self.problem
         n_classes = len(problem.classes) or 1
         few = problem.fit.take(np.arange(min(len(problem.fit), PROTOTYPE_ROWS)))
         family = load_family("linear")
         size = family.sizes(Shape(problem.task, n_classes, few.frame.features, len(few)))[0]
-        student = family(
-            task=problem.task, n_classes=n_classes, temperature=1.0, alpha=1.0, epochs=1, seed=0, **size
-        )  # type: ignore[call-arg]
+        student = family(Setup(problem.task, n_classes, epochs=1, seed=0), **size)
         artifact = student.prototype(few)
         if artifact is None:
             artifact = student.fit(few, few, deadline=None).to_onnx()
@@ -342,7 +246,7 @@ class Workshop:
     def search(self, request: Message, channel: Channel) -> Message:
         from pg_distill.onnx_model import check as onnx_graph
         from pg_distill.onnx_model import derive
-        from pg_distill.search.problem import Config
+        from pg_distill.search.problem import SELECT_FOLD, Config
         from pg_distill.search.stages import search
 
         fields = dict(request.fields)
@@ -355,13 +259,15 @@ class Workshop:
 
                 executor = stack.enter_context(DaskExecutor(address))
                 fields["threads"] = executor.slots
-            candidates = search(
-                self.problem,
-                Config(**fields),
-                self.label,
-                executor=executor,
-                report=lambda progress: channel.send(Message("progress", dict(progress), {}, {})),
-            )
+            told: dict[str, Any] = {}
+
+            def report(progress: dict[str, Any]) -> None:
+                told.update(progress)
+                channel.send(Message("progress", dict(progress), {}, {}))
+
+            candidates = search(self.problem, Config(**fields), self.label, executor=executor, report=report)
+        folds = max((c.folds for c in candidates), key=len, default=(SELECT_FOLD,))
+        self.judging = self.problem.judging(folds)
         judge, teacher = self._judge_of_select()
         rows: list[dict[str, Any]] = []
         blobs: dict[str, bytes] = {}
@@ -408,14 +314,22 @@ class Workshop:
             "candidates": rows,
             "teacher_select": judge.value(teacher),
             "teacher_classes": distinct_classes(teacher, self.problem.task),
+            "chosen_by": dict(
+                ChosenBy(
+                    folds=len(folds),
+                    rows=len(self.judging),
+                    candidates=sum(bool(c.artifact) and c.folds == folds for c in candidates),
+                )
+            ),
+            "ended": told["ended"],
         }
         return Message("searched", fields, {}, blobs)
 
     def _judge_of_select(self) -> tuple[Judge, FloatArray]:
-        """Return what scores outputs on the select rows, and the teacher's."""
+        """Return what scores outputs on the rows that choose, and the teacher's."""
         from pg_distill.measure.judge import Judge
 
-        select, problem = self.problem.select, self.problem
+        select, problem = self.judging, self.problem
         assert select.y is not None and select.teacher_logits is not None
         outputs = probabilities_of(select.teacher_logits, problem.task)
         judge = Judge(
@@ -442,6 +356,8 @@ class Workshop:
         found: list[dict[str, Any]] = []
         for number, most in request.fields["shares"]:
             own = student(number)
+            if len(own) < len(teacher):
+                continue  # others are judged by more rows
             confidence = own.max(axis=1)
             for share in sorted({*(s for s in CASCADE_SHARES if s < most), most}):
                 threshold = float(np.quantile(confidence, share))
@@ -478,142 +394,30 @@ class Workshop:
             }
         return Message("cascaded", {"cascades": best}, {}, {})
 
-    def _cascaded(self, own: FloatArray, threshold: float | None) -> FloatArray:
-        """Return a student's outputs on the test rows, with the teacher's where it is not confident enough."""
-        if threshold is None:
-            return own
-        return np.where(own.max(axis=1, keepdims=True) >= threshold, own, self.test_teacher)
-
     def evaluate(self, request: Message, channel: Channel) -> Message:
-        from pg_distill.onnx_model import derive
         from pg_distill.onnx_model.session import Model
-        from pg_distill.onnx_model.text_model import open_model
 
-        fields = request.fields
-        for number in fields["numbers"]:
+        for number in request.fields["numbers"]:
             student, threshold = self.cascades.get(number, (number, None))
-            candidate = self.candidates[student]
-            own = Model(candidate.artifact, self.signatures[student]).run_frame(self.test)
-            self.tested[number] = self._cascaded(own, threshold)
-        every = np.ones(len(self.test), bool)
-        self.judge = judge = self._judge_of_test(every)
-        reply: Evaluation = {
-            "teacher": judge.figures(self.test_teacher, self.teacher_cut),
-            "majority": judge.baseline(),
-            "candidates": {
-                str(n): judge.figures(o, self.class_thresholds.get(n)) for n, o in self.tested.items()
-            },
-            "members": {},
-        }
-        if self.teacher_threshold is not None:
-            reply["teacher"]["tuned"] = {
-                "class_threshold": self.teacher_threshold,
-                "score": judge.value(self.test_teacher, self.teacher_threshold),
-            }
-        cuts: Mapping[str, float] = fields["class_thresholds"]
-        outputs: dict[str, FloatArray] = {}
-        outside: dict[str, npt.NDArray[np.bool_]] = {}
-        for key, (input_schema, output_schema) in fields["members"].items():
-            signature = derive.costed(request.blobs[key], Signature.from_json(input_schema, output_schema))
-            own = open_model(request.blobs[key], signature).run_frame(self.test)
-            outputs[key] = self._cascaded(own, fields["thresholds"].get(key))
-            outside[key] = request.arrays.get(f"outside/{key}", every).astype(bool)
-        for key, own in outputs.items():
-            rows = outside[key]
-            if rows.all():
-                reply["members"][key] = judge.figures(own, cuts.get(key))
-                continue
-            # What it is held against is held against the same rows.
-            part = self._judge_of_test(rows)
-
-            def beside(
-                other: FloatArray,
-                cut: float | None = None,
-                part: Judge = part,
-                rows: npt.NDArray[np.bool_] = rows,
-                own: FloatArray = own,
-                own_cut: float | None = cuts.get(key),
-            ) -> Beside:
-                return {
-                    "score": part.value(other[rows], cut),
-                    "difference_error": part.difference_error(own[rows], other[rows], (own_cut, cut)),
-                }
-
-            reply["members"][key] = {
-                **part.figures(own[rows], cuts.get(key)),
-                "against": {
-                    "teacher": beside(self.test_teacher, self.teacher_cut),
-                    "majority": part.baseline(),
-                    "candidates": {
-                        str(n): beside(o, self.class_thresholds.get(n)) for n, o in self.tested.items()
-                    },
-                    "members": {
-                        other: beside(o, cuts.get(other)) if (outside[other] | ~rows).all() else None
-                        for other, o in outputs.items()
-                        if other != key
-                    },
-                },
-            }
-        return Message("evaluated", dict(reply), {}, {})
-
-    def _judge_of_test(self, rows: npt.NDArray[np.bool_]) -> Judge:
-        """Return what scores outputs on some of the test rows."""
-        from pg_distill.measure.judge import Judge
-
-        problem = self.problem
-        return Judge(
-            problem.metric,
-            problem.task,
-            self.test_y[rows],
-            self.test_teacher[rows],
-            None if self.test_weights is None else self.test_weights[rows],
-            seed=self.seed,
-            resamples=RESAMPLES,
-            # Where a model is watched there are no rows to fit on.
-            baseline_y=problem.fit.y if len(problem.fit) else None,
-            baseline_weights=problem.fit.weights,
-        )
+            model = Model(self.candidates[student].artifact, self.signatures[student])
+            own = model.run_frame(self.examination.rows.frame)
+            self.examination.add(number, own, threshold, self.class_thresholds.get(number))
+        return Message("evaluated", dict(self.examination.evaluate(request, self.teacher_threshold)), {}, {})
 
     def compare(self, request: Message, channel: Channel) -> Message:
-        outputs = {"teacher": self.test_teacher}
-        cuts: dict[str, float | None] = {"teacher": self.teacher_cut}
-        for name in ("control", "student"):
-            number = request.fields[name]
-            if number is not None:
-                outputs[name], cuts[name] = self.tested[number], self.class_thresholds.get(number)
-        return Message("compared", dict(self.judge.compare(outputs, cuts)), {}, {})
-
-
-def _limits(fields: Mapping[str, Any]) -> FileLimits:
-    from pg_distill.onnx_model.limits import DEFAULT_LIMITS
-
-    return replace(DEFAULT_LIMITS, artifact_bytes=fields["max_bytes"], run_bytes=fields["run_bytes"])
-
-
-def _in_parallel(
-    label: Callable[[Frame], FloatArray], threads: int, least: int
-) -> Callable[[Frame], FloatArray]:
-    """Label parts of a frame, of ``least`` rows, in threads of their own: a session gives up the interpreter while it runs."""
-    if threads == 1:
-        return label
-    pool = ThreadPoolExecutor(threads)
-
-    def label_parts(rows: Frame) -> FloatArray:
-        if len(rows) < 2 * least:
-            return label(rows)
-        parts = [rows.take(part) for part in np.array_split(np.arange(len(rows)), min(threads, len(rows)))]
-        return np.concatenate(list(pool.map(label, parts)))
-
-    return label_parts
+        fields = request.fields
+        return Message(
+            "compared", dict(self.examination.compare(fields["control"], fields["student"])), {}, {}
+        )
 
 
 if __name__ == "__main__":
     workshop = Workshop()
     child_main(
         {
-            "look": workshop.look,
-            "inspect": workshop.inspect,
-            "check": workshop.check,
+            "look": inspection.look,
+            "inspect": inspection.inspect,
+            "check": inspection.check,
             "load": workshop.load,
             "survey": workshop.survey,
             "probe": workshop.probe,

@@ -17,6 +17,7 @@ from pg_distill.cli.plots import calibration_plot, frontier_plot, milliseconds
 from pg_distill.cli.segments import answers_of, rows_of, segments_of, task_of
 from pg_distill.errors import InvalidParameter, InvalidState, UndefinedObject
 from pg_distill.measure.comparison import describe
+from pg_distill.runs.summary import ending
 from pg_distill.text import printable
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def render(
     task = task_of(run)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     environment.filters.update(
-        describe=describe, ms=milliseconds, figure=_figure, compact=_compact, bytes=_bytes
+        describe=describe, ending=ending, ms=milliseconds, figure=_figure, compact=_compact, bytes=_bytes
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     try:

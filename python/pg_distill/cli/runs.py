@@ -58,6 +58,7 @@ OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "weight_column": (str, "sample weights"),
     "trained_on": (str, "a query for the rows that the teacher was trained on"),
     "prefer": (str, "accurate, knee or fast: which student within target and floor (default accurate)"),
+    "patience": (int, "trainings in a row without gain after which the search ends (default 8)"),
     "text_columns": (
         lambda text: [name for name in text.split(",") if name],
         "string columns that are read as texts, with commas between (default: those of several words that hardly repeat)",

@@ -23,7 +23,8 @@ from pg_distill.errors import (
 from pg_distill.frame import Column, Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.check import STUDENT_KEY, check, check_file
 from pg_distill.onnx_model.cut import prune
-from pg_distill.onnx_model.derive import cost_of, derive_signature, input_shape, survey_of
+from pg_distill.onnx_model.derive import cost_of, derive_signature, survey_of
+from pg_distill.onnx_model.derive_inputs import input_shape
 from pg_distill.onnx_model.limits import DEFAULT_LIMITS, Limits
 from pg_distill.onnx_model.nodes import (
     graph_inputs,

@@ -19,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.errors import InvalidArtifact
+from pg_distill.onnx_model.protobuf import field, fields, read_integers, write_varint
 from pg_distill.onnx_model.signature import Reader
-from pg_distill.onnx_model.texts import INPUT, TEXT_KEY, TextReader
+from pg_distill.onnx_model.texts import INPUT, TEXT_KEY, TextReader, read_together
 from pg_distill.onnx_model.tokens import MARKS, Tokeniser
 from pg_distill.onnx_model.vectorizers import VECTORS_KEY, VectorReader, read_vectorizers
 
-__all__ = ["Lookup", "cut_lookups", "cut_texts", "field", "fields", "prune"]
+__all__ = ["Lookup", "cut_lookups", "cut_texts", "prune"]
 
 _ELEMENTS = {"float32": 1, "int64": 7, "float64": 11}  # of TensorProto.DataType
 KEYS_A_CHECK = 1 << 15  # strings of a table that are read in some 30 ms
@@ -181,7 +182,9 @@ def cut_texts(artifact: bytes, check: Callable[[], None] = lambda: None) -> tupl
         columns = tuple(said["columns"])
         if not all(isinstance(name, str) for name in columns) or len(set(columns)) < len(columns):
             raise ValueError("columns have names")
-        readers = tuple(_reader(columns, own, makers, stored, check) for own in said["readers"])
+        readers = tuple(
+            read_together([_reader(columns, own, makers, stored, check) for own in said["readers"]])
+        )
     except (IndexError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidArtifact("model does not say how it reads texts", detail=f"{error!r}.") from error
     targets = {reader.target: reader.width for reader in readers}
@@ -204,7 +207,7 @@ def cut_texts(artifact: bytes, check: Callable[[], None] = lambda: None) -> tupl
         if number != 1 and not unused and not (number == 11 and _text(payload, 1) == INPUT):
             kept.append(whole)
     for name, width in targets.items():
-        dims = field(1, field(2, b"rows")) + field(1, b"\x08" + _write_varint(width))
+        dims = field(1, field(2, b"rows")) + field(1, b"\x08" + write_varint(width))
         tensor = bytes([1 << 3, _ELEMENTS["float32"]]) + field(2, dims)
         kept.append(field(11, field(1, name.encode()) + field(2, field(1, tensor))))
     return b"".join([*rest, field(7, b"".join(kept))]), readers
@@ -255,7 +258,7 @@ def _float64_columns(value_info: memoryview) -> int:
         for inner, _, tensor in fields(kind) if number == 2 else ():
             for n, _, part in fields(tensor) if inner == 1 else ():
                 if n == 1:
-                    kinds += _integers(part)
+                    kinds += read_integers(part)
                 elif n == 2:
                     dims += [dict(_dim(dim)).get(1, 0) for place, _, dim in fields(part) if place == 1]
     return dims[1] if kinds == [_ELEMENTS["float64"]] and len(dims) == 2 and dims[0] == 0 else 0
@@ -265,7 +268,7 @@ def _dim(dim: memoryview) -> Iterator[tuple[int, int]]:
     """Yield the number of a dimension, where it has one."""
     for number, _, value in fields(dim):
         if number == 1:
-            yield 1, next(_integers(value))
+            yield 1, next(read_integers(value))
 
 
 def _reader(
@@ -321,8 +324,8 @@ def _floats(tensor: memoryview, element: str = "float32") -> npt.NDArray[np.floa
     data = b""
     for number, _, payload in fields(tensor):
         if number == 1:
-            dims.extend(_integers(payload))
-        elif number == 2 and list(_integers(payload)) != [_ELEMENTS[element]]:
+            dims.extend(read_integers(payload))
+        elif number == 2 and list(read_integers(payload)) != [_ELEMENTS[element]]:
             raise ValueError(f"table is of {element}")
         elif number == 9:
             data = bytes(payload)
@@ -360,9 +363,9 @@ class _Node:
                         check()
                     keys.append(str(value, "utf-8"))
                 elif number == 8 and name == "keys_int64s":
-                    keys.extend(_integers(value))
+                    keys.extend(read_integers(value))
                 elif number == 8 and name == "values_int64s":
-                    values.extend(_integers(value))
+                    values.extend(read_integers(value))
         table = dict(zip(keys, values, strict=True))
         if len(table) < len(keys):
             raise ValueError("a key stands twice")
@@ -388,11 +391,11 @@ class _Node:
                 elif number == 7:
                     floats.extend(np.frombuffer(value, "<f4").tolist())
                 elif number == 8:
-                    integers.extend(_integers(value))
+                    integers.extend(read_integers(value))
                 elif number == 2 and name == "default_float":
                     defaults[name] = float(np.frombuffer(value, "<f4")[0])
                 elif number == 3 and name == "default_int64":
-                    defaults[name] = next(_integers(value))
+                    defaults[name] = next(read_integers(value))
         if len(set(keys)) < len(keys) or len(keys) != len(floats) + len(integers) or (floats and integers):
             return None
         table: dict[str | None, float] = dict(zip(keys, floats or integers, strict=True))
@@ -419,60 +422,3 @@ def _shape(value_info: memoryview) -> bytes:
                 if n == 2:
                     return bytes(whole)
     return b""
-
-
-def _integers(view: memoryview) -> Iterator[int]:
-    """Yield the 64-bit integers of one field, packed or not."""
-    at = 0
-    while at < len(view):
-        value, at = _varint(view, at)
-        yield value - 2**64 if value >= 2**63 else value
-
-
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
-    """Return the number at a place, and the place behind it."""
-    value = shift = 0
-    while True:
-        byte = view[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise IndexError("a varint is too long")
-
-
-def fields(view: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """Yield (number, field, payload) of a serialized message; IndexError where it is none."""
-    at, end = 0, len(view)
-    while at < end:
-        start = at
-        tag, at = _varint(view, at)
-        wire = tag & 7
-        if wire == 0:
-            payload = at
-            _, at = _varint(view, at)
-        elif wire in (1, 5):
-            payload, at = at, at + (8 if wire == 1 else 4)
-        elif wire == 2:
-            size, at = _varint(view, at)
-            payload, at = at, at + size
-        else:
-            raise IndexError(f"wire type {wire} is not used by ONNX")
-        if at > end:
-            raise IndexError("a field ends after its message")
-        yield tag >> 3, view[start:at], view[payload:at]
-
-
-def field(number: int, payload: bytes) -> bytes:
-    """Return a field whose payload has a length."""
-    return _write_varint(number << 3 | 2) + _write_varint(len(payload)) + payload
-
-
-def _write_varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])

@@ -18,7 +18,14 @@ from zero.
 from __future__ import annotations
 
 # Each file writes its rules into the list where it is imported.
-from pg_distill.onnx_model import rules_cells, rules_ml, rules_products, rules_shapes, rules_texts  # noqa: F401
+from pg_distill.onnx_model import (  # noqa: F401
+    rules_cells,
+    rules_indices,
+    rules_ml,
+    rules_products,
+    rules_shapes,
+    rules_texts,
+)
 from pg_distill.onnx_model.rules import RULES
 
 __all__ = ["RULES"]

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.errors import InvalidArtifact, InvalidData, InvalidState, LimitExceeded
-from pg_distill.onnx_model.cut import field, fields
+from pg_distill.onnx_model.protobuf import field, fields
 
 __all__ = [
     "ATTENTION_MASK",

@@ -30,7 +30,8 @@ from pg_distill.errors import (
 )
 from pg_distill.frame import Feature, FloatArray, Frame, Strings, Task
 from pg_distill.onnx_model.cut import prune
-from pg_distill.onnx_model.derive import input_shape, survey_of
+from pg_distill.onnx_model.derive import survey_of
+from pg_distill.onnx_model.derive_inputs import input_shape
 from pg_distill.onnx_model.limits import Limits
 from pg_distill.onnx_model.nodes import Producers, graph_inputs
 from pg_distill.onnx_model.outputs import check_labels, check_task, class_names, find_outputs, form_of
@@ -285,13 +286,15 @@ def try_text(model: TextModel, tokens: Tokens, rows: Frame | None, limits: Limit
             detail=error.detail,
             hint="Pass max_tokens => ... , as many as it has positions for.",
         ) from error
+    grown = peak_bytes() - before
+    peak_bytes(reset=True)
     began = time.monotonic()
     for text in _EXTREME_TEXTS:
         with suppress(InvalidData):
             timed(model, lambda text=text: model.run_text(text), 1, limits)  # type: ignore[misc]
         if time.monotonic() - began > _EXTREME_SECONDS:
             break
-    grown = peak_bytes() - before
+    grown = max(grown, peak_bytes() - before)
     held = 0 if signature.cost is None else signature.cost.held_bytes
     if grown > limits.run_bytes + held:
         raise LimitExceeded(f"model takes {grown} bytes for a text, limit is {limits.run_bytes}")

@@ -27,10 +27,7 @@ from pg_distill.onnx_model.nodes import (
     SUM_TOLERANCE,
 )
 from pg_distill.onnx_model.running import synthetic
-from pg_distill.onnx_model.session import (
-    BATCH_ROWS,
-    Model,
-)
+from pg_distill.onnx_model.session import Model
 from pg_distill.onnx_model.signature import (
     Signature,
 )
@@ -50,8 +47,8 @@ def trial_run(
 ) -> FloatArray:
     """Open ``artifact`` as a backend will and run ``rows``; return their predictions.
 
-    One row first, then batches of twice the size up to `BATCH_ROWS`, the largest that a backend runs at once; ``rows`` are
-    repeated as often as it takes. Batches stop growing where they would pass ``limits.run_seconds``. Where no rows are given
+    One row first, then twice as many, up to the most that a backend runs at once; ``rows`` are repeated as often as it
+    takes. Batches stop growing where they would pass ``limits.run_seconds``. Where no rows are given
     some are made up, and what the model says of these is left to it: the predictions returned are none.
 
     Raises
@@ -71,8 +68,11 @@ def try_model(model: Model, rows: Frame | None, limits: Limits, before: int) -> 
     """Run ``rows`` as `trial_run` says; ``before`` are the bytes that the process had before the model was opened."""
     given, signature = rows is not None, model.signature
     rows = rows if rows is not None else synthetic(signature)
-    size, seconds = 1, 0.0
-    while size <= BATCH_ROWS and 4 * seconds < limits.run_seconds:  # twice the rows, with a margin of two
+    seconds = 0.0
+    # One run a time, on a heap that is free: what runs leave scattered over it can double what the next one seems to take.
+    for size in _growing(model.most_rows(rows)):
+        if 4 * seconds >= limits.run_seconds:  # twice the rows, with a margin of two
+            break
         batch = rows.take(np.resize(np.arange(len(rows)), size))
         started = time.perf_counter()
         try:
@@ -84,13 +84,21 @@ def try_model(model: Model, rows: Frame | None, limits: Limits, before: int) -> 
         grown = peak_bytes() - before
         if grown > limits.run_bytes:
             raise LimitExceeded(f"model takes {grown} bytes for {size} rows, limit is {limits.run_bytes}")
-        size *= 2
+        peak_bytes(reset=True)
     if not given:
         return np.empty((0, signature.width))
     predictions = model.run_frame(rows)
     check_predictions(predictions, signature)
     _check_independence(model, rows, predictions)
     return predictions
+
+
+def _growing(most: int) -> Iterator[int]:
+    size = 1
+    while size < most:
+        yield size
+        size *= 2
+    yield most
 
 
 def _timed(model: Model, rows: Frame, limits: Limits) -> FloatArray:
@@ -254,10 +262,12 @@ def run_extremes(model: Model, limits: Limits) -> None:
 
 
 def peak_bytes(*, reset: bool = False) -> int:
-    """Return the most memory that this process has had in use, with ``reset`` from now on (on Linux)."""
+    """Return the most memory that this process has had in use, with ``reset`` from now on (on Linux).
+
+    With ``reset`` free memory goes back to the system first: used again it would not be seen to grow.
+    """
     try:
         if reset:
-            # What was freed and kept would be used again unseen.
             with suppress(OSError, AttributeError):
                 ctypes.CDLL(None).malloc_trim(0)
             with open("/proc/self/clear_refs", "w") as file:

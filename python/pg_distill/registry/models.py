@@ -6,10 +6,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from pg_distill import __version__
 from pg_distill.database.protocol import Argument, Database, Row
 from pg_distill.errors import (
     ArtifactCorrupted,
@@ -18,14 +16,14 @@ from pg_distill.errors import (
     UndefinedModel,
 )
 from pg_distill.frame import ModelForm, Task
-from pg_distill.onnx_model.signature import Cost, Signature
+from pg_distill.onnx_model.signature import Signature
 from pg_distill.quoting import quote_identifier
+from pg_distill.registry.checked import note_cost
 from pg_distill.registry.locks import lock_names
 from pg_distill.registry.model import MODEL_COLUMNS, Dropped, Model, ModelKind, model_of_row
 from pg_distill.registry.rights import (
     MAY_WRITE,
     Role,
-    can_write,
     current_role,
     hold_name,
     own_name,
@@ -37,21 +35,17 @@ from pg_distill.rows.learned import Learned
 
 __all__ = [
     "REPORTED",
-    "RULES",
     "activate",
-    "costs_meanwhile",
     "drop",
     "find_by_id",
     "find_model",
     "find_teacher",
     "insert_model",
     "next_version",
-    "note_checked",
     "read_artifact",
     "read_artifacts",
     "read_learned",
     "training_rows",
-    "unchecked",
     "update_figures",
 ]
 
@@ -218,7 +212,7 @@ def insert_model(
             ("float8", class_threshold),
         )
         if checked and artifact is not None and signature.cost is not None:
-            _note_checked(db, row["id"], signature.cost)
+            note_cost(db, row["id"], signature.cost)
         _update_figures(db, row["id"], figures, role)
         return str(row["id"])
 
@@ -231,57 +225,6 @@ def _by_id(db: Database, model_id: str) -> Model:
         # A policy that lets a role register what it may not see.
         raise UndefinedModel("the model is not visible to the role that registered it")
     return model
-
-
-RULES = __version__
-"""Whose rules a file has passed that is noted as checked."""
-
-
-def _note_checked(db: Database, model_id: str, cost: Cost) -> None:
-    db.query(
-        "insert into distill.checked (sha256, schema_digest, rules, cost)"
-        " select m.sha256, distill._schema_digest(m.input_schema, m.output_schema), $2, $3 from distill.models m where m.id = $1"
-        " on conflict do nothing",
-        ("uuid", model_id),
-        ("text", RULES),
-        ("jsonb", json.dumps(asdict(cost))),
-    )
-
-
-def unchecked(db: Database, ids: Sequence[str]) -> list[str]:
-    """Return which of these models no child of this server has checked yet."""
-    rows = db.query(
-        "select m.id::pg_catalog.text as id from distill.models m where m.id = any ($1) and m.artifact is not null"
-        " and distill._run_cost(m.sha256, distill._schema_digest(m.input_schema, m.output_schema), $2) is null",
-        ("uuid[]", list(ids)),
-        ("text", RULES),
-    )
-    return [row["id"] for row in rows]
-
-
-def note_checked(db: Database, model_id: str, signature: Signature) -> None:
-    """Note that a child has checked a model's file and signature, so that it is not checked again; where that can be written."""
-    cost = signature.cost
-    assert cost is not None
-    if can_write(db):
-        db.write(lambda: _note_checked(db, model_id, cost))
-
-
-def costs_meanwhile(db: Database, ids: Sequence[str]) -> dict[str, Cost]:
-    """Return what runs of these models cost where another session has had them checked since this statement began."""
-    if not can_write(db):
-        return {}
-    # What `Database.write` runs has a snapshot of its own; predict has its statement's.
-    rows = db.write(
-        lambda: db.query(
-            "select m.id::pg_catalog.text as id, c.cost from distill.models m cross join lateral (select"
-            " distill._run_cost(m.sha256, distill._schema_digest(m.input_schema, m.output_schema), $2) as cost) c"
-            " where m.id = any ($1) and c.cost is not null",
-            ("uuid[]", list(ids)),
-            ("text", RULES),
-        )
-    )
-    return {row["id"]: Cost.from_json(json.loads(row["cost"])) for row in rows}
 
 
 _FIGURES: Mapping[str, str] = {

@@ -19,12 +19,6 @@ from pg_distill.database.protocol import Database
 from pg_distill.errors import DatatypeMismatch, InvalidData
 from pg_distill.frame import STRINGS, Column, Feature, FloatArray, Frame, Kind, Strings
 from pg_distill.quoting import quote_identifier
-from pg_distill.rows.canonical import (
-    SqlType,
-    label_text,
-    number_text,
-    one_text_for_equal_numbers,
-)
 from pg_distill.rows.fetch import (
     MAX_TEXT_BYTES,
     Fetched,
@@ -34,6 +28,7 @@ from pg_distill.rows.fetch import (
     identity_hash,
     refuse_texts,
 )
+from pg_distill.rows.labels import Label, label_wanted, read_label
 from pg_distill.rows.learned import Identity, Learned
 from pg_distill.rows.source import Source, identity_columns, numbers_of
 from pg_distill.rows.split import (
@@ -44,6 +39,7 @@ from pg_distill.rows.split import (
     TEST,
     UNLABELLED,
     IntArray,
+    folds_by_hash,
     group_numbers,
     salted,
     split_by_hash,
@@ -51,15 +47,7 @@ from pg_distill.rows.split import (
     split_times,
 )
 
-__all__ = [
-    "Label",
-    "Sample",
-    "draw_identified",
-    "draw_rows",
-    "draw_sample",
-    "draw_with_rows",
-    "identities_of",
-]
+__all__ = ["Sample", "draw_identified", "draw_rows", "draw_sample", "draw_with_rows", "identities_of"]
 
 
 LOOKED_AT, MIN_LOOKED_AT = (
@@ -68,32 +56,7 @@ LOOKED_AT, MIN_LOOKED_AT = (
 )  # share of the rows whose strings are measured before they are drawn; if they are so many
 CLEARLY_MORE = 2  # times MAX_TEXT_BYTES: what a few rows say is not exact
 MIN_SPLIT_ROWS = 10  # fewer rows in a split say nothing about a student
-
-
-@dataclass(frozen=True)
-class Label:
-    """The column of the truth: ``values`` in canonical form, ``texts`` as they are compared with names of classes.
-
-    ``texts`` are the server's own, whatever DateStyle, TimeZone and extra_float_digits say, one for equal numbers; None where
-    nobody asked for them.
-    """
-
-    values: Column
-    texts: Strings | None
-    sql_type: SqlType
-
-    def take(self, rows: npt.NDArray[Any]) -> Label:
-        """Return the label of some rows."""
-        values = self.values.take(rows) if isinstance(self.values, Strings) else self.values[rows]
-        return Label(values, None if self.texts is None else self.texts.take(rows), self.sql_type)
-
-    def names(self) -> list[str]:
-        """Return the texts that occur, in the order of their values."""
-        assert self.texts is not None
-        known = np.flatnonzero(self.texts.codes >= 0)
-        values = self.values.codes if isinstance(self.values, Strings) else self.values
-        first = {int(self.texts.codes[row]): values[row] for row in reversed(known)}
-        return [self.texts.categories[code] for code in sorted(first, key=lambda code: first[code])]
+MAX_CROSSED = 20_000  # labelled rows; of more the select rows alone tell candidates apart
 
 
 @dataclass(frozen=True)
@@ -125,6 +88,8 @@ class Sample:
         NaN for rows without a label.
     until
         The newest time of fit and select then.
+    folds
+        (n,) the fold of each row (see `folds_by_hash`) that can be cross-fitted: 0 of what may only teach. None where no row can.
     """
 
     frame: Frame
@@ -138,6 +103,7 @@ class Sample:
     groups: npt.NDArray[Any] | None = None
     times: FloatArray | None = None
     until: float | None = None
+    folds: npt.NDArray[np.uint8] | None = None
 
     @property
     def digest(self) -> str:
@@ -205,34 +171,7 @@ def _all_hashes(db: Database, source: Source, expression: str) -> IntArray:
     return numbers_of(row["hash"], ">i8").astype(np.int64)
 
 
-_LABEL_TEXT, _GROUP = object(), object()
-
-
-def _label_wanted(source: Source, label: str | None, texts: bool) -> dict[Any, tuple[str, Kind]]:
-    if label is None:
-        return {}
-    wanted: dict[Any, tuple[str, Kind]] = {label: source.single(label)}
-    text = label_text(f"s.{quote_identifier(label)}", source.columns[label])
-    if texts and text is not None and source.kind(label) != "string":
-        wanted[_LABEL_TEXT] = text, "string"
-    return wanted
-
-
-def _label(source: Source, label: str, columns: Mapping[Any, Column], texts: bool) -> Label:
-    values, sql_type = columns[label], source.columns[label]
-    if not texts:
-        return Label(values, None, sql_type)
-    if isinstance(values, Strings):
-        return Label(values, values, sql_type)
-    written = columns.get(_LABEL_TEXT)
-    if written is None:
-        known, inverse = np.unique(values, return_inverse=True)
-        names = [None if np.isnan(v) else number_text(float(v), sql_type.base) for v in known]
-        written = Strings.from_values(np.array(names, object)[inverse].tolist())
-    assert isinstance(written, Strings)
-    if sql_type.base == "numeric":
-        written = one_text_for_equal_numbers(written)
-    return Label(values, written, sql_type)
+_GROUP = object()
 
 
 def draw_rows(
@@ -262,7 +201,7 @@ def draw_identified(
     identities: Sequence[Identity] = (),
 ) -> tuple[Frame, Label | None, dict[str, Column], dict[Identity, IntArray], npt.NDArray[Any] | None]:
     """Draw rows as `draw_rows` does, with the hashes by which they are known, of columns that there are, and their groups."""
-    wanted = _label_wanted(source, label, True) | {c: source.single(c) for c in extra}
+    wanted = label_wanted(source, label, True) | {c: source.single(c) for c in extra}
     if group_column is not None:
         wanted[_GROUP] = source.group(group_column)
     where = f" WHERE s.{quote_identifier(label)} IS NOT NULL" if label else ""
@@ -272,7 +211,7 @@ def draw_identified(
     )  # fmt: skip
     columns = found.columns
     frame = Frame(tuple(features), {f.name: columns[f.name] for f in features})
-    labels = _label(source, label, columns, True) if label else None
+    labels = read_label(source, label, columns, True) if label else None
     groups = group_numbers(columns[_GROUP]) if group_column is not None else None
     return frame, labels, {c: columns[c] for c in extra}, found.identities, groups
 
@@ -320,7 +259,7 @@ def draw_sample(
     """
     others = [*extra, *([time_column] if time_column is not None else [])]
     wanted: dict[Any, tuple[str, Kind]] = {c: source.single(c) for c in others}
-    wanted |= _label_wanted(source, label, label_texts)
+    wanted |= label_wanted(source, label, label_texts)
     if group_column is not None:
         wanted[_GROUP] = source.group(group_column)
     if time_column is not None and source.kind(time_column) == "string":
@@ -395,9 +334,16 @@ def draw_sample(
         same = hashes if groups is None else groups
         judging = (split[:n] == SELECT) | (split[:n] == TEST)
         split[n:][np.isin(same[n:], same[:n][judging])] = LEFT_OUT
+    folds = None
+    if time_column is None and n <= MAX_CROSSED:
+        folds = folds_by_hash(hashes if groups is None else salted(groups, seed))
+        # What the teacher knows by heart judges nobody; nor do others by a copy, or another row of the group, without a label.
+        folds[:n][known | (split[:n] > SELECT)] = 0
+        same = hashes if groups is None else groups
+        folds[n:][~np.isin(same[n:], same[:n][folds[:n] > 0])] = 0
     sample = Sample(
         Frame(tuple(features), {f.name: columns[f.name] for f in features}),
-        _label(source, label, columns, label_texts) if label is not None else None,
+        read_label(source, label, columns, label_texts) if label is not None else None,
         {c: columns[c] for c in extra},
         hashes,
         split,
@@ -407,6 +353,7 @@ def draw_sample(
         groups,
         times,
         until,
+        folds,
     )
     why = None
     if teacher is not None:
@@ -415,6 +362,8 @@ def draw_sample(
         if outside is not None:
             # They may teach, unless they are too new for that.
             split[(split == TEST) & ~outside] = FIT if time_column is None else LEFT_OUT
+            if folds is not None:
+                folds[(split == FIT) & ~outside] = 0
             why = (
                 f"The teacher has learned from {judged - sample.count(TEST)} of the {judged} rows to test on."
             )

@@ -19,6 +19,7 @@ __all__ = [
     "TEST",
     "UNLABELLED",
     "IntArray",
+    "folds_by_hash",
     "group_numbers",
     "salted",
     "split_by_hash",
@@ -30,11 +31,26 @@ IntArray = npt.NDArray[np.int64]
 FIT, SELECT, TEST, UNLABELLED, LEFT_OUT = 0, 1, 2, 3, 4
 SPLIT_NAMES = ("fit", "select", "test", "unlabelled")  # a row that is left out is in none
 FIT_SHARE, SELECT_SHARE = 0.64, 0.16  # of the labelled rows; the rest is for test
+FOLDS = 5  # of what is not test, as large as select; select is the first
+
+
+def _places(hashes: npt.NDArray[Any]) -> FloatArray:
+    """Return for each hash a place from 0 to 1."""
+    return np.asarray((mix(hashes) >> np.uint64(11)).astype(np.float64) / 2.0**53)
+
+
+def folds_by_hash(hashes: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return the fold of each row by its hash: 1 of what `split_by_hash` has select, 2 to ``FOLDS`` of fit, 0 of test."""
+    place = _places(hashes)
+    others = 2 + np.floor(place / FIT_SHARE * (FOLDS - 1))
+    return np.where(
+        place < FIT_SHARE, np.minimum(others, FOLDS), np.where(place < FIT_SHARE + SELECT_SHARE, 1, 0)
+    ).astype(np.uint8)
 
 
 def split_by_hash(hashes: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Return the split of each row, a function of its hash."""
-    place = (mix(hashes) >> np.uint64(11)).astype(np.float64) / 2.0**53
+    place = _places(hashes)
     return np.where(place < FIT_SHARE, FIT, np.where(place < FIT_SHARE + SELECT_SHARE, SELECT, TEST)).astype(
         np.uint8
     )

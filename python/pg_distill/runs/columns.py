@@ -179,10 +179,11 @@ def run_and_candidates(
         "majority_accuracy": figures["majority"],
         "figures": {
             **_compared(material.metric, ours, found),
+            "chosen_by": dict(found.chosen_by) if found.chosen_by is not None else None,
             "asked": len(decision.refused) + decision.accepted,
             "labelling": dict(loaded),
-            "search": asdict(found.request)
-            if found.request is not None
+            "search": {**asdict(found.request), "ended": dict(found.ended)}
+            if found.request is not None and found.ended is not None
             else {"families": list(options.student_families)},
             "chosen": chosen.number if chosen is not None else None,
             "teacher_latency": asdict(timings[teacher.id].latency) if teacher.id in timings else None,

@@ -17,7 +17,6 @@ from pg_distill.rows.source import identity_columns
 from pg_distill.runs import choice
 from pg_distill.runs.material import Material
 from pg_distill.runs.options import Options
-from pg_distill.runs.progress import latency_seconds
 from pg_distill.serving import approval, predict
 from pg_distill.serving.sql_forms import expression_of
 from pg_distill.serving.timing import (
@@ -204,8 +203,9 @@ def time_all(
     finalists: Sequence[Trial],
     material: Material,
     options: Options,
+    seconds: float,
 ) -> dict[str, Timing]:
-    """Time teacher, family and finalists in turns; keys are model ids and ``verdict``'s names.
+    """Time teacher, family and finalists in turns, for so many seconds in all; keys are model ids and ``verdict``'s names.
 
     What is timed in SQL form is timed by predict too, which can also be called for it. Members are offered as candidates
     are, so that one which others drop meanwhile ends nothing.
@@ -243,7 +243,7 @@ def time_all(
             list(contenders.values()),
             material.timing_rows,
             seed=options.seed,
-            seconds=latency_seconds(options.time_budget_s),
+            seconds=seconds,
         )
     timings = _with_opening(timings, opened_ms)
     return {key: timings[contender.name] for key, contender in contenders.items()}

@@ -35,9 +35,9 @@ from pg_distill.runs.contest import (
 from pg_distill.runs.material import Material, prepare
 from pg_distill.runs.measured import Measured
 from pg_distill.runs.options import Options
-from pg_distill.runs.progress import Progress, Watch
+from pg_distill.runs.progress import Progress, Watch, latency_seconds
 from pg_distill.runs.record import Outcome, Report
-from pg_distill.runs.summary import summarise
+from pg_distill.runs.summary import ending, summarise
 from pg_distill.runs.verdict import Verdict
 from pg_distill.serving.approval import trainer_limits
 from pg_distill.serving.sql_models import label_by_sql
@@ -200,7 +200,9 @@ def _search(
     # What rows of many columns or long texts take longer than others is the search's loss, not the caller's.
     labelled_s += max(time.monotonic() - began - USUAL_PROBE_SECONDS, 0.0)
     request = _search_request(db, options, overhead, labelled_s)
-    trials, teacher_select, teacher_classes = trainer.search(request)
+    trials, teacher_select, teacher_classes, chosen_by, ended = trainer.search(request)
+    clock.say(ending(ended))
+    clock.say(material.choice_text(chosen_by))
 
     # Measure: latency here, where it is spent; accuracy there, on rows that nothing has looked at.
     clock.enter("latency")
@@ -214,7 +216,8 @@ def _search(
     members, files = family_of(db, teacher, material.sample.frame)
     before = runs.measured_on(db, members)
     outside = outside_rows(db, members, material)
-    timings = time_all(db, teacher, members, files, finalists, material, options)
+    spent = clock.seconds["label"] + clock.seconds["search"]
+    timings = time_all(db, teacher, members, files, finalists, material, options, latency_seconds(spent))
     asking: list[Trial] = []
     if options.cascade_wanted and _can_stand_behind(teacher):
         asking = cascades_of(trainer, teacher, teacher_select, finalists, trials, timings, options)
@@ -255,7 +258,8 @@ def _search(
         knee = ranked("knee")[0]
         summary += verdict.faster_alternative(chosen, knee, options, metric, teacher, timings, figures)
     return Measured(
-        teacher, figures, decision, summary, request, trials, finalists, control, members, before, timings, compared
+        teacher, figures, decision, summary, request, trials, finalists, control, chosen_by, members, before, timings,
+        compared, ended,
     )  # fmt: skip
 
 
@@ -340,4 +344,5 @@ def _search_request(db: Database, options: Options, overhead_ms: float, labelled
         threads=settings.get_setting(db, "trainer_threads"),
         executor=settings.get_text_setting(db, "executor"),
         sql=options.sql_wanted,
+        patience=options.patience,
     )

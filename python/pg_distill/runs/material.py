@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pg_distill.child.messages import ChosenBy
 from pg_distill.database.protocol import Database
 from pg_distill.errors import DatatypeMismatch, InvalidData, InvalidParameter
 from pg_distill.frame import Feature, FloatArray, Frame, Task
@@ -59,6 +60,24 @@ class Material:
     def counts_text(self) -> str:
         """Rows a split, in words."""
         return ", ".join(f"{self.sample.count(part)} rows {name}" for part, name in enumerate(SPLIT_NAMES))
+
+    def choice_text(self, chosen_by: ChosenBy) -> str:
+        """Say by which rows candidates were told apart, and why by no more."""
+        if chosen_by["folds"] > 1:
+            return (
+                f"{chosen_by['candidates']} candidates cross-fitted: chosen by {chosen_by['rows']} rows of"
+                f" {chosen_by['folds']} folds, out of fold"
+            )
+        folds = self.sample.folds
+        if self.options.time_column is not None:
+            why = "of rows that are split by time no others can judge"
+        elif folds is None:
+            why = "they are many"
+        elif not (folds[self.sample.split == FIT] > 0).any():
+            why = "the teacher was trained on all others"
+        else:
+            why = "the time budget carries no cross-fitting"
+        return f"chosen by {chosen_by['rows']} select rows alone: {why}"
 
     def keep_first(self, counts: Mapping[str, int]) -> Material:
         """Return the material with the first rows of each split alone in it."""
@@ -130,6 +149,7 @@ class Material:
             "teacher": (artifact, teacher.signature) if artifact is not None else None,
             "outputs": self.outputs,
             "class_threshold": teacher.class_threshold,
+            "folds": self.sample.folds,
         }
 
     @property

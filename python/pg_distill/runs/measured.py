@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pg_distill.child.messages import SearchRequest, Trial
+from pg_distill.child.messages import ChosenBy, Ended, SearchRequest, Trial
 from pg_distill.measure.scores import Compared, Evaluation, Scores
 from pg_distill.registry.model import MeasuredOn, Model
 from pg_distill.runs.choice import offer_name
@@ -29,10 +29,14 @@ class Measured:
         All candidates, and those that were timed in the backend.
     control
         The candidate of labels alone that the choice is compared with.
+    chosen_by
+        The rows that chose; None where nothing was searched.
     members, before
         The teacher's family by id, and where its members were measured until now.
     timings
         By a model's id, or a candidate's `choice.offer_name`.
+    ended
+        Why the search ended; None where nothing was searched.
     """
 
     teacher: Model
@@ -43,10 +47,12 @@ class Measured:
     trials: Sequence[Trial] = ()
     finalists: Sequence[Trial] = ()
     control: Trial | None = None
+    chosen_by: ChosenBy | None = None
     members: Mapping[str, Model] = field(default_factory=dict)
     before: Mapping[str, MeasuredOn] = field(default_factory=dict)
     timings: Mapping[str, Timing] = field(default_factory=dict)
     compared: Compared = field(default_factory=lambda: Compared(intervals={}, versus={}))
+    ended: Ended | None = None
 
     def timing_of(self, trial: Trial) -> Timing | None:
         """Return a candidate's latency in the backend, None where it was not timed."""

@@ -48,10 +48,11 @@ class Options:
     trained_on: str | None = None
     prefer: str = "accurate"
     text_columns: Sequence[str] | None = None
+    patience: int = 8
 
     def __post_init__(self) -> None:
         for name in ("teacher", "target_latency_ms", "temperature", "epochs", "seed", "max_rows", "time_budget_s",
-                     "prefer"):  # fmt: skip
+                     "prefer", "patience"):  # fmt: skip
             if getattr(self, name) is None:
                 raise NullNotAllowed(f"{name} must not be NULL")
         _require(self.target_latency_ms > 0 and np.isfinite(self.target_latency_ms), "target_latency_ms",
@@ -65,6 +66,7 @@ class Options:
         _require(
             0 < self.time_budget_s <= 86_400, "time_budget_s", self.time_budget_s, "above 0 and at most 86400"
         )
+        _require(1 <= self.patience <= 1_000_000, "patience", self.patience, "from 1 to 1000000")
         if self.student_name is not None:
             check_name(self.student_name, "student name")
         if self.families is not None:

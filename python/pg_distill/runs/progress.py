@@ -9,7 +9,7 @@ from typing import NamedTuple
 __all__ = ["STAGES", "Progress", "Standing", "Watch", "latency_seconds"]
 
 LATENCY_SECONDS, LATENCY_SHARE = (5.0, 20.0), 1 / 6
-"""To time teacher, family and candidates together: this share of the time budget, within bounds."""
+"""To time teacher, family and candidates together: this share of what labelling and search took, within bounds."""
 OTHER_SECONDS = 5.0  # what else comes after the search
 SEARCH = {"screen": (0.0, 0.25), "sizes": (0.25, 0.5), "finish": (0.5, 0.7), "refit": (0.7, 1.0)}
 """What part of its time budget each stage of the search may take at most: see ``search.STAGE_END``."""
@@ -26,10 +26,10 @@ STAGES = {
 MOST = 0.99  # not 1 before the run is recorded
 
 
-def latency_seconds(time_budget_s: float) -> float:
-    """Return the seconds that timing takes, at most, of a run with this time budget; it comes after the search."""
+def latency_seconds(spent_s: float) -> float:
+    """Return the seconds that timing takes, at most, of a run whose labelling and search took ``spent_s``; it comes after."""
     least, most = LATENCY_SECONDS
-    return min(max(least, LATENCY_SHARE * time_budget_s), most)
+    return min(max(least, LATENCY_SHARE * spent_s), most)
 
 
 Watch = Callable[[str, float, str | None], None]
@@ -76,6 +76,8 @@ class Progress:
         elif stage in ("sample", "label", "search"):
             left = max(self._budget - (now - self._started), 0.0) + self._tail
         else:
+            if stage == "latency" != self._stage:  # the search may have ended early
+                self._timing = latency_seconds(min(self._budget, now - self._started))
             left = {
                 "latency": self._timing * (1.0 - done) + OTHER_SECONDS,
                 "evaluate": 3.0,

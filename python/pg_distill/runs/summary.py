@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pg_distill.child.messages import Trial
+from pg_distill.child.messages import Ended, Trial
 from pg_distill.measure.scores import Compared, Evaluation
 from pg_distill.registry.model import Model
 from pg_distill.runs.choice import latency_of_teacher, offer_name
@@ -12,8 +12,8 @@ from pg_distill.runs.options import Options
 from pg_distill.runs.verdict import Verdict, floor
 from pg_distill.serving.timing import Timing
 
-__all__ = ["headline", "summarise"]
-EARLY_STAGES = ("screen", "rescue")  # of the search, in which students are trained on few rows
+__all__ = ["ending", "headline", "summarise"]
+SHORT = ("partial", "cut_short")  # what a training says of itself that had a part of its rows, or of its time
 
 
 def _milliseconds(value: float) -> str:
@@ -60,8 +60,21 @@ def headline(
     return ", ".join(parts)
 
 
-def _stage(trial: Trial) -> object:
-    return trial.configuration.get("stage")
+ENDINGS = {
+    "patience": "nothing had improved for {since_gain} trainings",
+    "budget": "its time was over",
+    "all done": "all was done that there was to try",
+}
+
+
+def ending(ended: Ended) -> str:
+    """Return why the search ended, in a sentence."""
+    why = ENDINGS[ended["by"]].format(**ended)
+    return f"the search ended after {ended['seconds']:.0f} s and {ended['trained']} trainings: {why}"
+
+
+def _is_short(trial: Trial) -> bool:
+    return trial.configuration.get("stage") == "rescue" or any(trial.configuration.get(k) for k in SHORT)
 
 
 def summarise(
@@ -99,7 +112,7 @@ def summarise(
                 f"; the teacher added {gain['difference']:+.4f} {metric} to labels alone"
                 f" ({gain['low']:+.4f} to {gain['high']:+.4f})"
             )
-            if _stage(control) in EARLY_STAGES and _stage(chosen) not in EARLY_STAGES:
+            if _is_short(control) and not _is_short(chosen):
                 said += ", whose training the time budget cut short"
     cut = chosen.class_threshold
     if cut is not None:

@@ -53,7 +53,13 @@ class Blender:
         Of all subsets the one that is best on select is so by luck, mostly. What is near the best and of another kind errs
         elsewhere, which no few rows need to show; and a student that has its control in it is hardly worse than that.
         """
-        fitting = [e for e in pool if e.is_usable and e.latency_ms <= allowed_ms]
+        # What only the select rows judge has no part in what all folds do.
+        rows = len(self.select.rows)
+        fitting = [
+            e
+            for e in pool
+            if e.is_usable and e.latency_ms <= allowed_ms and e.logits is not None and len(e.logits) == rows
+        ]
         fitting.sort(key=lambda e: (-e.tie_break, e.number))
         kinds: dict[tuple[Any, ...], Entry] = {}
         for entry in fitting:
@@ -108,8 +114,9 @@ class Blender:
             blend = Blend(
                 [e.student for e in parts], weights, task=self.problem.task, n_classes=self.select.n_classes
             )
-            if self.problem.metric != "agreement":
-                blend.calibrate(self.problem.select)
+            mean = np.mean([e.logits for e in parts if e.logits is not None], axis=0)
+            factor = self.select.sharpness(mean)
+            blend.sharpen(factor)
             entry.configuration["weights"] = list(blend.weights)
             artifact, logits = blend.to_onnx(self.problem.fit.frame), blend.predict_logits(frame)
             difference = disagreement(artifact, frame, logits, self.problem.task)
@@ -121,5 +128,7 @@ class Blender:
             entry.reason = f"{type(error).__name__}: {error}"
             return
         entry.artifact, entry.expression = artifact, training.sql_of(blend)
-        self.select.score(entry, logits)
+        self.select.score(entry, factor * mean)
+        if len(self.select.folds) > 1:
+            entry.configuration["folds"] = len(self.select.folds)
         entry.seconds = time.monotonic() - start

@@ -1,18 +1,36 @@
-"""The time of a search: its deadline, and which share of it each stage may use."""
+"""The time of a search: its deadline, and which share of it each stage may use.
+
+Shares are of a machine that has nothing else to do and is as fast as those on which they were settled. Elsewhere the same work
+takes longer, and the shares are stretched by as much, while the budget allows it: what a busy or a slower machine trains late, it
+trains all the same.
+"""
 
 from __future__ import annotations
 
 import time
 
-__all__ = ["STAGE_END", "Budget"]
+import numpy as np
+
+__all__ = ["STAGE_END", "Budget", "unit_seconds"]
 
 RESERVE_SECONDS, RESERVE_SHARE = 2.0, 0.1
 """Kept back at the end of the budget, for the last measurements: so long, but no more than this share of it."""
 STAGE_END = {"screen": 0.25, "sizes": 0.5, "finish": 0.7, "refit": 0.97}
-"""Shares of the time that measuring shapes left at which no task of the stage is started any more."""
-REFIT_FROM = 0.82
+CROSSED_END = {"screen": 0.2, "sizes": 0.34, "finish": 0.45, "cross": 0.85, "refit": 0.97}
+"""Shares of the time that measuring shapes left at which no task of the stage is started any more; the second where rows have
+folds, each of which is trained without once more."""
+LATEST_END = {"screen": 0.4, "sizes": 0.62, "finish": 0.8, "refit": 0.97}
+CROSSED_LATEST = {"screen": 0.28, "sizes": 0.42, "finish": 0.53, "cross": 0.88, "refit": 0.97}
+"""What these shares are stretched to at most: each stage after them is still to have its first round."""
+REFIT_FROM, LATEST_REFIT_FROM = 0.82, 0.9
 """Share of that time at which every training before the refits is over: one large student must not take it from all."""
-TASK_SHARE = {"screen": 0.08, "sizes": 0.15, "finish": 0.3, "refit": 0.3, "rescue": 1.0}
+UNIT_SECONDS = 0.005
+"""Of processor time that a unit of work takes on the machine on which the shares were settled (2 cores of an AMD EPYC)."""
+UNIT_REPEATS, MOST_STRETCH = 3, 4.0
+"""Measurements of the unit, of which the least counts; and the most that a share is stretched by."""
+LEAST_CPU = 0.5
+"""Seconds of processor time before which nothing is known of how busy the machine is."""
+TASK_SHARE = {"screen": 0.08, "sizes": 0.15, "finish": 0.3, "cross": 0.15, "refit": 0.3, "rescue": 1.0}
 """Most of the budget that one task of the stage may take."""
 RESCUE_SECONDS = 3.0
 """Where the budget ended before a student or a control was had: what one training may take."""
@@ -23,8 +41,12 @@ HANG_SHARE = 0.1
 class Budget:
     """A time budget in seconds, from now on."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, crossed: bool = False) -> None:
+        self._work, self._took = 0.0, 0.0
+        self._slower = max(1.0, min(unit_seconds() for _ in range(UNIT_REPEATS)) / UNIT_SECONDS)
         self.seconds = seconds
+        self.ends, self.latest = (CROSSED_END, CROSSED_LATEST) if crossed else (STAGE_END, LATEST_END)
+        self._begun_cpu = time.thread_time()
         self.start = time.monotonic()
         self.deadline = self.start + max(0.0, seconds - min(RESERVE_SECONDS, RESERVE_SHARE * seconds))
         self.begun = self.start
@@ -48,13 +70,45 @@ class Budget:
         """What another machine may be late with a candidate."""
         return max(RESERVE_SECONDS, HANG_SHARE * self.seconds)
 
+    def note(self, cpu_seconds: float, seconds: float) -> None:
+        """Take in what a training took of a processor, and by the clock."""
+        if cpu_seconds > 0.0 and seconds > 0.0:
+            self._work += min(cpu_seconds, seconds)
+            self._took += seconds
+
+    @property
+    def stretch(self) -> float:
+        """How many times as long as on an idle machine of the usual speed something takes here: 1 or more."""
+        if self._work:
+            busy = self._took / self._work
+        else:  # shapes are being measured, which takes a processor all the time
+            worked = time.thread_time() - self._begun_cpu
+            busy = max(1.0, self.spent / worked) if worked > LEAST_CPU else 1.0
+        return min(busy * self._slower, MOST_STRETCH)
+
     def end_of(self, stage: str) -> float:
         """Return when no task of a stage is started any more."""
-        return self.begun + STAGE_END.get(stage, 1.0) * max(0.0, self.deadline - self.begun)
+        share = self.ends.get(stage, 1.0)
+        share = min(share * self.stretch, self.latest.get(stage, share))
+        return self.begun + share * max(0.0, self.deadline - self.begun)
 
     def for_task(self, stage: str, now: float, *, refit: bool) -> float:
         """Return the seconds that a task of a stage may take, from ``now`` on."""
         if stage == "rescue":
             return RESCUE_SECONDS
-        end = self.begun + (1.0 if refit else REFIT_FROM) * (self.deadline - self.begun)
-        return min(end - now, TASK_SHARE[stage] * self.seconds)
+        share = 1.0 if refit else min(REFIT_FROM * self.stretch, LATEST_REFIT_FROM)
+        end = self.begun + share * (self.deadline - self.begun)
+        return min(end - now, TASK_SHARE[stage] * self.stretch * self.seconds)
+
+
+def unit_seconds() -> float:
+    """Return the processor time of a unit of work: products of matrices and sorting, as networks and trees do them."""
+    rng = np.random.default_rng(0)
+    rows, weights = rng.random((256, 128), np.float32), rng.random((128, 128), np.float32)
+    numbers = rng.random(30_000)
+    start = time.thread_time()
+    for _ in range(20):
+        np.maximum(rows @ weights, 0.0)
+        np.argsort(numbers[: len(numbers) // 10])
+    np.sort(numbers)
+    return time.thread_time() - start

@@ -10,7 +10,7 @@ import numpy as np
 
 from pg_distill.frame import FloatArray
 from pg_distill.measure import confidence, pareto
-from pg_distill.search.problem import Candidate
+from pg_distill.search.problem import SELECT_FOLD, Candidate
 from pg_distill.search.training import Recipe
 
 __all__ = [
@@ -55,6 +55,8 @@ class Entry:
     tie_break: float = float("nan")
     fidelity: float = float("nan")
     latency_ms: float = float("nan")
+    reading_ms: float = 0.0
+    """Of that what goes into reading texts, which the parts of a blend do together."""
     reason: str = ""
     seconds: float = 0.0
     fit_seconds: float = 0.0
@@ -67,11 +69,20 @@ class Entry:
     is_control: bool = False
     parts: tuple[int, ...] = ()
     refitted: Any = None
+    is_left_out: bool = False
+    """Whether others are judged by more rows than it, so that it cannot be compared with them."""
+    fold: int = 0
+    """Of a training of cross-fitting: the fold that it does not learn from."""
 
     @property
     def is_usable(self) -> bool:
-        """Whether it has a file, a metric and a latency."""
-        return bool(self.artifact) and np.isfinite(self.metric) and np.isfinite(self.latency_ms)
+        """Whether it has a file, a metric and a latency, and can still be the answer."""
+        return (
+            bool(self.artifact)
+            and not self.is_left_out
+            and np.isfinite(self.metric)
+            and np.isfinite(self.latency_ms)
+        )
 
 
 def ranked(usable: Sequence[Entry]) -> list[Entry]:
@@ -109,8 +120,14 @@ def choices(entries: Sequence[Entry]) -> list[Entry]:
     return list(chosen.values())
 
 
-def candidates_of(entries: Sequence[Entry], metric: str, allowed_ms: float) -> list[Candidate]:
-    """Mark the frontier and give every candidate its reason."""
+def candidates_of(
+    entries: Sequence[Entry],
+    metric: str,
+    allowed_ms: float,
+    folds: tuple[int, ...] = (SELECT_FOLD,),
+    rows: int = 0,
+) -> list[Candidate]:
+    """Mark the frontier and give every candidate its reason; those judged by so many ``rows`` are by all ``folds``."""
     usable = [e for e in entries if e.is_usable]
     undominated = {e.number for e in frontier(entries)}
     on = undominated | {e.number for e in choices(entries)}
@@ -138,8 +155,8 @@ def candidates_of(entries: Sequence[Entry], metric: str, allowed_ms: float) -> l
                 number=e.number,
                 family=e.family,
                 configuration=dict(e.configuration),
-                artifact=e.artifact,
-                expression=e.expression,
+                artifact=b"" if e.is_left_out else e.artifact,
+                expression=None if e.is_left_out else e.expression,
                 size_bytes=len(e.artifact),
                 metric_select=e.metric,
                 fidelity_select=e.fidelity,
@@ -152,6 +169,7 @@ def candidates_of(entries: Sequence[Entry], metric: str, allowed_ms: float) -> l
                 jackknife_select=e.jackknife,
                 class_threshold=e.class_threshold,
                 select_logits=e.logits,
+                folds=folds if e.logits is not None and len(e.logits) == rows else (SELECT_FOLD,),
             )
         )
     return out
@@ -179,8 +197,9 @@ def least_near(entry: Entry) -> float:
 
 
 def together_ms(parts: Sequence[Entry]) -> float:
-    """Return what a blend of ``parts`` is expected to take."""
-    return sum(e.latency_ms - SHARED_MS for e in parts) + SHARED_MS
+    """Return what a blend of ``parts`` is expected to take: it reads a text once for all of them."""
+    apart = sum(e.latency_ms - e.reading_ms - SHARED_MS for e in parts)
+    return apart + SHARED_MS + max((e.reading_ms for e in parts), default=0.0)
 
 
 def key_of(family: str, size: Mapping[str, Any], recipe: Recipe) -> str:

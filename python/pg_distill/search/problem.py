@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,14 +11,18 @@ import numpy as np
 from pg_distill.frame import FloatArray, Task
 from pg_distill.measure import confidence
 from pg_distill.students.families import FAMILIES
-from pg_distill.students.transfer_set import TransferSet
+from pg_distill.students.transfer_set import TransferSet, stack
+
+SELECT_FOLD = 1
+"""The fold that the select rows are (``TransferSet.folds``); rows to fit on have others, and 0 where they judge nobody."""
 
 
 @dataclass(frozen=True)
 class Problem:
     """Rows with teacher logits and labels; ``select`` chooses and is never trained on.
 
-    ``teacher`` is the teacher's ONNX file where it has one: families may start from its trees.
+    ``teacher`` is the teacher's ONNX file where it has one: families may start from its trees. Rows may have folds
+    (``TransferSet.folds``): those of ``select`` are fold 1, and other folds of ``fit`` can be cross-fitted.
     """
 
     task: Task
@@ -29,14 +33,33 @@ class Problem:
     unlabelled: TransferSet | None = None
     teacher: bytes | None = None
 
+    @property
+    def folds(self) -> list[int]:
+        """The folds of ``fit`` that can be judged by students which have not learned from them; none without folds."""
+        found = self.fit.folds
+        return [] if found is None else np.unique(found[found > SELECT_FOLD]).tolist()
+
+    def judging(self, folds: Sequence[int]) -> TransferSet:
+        """Return the rows of some folds, in the order of ``folds``; fold 1 are the select rows."""
+        own = self.fit.folds
+        return stack(
+            [
+                self.select
+                if fold == SELECT_FOLD or own is None
+                else self.fit.take(np.flatnonzero(own == fold))
+                for fold in folds
+            ]
+        )
+
 
 @dataclass(frozen=True)
 class Config:
     """What the caller asked for.
 
     ``call_overhead_ms`` is the cost of a predict call around the model, measured by the parent. ``temperature`` is the softest
-    that may be tried, ``threads`` the candidates trained at once, ``transfer_bytes`` the memory for augmented rows. With ``sql``
-    students in SQL form may be the answer too: these take less than a session, so that each family's smallest is trained.
+    that may be tried, ``patience`` the trainings in a row without gain after which nothing more is begun, ``threads`` the
+    candidates trained at once, ``transfer_bytes`` the memory for augmented rows. With ``sql`` students in SQL form may be the
+    answer too: these take less than a session, so that each family's smallest is trained.
     """
 
     target_latency_ms: float
@@ -47,6 +70,7 @@ class Config:
     families: tuple[str, ...] = tuple(FAMILIES)
     time_budget_s: float = 120.0
     transfer_bytes: int = 1_600_000_000
+    patience: int = 8
     threads: int = field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
     sql: bool = False
 
@@ -78,7 +102,9 @@ class Candidate:
     class_threshold: float | None = None
     """The probability from which the last of two classes is named, where that is better on select than one half."""
     select_logits: FloatArray | None = field(default=None, compare=False, repr=False)
-    """Its logits on the select rows before any refit: of ``artifact`` they may be training figures."""
+    """Its logits on the select rows, or those of ``folds``, before any refit: of ``artifact`` they may be training figures."""
+    folds: tuple[int, ...] = (1,)
+    """Of which rows its figures are: see `Problem.judging`."""
 
 
 def best_within(candidates: Iterable[Candidate], allowed_ms: float) -> list[Candidate]:

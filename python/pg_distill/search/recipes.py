@@ -121,7 +121,8 @@ class Recipes:
         if "thresholds" in kinds:
             made.append(Recipe(sharp, 1.0, mixed(thresholds=0.5, hot_deck=0.5)))
         soft = [Recipe(t, real[0].alpha) for t in softer]
-        return [*control[:1], *real, *made, *soft, *rest]
+        # What differs most comes first: patience may end the screen.
+        return [*control[:1], *real[:1], *made[:1], *real[1:], *made[1:], *soft, *rest]
 
     def enlarged(self, recipe: Recipe) -> list[Recipe]:
         """Return a recipe with more augmented rows, if that is worth a training."""

@@ -19,6 +19,10 @@ REFITTED, REFITTED_CONTROLS = 8, 3
 """Students of the frontier, and controls, best first, that are trained again with the select rows added."""
 
 
+WORSE = 0.1
+"""What a refitted student may lose more on the select rows than before, as a share."""
+
+
 class Refitter:
     """Trains the best again on more rows; their files take over where they are as fast."""
 
@@ -27,6 +31,7 @@ class Refitter:
     ) -> None:
         self.problem = problem
         self.select = select
+        self.first = Select(problem)
         self.gate = gate
         self.runner = runner
         self.entries = entries
@@ -55,14 +60,17 @@ class Refitter:
     def take_refit(self, entry: Entry, outcome: Outcome) -> None:
         """Put the refitted student in the place of the first one, where that worked and is as fast.
 
-        It knows the select rows by now: one that answers them worse than before is broken.
+        It knows the select rows by now: one that answers them clearly worse than before is broken. Not so one that is hardly
+        worse: the first had been stopped and calibrated by these rows, not by others.
         """
         entry.seconds += outcome.seconds
         if outcome.student is None or outcome.logits is None:
             entry.configuration["refit"] = f"failed: {outcome.reason}"
             return
-        metric, tie_break, _ = self.select.judge(outcome.logits, entry.class_threshold)
-        if metric < entry.metric and tie_break < entry.tie_break:
+        assert entry.logits is not None
+        before = self.first.judge(entry.logits[: len(outcome.logits)], entry.class_threshold)
+        metric, tie_break, _ = self.first.judge(outcome.logits, entry.class_threshold)
+        if metric < before[0] and tie_break < before[1] - WORSE * abs(before[1]):
             entry.configuration["refit"] = "failed: worse on rows that it has learned from"
             return
         entry.refitted = outcome.student

@@ -6,21 +6,16 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.search.problem import Config, Problem
 from pg_distill.search.training import Recipe
-from pg_distill.students.transfer_set import (
-    AUGMENTED,
-    KINDS,
-    Augmenter,
-    TransferSet,
-    labelling_seconds,
-    stack,
-)
+from pg_distill.students.augment import KINDS, Augmenter
+from pg_distill.students.transfer_set import AUGMENTED, TransferSet, labelling_seconds, stack
 
-LABEL_SHARE = 0.15
-"""Share of the time budget that labelling augmented rows may take."""
+LABEL_SHARE, MOST_LABEL_STRETCH = 0.15, 2.0
+"""Share of the time budget that labelling augmented rows may take, and how many times that on a slower or a busy machine."""
 CELL_BYTES = 8
 """Of a column of an augmented row, and of a logit of its label."""
 LABEL_ROWS = 4096
@@ -46,11 +41,13 @@ class Rows:
         self.pools: dict[str, list[TransferSet]] = {}
         self.exhausted: set[str] = set()
         self.broken: dict[str, str] = {}
-        self.made: dict[str, list[Frame]] = {}
+        self.made: dict[str, list[TransferSet]] = {}
         self.blocks: dict[str, int] = {}
         self.augmenter: Augmenter | None = None
+        self.folds: npt.NDArray[np.uint8] | None = None
         self.seconds_a_row: float | None = None
         self.labelled_seconds = 0.0
+        self.stretch: Callable[[], float] = lambda: 1.0
 
     @property
     def has_unlabelled(self) -> bool:
@@ -115,9 +112,9 @@ class Rows:
         """
         made = None
         try:
-            frame = self.make_rows(kind, min(LABEL_ROWS, self.block_rows()))
-            if frame is not None:
-                made = self.label_rows(frame)
+            rows = self.make_rows(kind, min(LABEL_ROWS, self.block_rows()))
+            if rows is not None:
+                made = self.label_rows(rows)
         except Exception as error:  # a teacher that fails on made-up rows must not end the run
             self.broken[kind] = f"{type(error).__name__}: {error}"
         if made:
@@ -125,14 +122,13 @@ class Rows:
         else:
             self.exhausted.add(kind)
 
-    def label_rows(self, frame: Frame) -> TransferSet:
+    def label_rows(self, rows: TransferSet) -> TransferSet:
         """Return augmented rows with the teacher's logits, but those for which these are not finite."""
         assert self.label is not None
         start = time.monotonic()
-        logits = self.label(frame)
+        logits = self.label(rows.frame)
         self.labelled_seconds += time.monotonic() - start
-        made = TransferSet(frame, logits, None, None, np.full(len(frame), AUGMENTED, np.uint8))
-        return made.take(np.flatnonzero(np.isfinite(logits).all(axis=1)))
+        return rows.with_logits(logits).take(np.flatnonzero(np.isfinite(logits).all(axis=1)))
 
     def augmented(self, kind: str, n: int) -> TransferSet | None:
         """Return up to ``n`` rows of a kind, labelled by the teacher; fewer where labelling would take too long."""
@@ -147,15 +143,19 @@ class Rows:
         """Return how many augmented rows, but for hot-deck ones, are made at once."""
         return int(np.clip(self.count_real(), *BLOCK_ROWS))
 
-    def make_rows(self, kind: str, n: int) -> Frame | None:
-        """Return the next rows of a kind, as many as labelling time and memory allow; None where that is none."""
+    def make_rows(self, kind: str, n: int) -> TransferSet | None:
+        """Return the next rows of a kind, without logits, as many as labelling time and memory allow; None where that is none."""
         assert self.label is not None
         if self.augmenter is None:
-            self.augmenter = Augmenter(self.real_rows().frame, thresholds=self.thresholds())
+            real = self.real_rows()
+            self.folds = real.folds
+            self.augmenter = Augmenter(real.frame, thresholds=self.thresholds())
             self.seconds_a_row = labelling_seconds(self.label, self.problem.fit.frame)
         assert self.seconds_a_row is not None
         seconds = min(
-            self.config.time_budget_s * LABEL_SHARE - self.labelled_seconds, self.deadline - time.monotonic()
+            self.config.time_budget_s * LABEL_SHARE * min(self.stretch(), MOST_LABEL_STRETCH)
+            - self.labelled_seconds,
+            self.deadline - time.monotonic(),
         )
         affordable = int(max(0.0, seconds) / max(self.seconds_a_row, 1e-9))
         width = sum(f.width for f in self.problem.fit.frame.features) + max(1, len(self.problem.classes))
@@ -166,20 +166,24 @@ class Rows:
         size = max(len(self.augmenter.frame), HOT_DECK_ROWS) if kind == "hot_deck" else self.block_rows()
         size = min(size, room)
         made = self.made.setdefault(kind, [])
-        while sum(len(frame) for frame in made) < n and time.monotonic() < self.deadline:
+        while sum(map(len, made)) < n and time.monotonic() < self.deadline:
             block = self.blocks.get(kind, 0)
             self.blocks[kind] = block + 1
             seed = [self.config.seed, KINDS.index(kind), block]
-            frame = self.augmenter.make(kind, size, np.random.default_rng(seed), deadline=self.deadline)
+            frame, origin = self.augmenter.make_from(
+                kind, size, np.random.default_rng(seed), deadline=self.deadline
+            )
             if not len(frame):
                 break  # all of them were far off
-            made.append(frame)
+            source = np.full(len(frame), AUGMENTED, np.uint8)
+            folds = None if self.folds is None else self.folds[origin]
+            made.append(TransferSet(frame, None, None, None, source, folds))
         if not made:
             return None
-        frames = Frame.concat(made)
-        n = min(n, len(frames))
-        self.made[kind] = [frames.take(np.arange(n, len(frames)))] if n < len(frames) else []
-        return frames.take(np.arange(n))
+        rows = stack(made)
+        n = min(n, len(rows))
+        self.made[kind] = [rows.take(np.arange(n, len(rows)))] if n < len(rows) else []
+        return rows.take(np.arange(n))
 
     def transfer(self, recipe: Recipe) -> TransferSet:
         """Return the rows that a recipe is taught on."""

@@ -18,7 +18,7 @@ from pg_distill.search.problem import Config, Problem
 from pg_distill.search.rows import Rows
 from pg_distill.search.select import Select
 from pg_distill.search.training import NO_TIME, NO_TIME_TO_REFIT, Outcome, Recipe, Training
-from pg_distill.students.families import ITERATIVE, load_family
+from pg_distill.students.families import ITERATIVE, Setup, load_family
 from pg_distill.students.transfer_set import AUGMENTED, TransferSet, stack
 
 __all__ = ["Runner"]
@@ -59,8 +59,18 @@ class Runner:
         self.report = report
         self.is_local = is_local
 
-    def run(self, stage: str, plan: Iterable[tuple[str, Mapping[str, Any], Recipe]]) -> list[Entry]:
-        """Train a stage's candidates in parallel and judge them."""
+    def run(
+        self,
+        stage: str,
+        plan: Iterable[tuple[str, Mapping[str, Any], Recipe]],
+        *,
+        slow_first: bool = False,
+        left_out: str = "",
+    ) -> list[Entry]:
+        """Train a stage's candidates in parallel and judge them; ``left_out`` is the reason for which none is trained.
+
+        With ``slow_first`` those that take longest begin, so that all end at about the same time.
+        """
         waiting: list[Entry] = []
         known = {
             key_of(e.family, e.size, e.recipe): e for e in self.entries if e.artifact and not e.is_partial
@@ -83,10 +93,18 @@ class Runner:
             known[key] = entry
             self.entries.append(entry)
             waiting.append(entry)
-        self.execute(stage, waiting, self.take)
+        if left_out:
+            for entry in waiting:
+                entry.reason = left_out
+            return kept
+        self.execute(
+            stage, sorted(waiting, key=lambda e: slow_first and e.family not in ITERATIVE), self.take
+        )
         for entry in waiting:
             if entry.artifact:
-                entry.latency_ms = training.latency_ms(entry.artifact, self.problem.select.frame)
+                entry.latency_ms, entry.reading_ms = training.timings(
+                    entry.artifact, self.problem.select.frame
+                )
         return [e for e in [*kept, *waiting] if e.is_usable]
 
     def first_training(self, number: int, family: str, size: Mapping[str, Any], recipe: Recipe) -> Training:
@@ -95,12 +113,15 @@ class Runner:
             number=number,
             family=family,
             size=size,
-            recipe=recipe,
-            task=self.problem.task,
-            n_classes=self.select.n_classes,
-            epochs=self.config.epochs,
-            seed=self.config.seed + recipe.seed,
-            teacher=self.problem.teacher if load_family(family).uses_teacher else None,
+            setup=Setup(
+                task=self.problem.task,
+                n_classes=self.select.n_classes,
+                temperature=recipe.temperature,
+                alpha=recipe.alpha,
+                epochs=self.config.epochs,
+                seed=self.config.seed + recipe.seed,
+                teacher=self.problem.teacher if load_family(family).uses_teacher else None,
+            ),
             seconds=0.0,
             calibrated=self.problem.metric != "agreement",
         )
@@ -159,8 +180,10 @@ class Runner:
                     self.first_training(entry.number, entry.family, entry.size, entry.recipe),
                     seconds=seconds,
                     fitted=entry.student if refit else None,
+                    exported=not entry.fold,
                 )
-                future = self.executor.submit(training.train, task, data, self.problem.select)
+                select = self.problem.judging([entry.fold]) if entry.fold else self.problem.select
+                future = self.executor.submit(training.train, task, data, select)
                 running[future] = entry, now + max(0.0, seconds) + late
                 self.report(
                     {
@@ -191,6 +214,7 @@ class Runner:
                     outcome = _outcome(future, entry)
                 else:
                     future.cancel()
+                self.budget.note(outcome.cpu_seconds, outcome.seconds)
                 take(entry, outcome)
                 done += 1
 
@@ -207,6 +231,9 @@ class Runner:
         seconds = self.budget.for_task(stage, now, refit=refit)
         if refit:
             data = stack([data, *[self.problem.select] * (entry.recipe.repeat * entry.tiles)])
+            if entry.fold:
+                assert data.folds is not None
+                data = data.take(np.flatnonzero(data.folds != entry.fold))
             if REFIT_MARGIN * entry.fit_seconds * len(data) / max(1, entry.fit_rows) > seconds:
                 return NO_TIME_TO_REFIT
         else:
@@ -231,6 +258,8 @@ class Runner:
         if stage == "screen":
             most = min(most, MOST_SCREENED if passes else SCREEN_CELLS // self.select.n_classes)
             entry.is_partial = most < len(data)
+            if entry.is_partial:
+                entry.configuration["partial"] = True
         if most >= len(data):
             return data
         order = np.random.default_rng([self.config.seed, entry.recipe.seed]).permutation(len(data))

@@ -1,7 +1,8 @@
-"""What is known on the select rows, which choose among candidates and are never trained on."""
+"""What is known on the rows that choose among candidates: the select rows, or, cross-fitted, folds of the others beside them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import numpy.typing as npt
 from pg_distill.frame import FloatArray, Task
 from pg_distill.measure import confidence, decisions, metrics
 from pg_distill.search.entries import Entry
-from pg_distill.search.problem import Problem, any_label
-from pg_distill.students.soft_labels import kl, one_hot, softmax
+from pg_distill.search.problem import SELECT_FOLD, Problem, any_label
+from pg_distill.students.soft_labels import fit_sharpness, kl, one_hot, softmax
+from pg_distill.students.transfer_set import TransferSet
 
 __all__ = ["Select"]
 
@@ -21,6 +23,8 @@ class Select:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+        self.folds: tuple[int, ...] = (SELECT_FOLD,)
+        self.rows: TransferSet = problem.select
         self.task: Task = problem.task
         self.n_classes = max(1, len(problem.classes)) if problem.task != "regression" else 1
         self.has_label = any_label(problem.select, problem.task)
@@ -31,9 +35,20 @@ class Select:
             and metrics.judges_classes(problem.metric)
         )
 
+    def widen(self, folds: Sequence[int]) -> None:
+        """Judge by the rows of ``folds`` from now on: logits are those of students that have not learned from these."""
+        self.folds = tuple(folds)
+        self.rows = self.problem.judging(folds)
+
+    def sharpness(self, logits: FloatArray) -> float:
+        """Return the factor of logits that the labels bear out; 1 where nothing is calibrated."""
+        if self.task == "regression" or self.problem.metric == metrics.AGREEMENT or self.rows.y is None:
+            return 1.0
+        return fit_sharpness(logits, self.rows.y, self.rows.weights)
+
     def truth(self) -> tuple[str, npt.NDArray[Any], npt.NDArray[np.bool_]]:
         """Return the metric that chooses, what it holds answers against on select, and the rows where that is known."""
-        select, metric, regression = self.problem.select, self.problem.metric, self.task == "regression"
+        select, metric, regression = self.rows, self.problem.metric, self.task == "regression"
         if self.has_label and metric != "agreement":
             assert select.y is not None
             return metric, select.y, np.isfinite(select.y) if regression else select.y >= 0
@@ -44,7 +59,7 @@ class Select:
 
     def judge(self, logits: FloatArray, class_threshold: float | None = None) -> tuple[float, float, float]:
         """Return (metric, a smooth tie-break, fidelity) on select: log loss, or error, against label or teacher."""
-        select = self.problem.select
+        select = self.rows
         outputs = self.outputs(logits)
         teacher = select.teacher_logits
         fidelity = float("nan")
@@ -72,7 +87,7 @@ class Select:
         """Note what an entry's logits on select are worth, by the threshold between two classes that is best there."""
         entry.logits = logits
         metric, y, known = self.truth()
-        weights = self.problem.select.weights
+        weights = self.rows.weights
         weights = None if weights is None else weights[known]
         outputs = self.outputs(logits)[known]
         if self.names_classes:
@@ -94,4 +109,4 @@ class Select:
         else:
             assert fit.teacher_logits is not None
             answer = fit.teacher_logits.mean(axis=0)
-        return np.tile(answer, (len(self.problem.select), 1))
+        return np.tile(answer, (len(self.rows), 1))

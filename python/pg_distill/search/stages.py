@@ -13,6 +13,9 @@ finish
     sizes, but what reads its numbers another way too, where it is nearly as good: blends gain by parts that err elsewhere;
 rescue
     trains the smallest on real rows, only where the budget has ended before there was a student, or a control;
+cross
+    where rows have folds: trains the best without each of these, so that many rows choose which none of them has learned from;
+    see ``crossfit``;
 blend
     averages the best of each kind (family, variant, taught or by labels alone) and what improves on that (Caruana et al. 2004),
     while the sum of their latencies fits;
@@ -29,15 +32,17 @@ its schedule when it sees that coming), and the best so far is returned.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain, zip_longest
 from typing import Any
 
 from pg_distill.errors import InvalidData
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.search.blends import Blender
 from pg_distill.search.budget import Budget
+from pg_distill.search.crossfit import CrossFitter
 from pg_distill.search.entries import (
     VARIANT,
     Entry,
@@ -49,13 +54,14 @@ from pg_distill.search.entries import (
     variant_of,
 )
 from pg_distill.search.gate import Gate
+from pg_distill.search.patience import Patience
 from pg_distill.search.problem import Candidate, Config, Problem
 from pg_distill.search.recipes import Recipes
 from pg_distill.search.refits import Refitter
 from pg_distill.search.rows import Rows
 from pg_distill.search.runner import Runner
 from pg_distill.search.select import Select
-from pg_distill.search.training import Recipe
+from pg_distill.search.training import NO_TIME, Recipe
 from pg_distill.students.families import FAMILIES, ITERATIVE
 
 __all__ = ["search"]
@@ -68,8 +74,14 @@ TOO_SLOW = 1.1
 """A trained student that takes this many times the latency allowed speaks for the larger ones of its family."""
 FINISHERS, FINISHERS_A_FAMILY = 4, 2
 """Students that are trained again on larger transfer sets, and how many sizes of one family: a third errs as the second does."""
-MORE_SEEDS = 8
-"""Rounds in which, while time lasts, the best are trained with another seed, so that blends have parts."""
+MORE_SEEDS, MORE_SEEDS_CROSSED = 8, 2
+"""Rounds in which, while time lasts, the best are trained with another seed, so that blends have parts; the second where
+candidates are cross-fitted, each of them then being as many trainings more."""
+
+FIRST_TURNS = 2
+"""Recipes of each family that the screen compares whatever patience says: labels alone, and one that the teacher teaches."""
+Task = tuple[str, Mapping[str, Any], Recipe]
+"""What is trained: family, size and recipe."""
 
 
 class Search:
@@ -86,16 +98,23 @@ class Search:
         is_local: bool,
     ) -> None:
         self.report = report
-        self.budget = Budget(config.time_budget_s)
+        self.budget = Budget(config.time_budget_s, crossed=bool(problem.folds))
         self.entries: list[Entry] = []
         self.select = Select(problem)
         rows = Rows(problem, config, label, self.budget.deadline)
+        rows.stretch = lambda: self.budget.stretch
         self.recipes = Recipes(config, rows, has_label=self.select.has_label)
         self.runner = Runner(
             problem, config, self.select, rows, self.budget, self.entries, executor, report, is_local=is_local
         )
         self.gate = Gate(problem, config, self.select, self.budget, self.entries, self.runner.first_training)
+        self.crossfitter = CrossFitter(
+            problem, self.select, self.gate, self.runner, self.budget, self.entries, config.threads
+        )
         self.blender = Blender(problem, self.select, self.budget, self.entries, self.gate.allowed_ms)
+        constant_loss = self.select.judge(self.select.constant())[1]
+        self.patience = Patience(config.patience, self.gate.allowed_ms, constant_loss, self.best_blend)
+        self.counted = 0
         self.refitter = Refitter(problem, self.select, self.gate, self.runner, self.entries)
 
     def __call__(self) -> list[Candidate]:
@@ -108,19 +127,57 @@ class Search:
         self.finish(found)
         self.gate.time_again()
         self.rescue()
+        self.crossfitter.cross()
         self.blender.blend()
         self.refitter.refit()
         self.gate.time_again()
         self.refitter.settle()
-        self.report({"stage": "done", "done": 1.0, "seconds": self.budget.spent})
-        return candidates_of(self.entries, self.select.problem.metric, self.gate.allowed_ms)
+        self.report({"stage": "done", "done": 1.0, "seconds": self.budget.spent, "ended": self.ended()})
+        judged = self.select.folds, len(self.select.rows)
+        return candidates_of(self.entries, self.select.problem.metric, self.gate.allowed_ms, *judged)
 
     def _best(self, entries: Iterable[Entry], n: int) -> list[Entry]:
         return best_of(entries, self.gate.allowed_ms, n)
 
+    def ended(self) -> dict[str, Any]:
+        """Return why the search ended: ``by`` patience, budget, or because all was done."""
+        by = "all done"
+        if self.patience.has_ended_a_stage:
+            by = "patience"
+        elif any(e.reason == NO_TIME or e.configuration.get("cut_short") for e in self.entries):
+            by = "budget"
+        return {
+            "by": by,
+            "seconds": round(self.budget.spent, 1),
+            "trained": self.patience.trained,
+            "since_gain": self.patience.since_gain,
+        }
+
+    def best_blend(self) -> float:
+        """Return the log loss on select, below 0, of the best blend that there would be by now."""
+        trained = [e for e in self.entries if e.student is not None]
+        parts = self.blender.parts(trained, self.gate.allowed_ms)
+        return self.blender.score_blend(parts) if parts else float("-inf")
+
+    def run(self, stage: str, rounds: Iterable[Iterable[Task]], *, blends: bool = False) -> list[Entry]:
+        """Train the first round of a stage, and the others until time or patience end."""
+        usable: list[Entry] = []
+        for number, tasks in enumerate(rounds):
+            plan = list(tasks)
+            left_out = ""
+            if number and plan and self.patience.is_over():
+                left_out = f"not trained: nothing had improved for {self.patience.since_gain} trainings"
+            usable += self.runner.run(stage, plan, slow_first=bool(number), left_out=left_out)
+            if not left_out:
+                self.patience.count(self.entries[self.counted :])
+                if blends:
+                    self.patience.count_blends()
+            self.counted = len(self.entries)
+        return usable
+
     def screen(self) -> dict[str, tuple[list[Recipe], list[Mapping[str, Any]]]]:
         """Find each family's two best recipes at one size, and the sizes that are worth training by them."""
-        order: list[tuple[int, int, tuple[str, Mapping[str, Any], Recipe]]] = []
+        turns: dict[int, list[Task]] = {}
         tried: dict[str, Mapping[str, Any]] = {}
         for family, sizes in self.gate.sizes.items():
             place = _screened(family, sizes, self.select.n_classes)
@@ -129,9 +186,11 @@ class Search:
             plan[2:2] = [
                 (other, plan[min(1, len(plan) - 1)][1]) for other in other_variants(sizes, sizes[place])
             ]
-            # Families take turns, so that a budget that ends early has seen each.
-            order.extend((turn, len(order), (family, *item)) for turn, item in enumerate(plan))
-        entries = self.runner.run("screen", [o[2] for o in sorted(order, key=lambda o: o[:2])])
+            # Families take turns, so that a budget or patience that ends early has seen each.
+            for turn, item in enumerate(plan):
+                turns.setdefault(turn, []).append((family, *item))
+        rounds = [turns[turn] for turn in sorted(turns)]
+        entries = self.run("screen", [list(chain(*rounds[:FIRST_TURNS])), *rounds[FIRST_TURNS:]])
         self.gate.measure_again()
         best = max((e.tie_break for e in entries), default=0.0)
         limit = best - HOPELESS * max(0.0, best - self.select.judge(self.select.constant())[1])
@@ -159,22 +218,34 @@ class Search:
         return found
 
     def train_sizes(self, found: Mapping[str, tuple[list[Recipe], list[Mapping[str, Any]]]]) -> list[Entry]:
-        """Train the sizes worth it: all by their family's best recipe, then by its second best."""
-        trained: list[Entry] = []
-        for rank in range(2):
-            plan = [
-                (family, size, recipes[rank])
-                for family, (recipes, sizes) in found.items()
-                if rank < len(recipes)
-                for size in sizes
-            ]
-            if rank == 0:  # the larger ones only once the smaller ones have been timed
-                small = [
-                    p for p in plan if self.gate.sizes[p[0]].index(p[1]) < len(self.gate.sizes[p[0]]) // 2
-                ]
-                trained += self.runner.run("sizes", small)
-            trained += self.runner.run("sizes", [p for p in plan if not self.is_too_slow(*p[:2])])
-        return trained
+        """Train the sizes worth it, smaller ones first: all by their family's best recipe, then by its second best."""
+
+        def rounds() -> Iterator[list[Task]]:
+            for rank in range(2):
+                plan = {
+                    family: [(family, size, recipes[rank]) for size in sizes]
+                    for family, (recipes, sizes) in found.items()
+                    if rank < len(recipes)
+                }
+                # The larger ones only once the smaller ones have been timed, and one of a family at a time.
+                small = {
+                    family: [
+                        t
+                        for t in tasks
+                        if self.gate.sizes[family].index(t[1]) < len(self.gate.sizes[family]) // 2
+                    ]
+                    for family, tasks in plan.items()
+                }
+                yield list(chain(*small.values()))
+                large = [tasks[len(small[family]) :] for family, tasks in plan.items()]
+                for turn in zip_longest(*large):
+                    yield [
+                        task
+                        for task in turn
+                        if task is not None and not self.is_too_slow(*task[:2]) and not self.is_grown(*task)
+                    ]
+
+        return self.run("sizes", rounds())
 
     def is_too_slow(self, family: str, size: Mapping[str, Any]) -> bool:
         """Whether one no larger of the family was trained, and missed the target clearly."""
@@ -189,6 +260,23 @@ class Search:
             for e in self.entries
         )
 
+    def is_grown(self, family: str, size: Mapping[str, Any], recipe: Recipe) -> bool:
+        """Whether a network got worse when it last got wider, by the same recipe: a still wider one takes longest of all."""
+        sizes = self.gate.sizes.get(family, ())
+        if family not in ITERATIVE or size not in sizes:
+            return False
+        losses = {
+            sizes.index(e.size): e.tie_break
+            for e in self.entries
+            if e.family == family and e.recipe == recipe and e.is_usable and e.size in sizes[: sizes.index(size)]
+            and variant_of(e.size) == variant_of(size) and not e.is_partial
+        }  # fmt: skip
+        if len(losses) < 2:
+            return False
+        last = losses.pop(max(losses))
+        best = max(losses.values())
+        return best - last > self.patience.least_gain(best)
+
     def finish(self, found: Mapping[str, tuple[list[Recipe], list[Mapping[str, Any]]]]) -> None:
         """Train the best again on more rows, and their controls; then, while time lasts, by other recipes and seeds."""
         best: list[Entry] = []
@@ -196,7 +284,13 @@ class Search:
             sizes = [e.size for e in best if e.family == entry.family]
             if len(best) < FINISHERS and len(sizes) < FINISHERS_A_FAMILY and entry.size not in sizes:
                 best.append(entry)
-        plan: list[tuple[str, Mapping[str, Any], Recipe]] = []
+        self.patience.begin_finish()
+        self.run("finish", self.finishing(best, found), blends=True)
+
+    def finishing(
+        self, best: Sequence[Entry], found: Mapping[str, tuple[list[Recipe], list[Mapping[str, Any]]]]
+    ) -> Iterator[list[Task]]:
+        """Give the rounds of the last trainings: of each of ``best``, most promising first, and then of all."""
         for entry in best:
             is_first = entry is next(e for e in best if e.family == entry.family)
             for size in [entry.size, *(self.near_variants(entry) if is_first else ())]:
@@ -204,20 +298,16 @@ class Search:
                 recipes = [*self.recipes.controls(entry.family)[:1], *self.recipes.enlarged(entry.recipe)]
                 if self.recipes.by_agreement:
                     recipes.reverse()
-                plan.extend((entry.family, size, recipe) for recipe in recipes)
-        plan.extend(
-            (e.family, e.size, recipe) for e in best for recipe in self.recipes.controls(e.family)[1:]
-        )
-        for entry in best:
-            plan.extend((entry.family, entry.size, recipe) for recipe in found[entry.family][0])
-        self.runner.run("finish", plan)
-        until = self.budget.end_of("finish")
-        for seed in range(1, MORE_SEEDS + 1):
-            if time.monotonic() > until:
+                yield [(entry.family, size, recipe) for recipe in recipes]
+        yield [(e.family, e.size, recipe) for e in best for recipe in self.recipes.controls(e.family)[1:]]
+        yield [(entry.family, entry.size, recipe) for entry in best for recipe in found[entry.family][0]]
+        rounds = MORE_SEEDS_CROSSED if self.crossfitter.is_wanted else MORE_SEEDS
+        for seed in range(1, rounds + 1):
+            if time.monotonic() > self.budget.end_of("finish"):
                 break
             alone = [e for e in self.entries if e.family in found]
             controls = [e for e in alone if e.is_control]
-            again: dict[str, tuple[str, Mapping[str, Any], Recipe]] = {}
+            again: dict[str, Task] = {}
             for pool, most in ((alone, FINISHERS // 2), (controls, FINISHERS // 2 + 1)):
                 for e in self._best(pool, len(pool)):
                     if len(again) < most:
@@ -225,7 +315,7 @@ class Search:
                             key_of(e.family, e.size, replace(e.recipe, seed=0)),
                             (e.family, e.size, replace(e.recipe, seed=seed)),
                         )
-            self.runner.run("finish", again.values())
+            yield list(again.values())
 
     def near_variants(self, entry: Entry) -> list[Mapping[str, Any]]:
         """Return the size of the best student of another variant, if that is nearly as good as ``entry``."""
@@ -243,7 +333,7 @@ class Search:
         poorer student, not none.
         """
         had = {e.is_control for e in self._best(self.entries, len(self.entries))}
-        plan: list[tuple[str, Mapping[str, Any], Recipe]] = []
+        plan: list[Task] = []
         wanted = (0.0, 0.5) if self.select.has_label else (1.0,)
         if self.select.has_label and self.recipes.by_agreement:
             wanted = (1.0, 0.0)

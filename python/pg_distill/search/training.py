@@ -22,7 +22,7 @@ from pg_distill.onnx_model import session as onnx_model
 from pg_distill.onnx_model.texts import INPUT
 from pg_distill.onnx_model.tokens import prepare
 from pg_distill.students.blend import Blend
-from pg_distill.students.families import Student, load_family
+from pg_distill.students.families import Setup, Student, load_family
 from pg_distill.students.soft_labels import softmax
 from pg_distill.students.transfer_set import TransferSet
 
@@ -64,18 +64,15 @@ class Training:
     number: int
     family: str
     size: Mapping[str, Any]
-    recipe: Recipe
-    task: Task
-    n_classes: int
-    epochs: int
-    seed: int
-    teacher: bytes | None
+    setup: Setup
     seconds: float
     """How long it may take from its start: another machine has another clock."""
     fitted: Any = None
     """The student to train again, without early stopping, where there is one."""
     calibrated: bool = True
     """Whether its probabilities are held against the labels of the select rows, and not against the teacher's."""
+    exported: bool = True
+    """Whether its file is wanted, and not its logits alone."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +86,13 @@ class Outcome:
     expression: str | None
     reason: str
     seconds: float
+    cpu_seconds: float = 0.0
+    """Of ``seconds``, what its thread had a processor; 0 where nobody knows."""
 
 
 def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
     """Train one student; whatever goes wrong becomes its reason."""
-    start = time.monotonic()
+    start, begun = time.monotonic(), time.thread_time()
     deadline = start + task.seconds
 
     def failed(reason: str) -> Outcome:
@@ -115,8 +114,10 @@ def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
         logits = student.predict_logits(select.frame)
         if not np.isfinite(logits).all():
             return failed("training diverged: its predictions are not finite")
+        if not task.exported:
+            return Outcome(task.number, student, b"", logits, None, "", time.monotonic() - start)
         artifact = student.to_onnx()
-        difference = disagreement(artifact, select.frame, logits, task.task)
+        difference = disagreement(artifact, select.frame, logits, task.setup.task)
         if not difference <= AGREEMENT:
             return failed(f"ONNX Runtime and trainer differ by {difference:.1e}, over {AGREEMENT:.0e}")
         expression = sql_of(student)
@@ -134,6 +135,7 @@ def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
         expression,
         "",
         time.monotonic() - start,
+        time.thread_time() - begun,
     )
 
 
@@ -147,19 +149,7 @@ def sql_of(student: Student | Blend) -> str | None:
 
 def make_student(task: Training) -> Student:
     """Return the untrained student of a training."""
-    cls: Any = load_family(task.family)
-    extra = {"teacher": task.teacher} if cls.uses_teacher else {}
-    student: Student = cls(
-        task=task.task,
-        n_classes=task.n_classes,
-        temperature=task.recipe.temperature,
-        alpha=task.recipe.alpha,
-        epochs=task.epochs,
-        seed=task.seed,
-        **task.size,
-        **extra,
-    )
-    return student
+    return load_family(task.family)(task.setup, **task.size)
 
 
 def _feeds(
@@ -221,6 +211,11 @@ def _difference(
 
 def latency_ms(artifact: bytes, frame: Frame) -> float:
     """Return the median time of one row, in ms, of the graph that predict would run over real rows; texts are read anew."""
+    return timings(artifact, frame)[0]
+
+
+def timings(artifact: bytes, frame: Frame) -> tuple[float, float]:
+    """Return what `latency_ms` does, and how much of that goes into reading texts."""
     graph, readers = _served(artifact)
     graph, lookups = cut.cut_lookups(graph, {"strings"})
     session = onnx_model.open_session(graph)
@@ -230,7 +225,7 @@ def latency_ms(artifact: bytes, frame: Frame) -> float:
     run, names = session.run, [o.name for o in session.get_outputs()]
     for i in range(WARM_UP_CALLS):
         run(names, rows[i % TIMED_ROWS])
-    times = np.empty(TIMED_CALLS)
+    times, reading = np.empty(TIMED_CALLS), np.zeros(TIMED_CALLS)
     clock = time.perf_counter_ns
     begun = clock()
     for i in range(TIMED_CALLS):
@@ -238,10 +233,13 @@ def latency_ms(artifact: bytes, frame: Frame) -> float:
         start = clock()
         for target, read, text in texts[i % TIMED_ROWS]:
             feeds[target][0] = read(text)
+        if readers:
+            reading[i] = clock() - start
         run(names, feeds)
         times[i] = clock() - start
         if clock() - begun > 200_000_000 and i >= 20:
-            times = times[: i + 1]
+            times, reading = times[: i + 1], reading[: i + 1]
             break
     # Of texts the mean: their lengths differ, and a long one counts.
-    return float(np.mean(times) if readers else np.median(times)) / 1e6
+    usual = np.mean if readers else np.median
+    return float(usual(times)) / 1e6, float(usual(reading)) / 1e6

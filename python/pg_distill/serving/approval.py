@@ -16,8 +16,7 @@ from pg_distill.child.trainer import Trainer
 from pg_distill.database.protocol import Database
 from pg_distill.errors import TooManyInspections
 from pg_distill.onnx_model.signature import Signature
-from pg_distill.registry import models as registry
-from pg_distill.registry import places, settings
+from pg_distill.registry import checked, places, settings
 
 __all__ = ["approve", "approve_registered", "inspector", "model_limits", "require", "trainer_limits"]
 
@@ -103,19 +102,19 @@ def approve_registered(db: Database, models: Mapping[str, tuple[bytes, Signature
     """Approve registered models, by id, and note it, so that no other backend has them checked again; as of `approve`."""
     with _place(db) as waited:
         # All sessions that open one model after a restore want it checked: one does it for those that have waited.
-        costs = registry.costs_meanwhile(db, list(models)) if waited else {}
+        costs = checked.costs_meanwhile(db, list(models)) if waited else {}
         approved = {key: replace(models[key][1], cost=cost) for key, cost in costs.items()}
         left = {key: model for key, model in models.items() if key not in approved}
         if left:
             with _child(db) as child:
                 approved |= zip(left, child.check(list(left.values()), *model_limits(db)), strict=True)
     for key in left:
-        registry.note_checked(db, key, approved[key])
+        checked.note_checked(db, key, approved[key])
     return [approved[key] for key in models]
 
 
 def require(db: Database, models: Mapping[str, tuple[bytes, Signature]]) -> None:
     """Approve those of registered models, by id, that nobody has approved yet."""
-    unchecked = registry.unchecked(db, list(models))
+    unchecked = checked.unchecked(db, list(models))
     if unchecked:
         approve_registered(db, {key: models[key] for key in unchecked})

@@ -11,8 +11,6 @@ from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.students import expression
 from pg_distill.students.export import Graph, Numbers
 from pg_distill.students.families import Student
-from pg_distill.students.objective import sharpness
-from pg_distill.students.transfer_set import TransferSet
 
 __all__ = ["Blend"]
 
@@ -33,11 +31,9 @@ class Blend:
         self.task = task
         self.n_classes = n_classes
 
-    def calibrate(self, select: TransferSet) -> bool:
-        """Sharpen or soften the mean to what the labels of ``select`` bear out; return whether the weights changed."""
-        factor = sharpness(self, select)
+    def sharpen(self, factor: float) -> None:
+        """Multiply the mean of the logits by a factor."""
         self.weights = tuple(w * factor for w in self.weights)
-        return factor != 1.0
 
     def predict_logits(self, frame: Frame) -> FloatArray:
         """Return (n, K) logits, (n, 1) values for regression."""

@@ -10,17 +10,17 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.frame import FloatArray, Frame
+from pg_distill.students.columns import Columns
 from pg_distill.students.ensemble import (
     LEAF,
     PREDICT_CELLS,
-    Columns,
     Ensemble,
     constant_tree,
     floor_float32,
     n_outputs,
 )
-from pg_distill.students.families import Shape
+from pg_distill.students.families import Setup, Shape
 from pg_distill.students.objective import Objective, ordering, resolve_targets, take_targets
 from pg_distill.students.text_numbers import TextNumbers
 from pg_distill.students.transfer_set import AUGMENTED, TransferSet
@@ -62,24 +62,8 @@ class Boosted(TreeStudent):
     softens: ClassVar[bool] = True
     uses_teacher: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        *,
-        task: Task,
-        n_classes: int,
-        temperature: float = 1.0,
-        alpha: float = 1.0,
-        epochs: int = 10,
-        seed: int = 42,
-        rounds: int = 100,
-        leaves: int = 31,
-    ) -> None:
-        self.task = task
-        self.n_classes = n_classes
-        self.temperature = temperature
-        self.alpha = alpha
-        self.epochs = epochs
-        self.seed = seed
+    def __init__(self, setup: Setup, *, rounds: int = 100, leaves: int = 31) -> None:
+        super().__init__(setup)
         self.rounds = rounds
         self.leaves = leaves
 
@@ -135,7 +119,7 @@ class Boosted(TreeStudent):
         self.columns_ = Columns.fit(frame, order, goal.weight, mean=goal.mean).with_texts(
             TextNumbers.of(self, data.take(rows))
         )
-        objective = Objective(self.task, self.n_classes, self.temperature, goal)
+        objective = Objective(self.task, self.n_classes, self.setup.temperature, goal)
         select_goal = resolve_targets(self, select)
         outputs = objective.outputs
         limit = np.finfo(np.float32).max
@@ -152,7 +136,7 @@ class Boosted(TreeStudent):
             "max_delta_step": 0.0 if self.task == "regression" else LARGEST_STEP / rate,
             "min_data_in_leaf": max(1, min(LEAST_ROWS, len(rows) // LEAST_ROWS)),
             "bin_construct_sample_cnt": max(len(rows), 1),  # or a NULL may be overlooked
-            "seed": self.seed % (1 << 31),
+            "seed": self.setup.seed % (1 << 31),
             "deterministic": True,
             "force_col_wise": True,
             "num_threads": 1,
@@ -164,7 +148,9 @@ class Boosted(TreeStudent):
         if select_goal.weight.any():
             select_matrix = np.clip(self.columns_.matrix(select.frame), -limit, limit)
             booster.add_valid(lightgbm.Dataset(select_matrix, reference=train, params=parameters), "select")
-            stopper = Objective(self.task, self.n_classes, self.temperature, select_goal, like=objective)
+            stopper = Objective(
+                self.task, self.n_classes, self.setup.temperature, select_goal, like=objective
+            )
         self.rounds_, best = 0, np.inf
         self.complete_ = True
         patience = max(LEAST_PATIENCE, int(PATIENCE * self.rounds))

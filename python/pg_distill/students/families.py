@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pg_distill.students.expression import Sums
     from pg_distill.students.transfer_set import TransferSet
 
-__all__ = ["FAMILIES", "ITERATIVE", "Shape", "Student", "load_family"]
+__all__ = ["FAMILIES", "ITERATIVE", "Setup", "Shape", "Student", "load_family"]
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,40 @@ class Shape:
         return all(f.kind == "text" for f in self.features)
 
 
-class Student(Protocol):
-    """A model small enough to serve.
-
-    The constructor takes keywords only: ``task``, ``n_classes``, ``temperature``, ``alpha``, ``epochs``, ``seed``,
-    and the keywords of one of ``sizes()``; ``teacher`` (ONNX bytes) too where ``uses_teacher``. It only stores
-    them. Everything that is learned ends in an underscore. ``n_classes`` is 1 for regression, 2 for binary.
+@dataclass(frozen=True)
+class Setup:
+    """How a student is taught, whatever its family and size.
 
     The targets of a row mix the teacher's softened probabilities (share ``alpha``) and its label (``1 - alpha``); a row
     without a label has the teacher only, a row without teacher logits its label only (``soft_labels.targets``).
+    """
+
+    task: Task
+    n_classes: int
+    """1 for regression, 2 for binary."""
+    temperature: float = 1.0
+    alpha: float = 1.0
+    epochs: int = 10
+    """The most passes over its rows; sweeps of a student that is fitted by backfitting."""
+    seed: int = 42
+    teacher: bytes | None = None
+    """The teacher's ONNX file, for families that use it."""
+
+
+class Student(Protocol):
+    """A model small enough to serve.
+
+    The constructor takes a setup, and the keywords of one of ``sizes()``. It only stores them. Everything that is
+    learned ends in an underscore.
     """
 
     family: ClassVar[str]
     softens: ClassVar[bool]
     """Whether ``temperature`` changes what this family learns; where not, only T = 1 is tried."""
     uses_teacher: ClassVar[bool]
-    """Whether the constructor wants the teacher's ONNX file."""
+    """Whether the setup has to have the teacher's ONNX file."""
+
+    def __init__(self, setup: Setup, **size: Any) -> None: ...
 
     @classmethod
     def sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:

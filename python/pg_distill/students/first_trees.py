@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import Frame, Task
-from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, n_outputs
-from pg_distill.students.families import Shape
+from pg_distill.students.columns import Columns
+from pg_distill.students.ensemble import ALL, LEAF, Ensemble, n_outputs
+from pg_distill.students.families import Setup, Shape
 from pg_distill.students.objective import Objective, Steps, backfit, resolve_targets, take_targets
 from pg_distill.students.transfer_set import TransferSet
 from pg_distill.students.tree_student import MOST_TREES, TreeStudent
@@ -43,8 +44,8 @@ class FirstTrees(TreeStudent):
 
     Parameters
     ----------
-    teacher
-        The teacher's ONNX file: one tree ensemble that reads one float input of all features.
+    setup
+        Its teacher is one tree ensemble that reads one float input of all features.
     trees
         How many of its trees are kept.
     """
@@ -53,25 +54,8 @@ class FirstTrees(TreeStudent):
     softens: ClassVar[bool] = True
     uses_teacher: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        *,
-        task: Task,
-        n_classes: int,
-        temperature: float = 1.0,
-        alpha: float = 1.0,
-        epochs: int = 10,
-        seed: int = 42,
-        teacher: bytes,
-        trees: int = 30,
-    ) -> None:
-        self.task = task
-        self.n_classes = n_classes
-        self.temperature = temperature
-        self.alpha = alpha
-        self.epochs = epochs
-        self.seed = seed
-        self.teacher = teacher
+    def __init__(self, setup: Setup, *, trees: int = 30) -> None:
+        super().__init__(setup)
         self.trees = trees
 
     @classmethod
@@ -93,8 +77,9 @@ class FirstTrees(TreeStudent):
         # The teacher's nodes say where NaN goes, in every column.
         self.columns_ = replace(self.columns_, missing=np.ones_like(self.columns_.missing))
         whole = None
-        if not frame.string_names and self.columns_.numbers.element == "float":
-            whole = _read_onnx(self.teacher, self.task, self.n_classes, len(frame.features))
+        teacher = self.setup.teacher
+        if teacher is not None and not frame.string_names and self.columns_.numbers.element == "float":
+            whole = _read_onnx(teacher, self.task, self.n_classes, len(frame.features))
         if whole is None:
             raise FeatureNotSupported(
                 "the teacher is no tree ensemble over one float tensor of the features",
@@ -104,35 +89,44 @@ class FirstTrees(TreeStudent):
 
     def prototype(self, data: TransferSet) -> bytes | None:
         """Return the teacher's first trees as they are: as fast as with other leaf values."""
-        twin = FirstTrees(
-            task=self.task, n_classes=self.n_classes, alpha=self.alpha, teacher=self.teacher, trees=self.trees
-        )
+        twin = FirstTrees(self.setup, trees=self.trees)
         twin.ensemble_ = twin._first(data.frame)
         return twin.to_onnx()
 
     def fit(self, data: TransferSet, select: TransferSet, *, deadline: float | None = None) -> Self:
         """Fit leaf values with each penalty, from the strongest on, while the loss on ``select`` falls."""
         self.sharpness_ = 1.0
+        return self._backfit(data, select, PENALTIES[1], deadline)
+
+    def refit(self, data: TransferSet, *, deadline: float | None = None) -> Self:
+        """Fit other rows down to the penalty that ``fit`` found best; nothing is held back."""
+        self._backfit(data, data.take(np.arange(0)), self.penalty_, deadline)
+        if self.sharpness_ != 1.0:
+            self._sharpen(self.sharpness_)
+        return self
+
+    def _backfit(self, data: TransferSet, select: TransferSet, until: float, deadline: float | None) -> Self:
+        """Learn with each penalty while the loss on ``select`` falls, or without such rows down to ``until``."""
         goal = resolve_targets(self, data)
         rows = np.flatnonzero(goal.weight > 0)
         most = MOST_CELLS // self.trees
         if len(rows) > most:
-            rows = np.sort(np.random.default_rng(self.seed).choice(rows, most, replace=False))
+            rows = np.sort(np.random.default_rng(self.setup.seed).choice(rows, most, replace=False))
         goal = take_targets(goal, rows)
         frame = data.frame.take(rows)
         trees = self._first(frame)
-        objective = Objective(self.task, self.n_classes, self.temperature, goal)
+        objective = Objective(self.task, self.n_classes, self.setup.temperature, goal)
         self.base_ = objective.base
         select_goal = resolve_targets(self, select)
         judge = None
         if select_goal.weight.any():
-            judge = Objective(self.task, self.n_classes, self.temperature, select_goal, like=objective)
+            judge = Objective(self.task, self.n_classes, self.setup.temperature, select_goal, like=objective)
         codes = trees.leaves(self.columns_.matrix(frame)) - trees.roots
         select_codes = trees.leaves(self.columns_.matrix(select.frame)) - trees.roots
         sizes = np.diff([*trees.roots, len(trees.feature)])
         effects = [np.zeros((size, objective.outputs)) for size in sizes]
         best = np.inf
-        for strength in PENALTIES if judge is not None else PENALTIES[1:2]:
+        for strength in PENALTIES if judge is not None else PENALTIES[: PENALTIES.index(until) + 1]:
             blocks = [
                 Steps(
                     codes[:, t],
@@ -143,8 +137,8 @@ class FirstTrees(TreeStudent):
                 )
                 for t, (effect, target) in enumerate(zip(effects, trees.target, strict=True))
             ]
-            loss = backfit(blocks, objective, judge, sweeps=max(1, self.epochs), deadline=deadline)
-            if not loss < best:
+            loss = backfit(blocks, objective, judge, sweeps=max(1, self.setup.epochs), deadline=deadline)
+            if judge is not None and not loss < best:
                 break
             best, self.penalty_ = loss, strength
             effects = [block.effect for block in blocks]
@@ -156,7 +150,7 @@ class FirstTrees(TreeStudent):
 
     def describe(self) -> dict[str, object]:
         """Return family, size and hyper-parameters."""
-        out = super().describe() | {"trees": self.trees, "epochs": self.epochs}
+        out = super().describe() | {"trees": self.trees, "epochs": self.setup.epochs}
         if hasattr(self, "penalty_"):
             out |= {"penalty": self.penalty_, "total_leaves": self.ensemble_.n_leaves}
         return out

@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.frame import FloatArray, Frame
 from pg_distill.students import expression
-from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, cut, quantile_thresholds
+from pg_distill.students.columns import Columns
+from pg_distill.students.ensemble import ALL, LEAF, Ensemble, cut, quantile_thresholds
 from pg_distill.students.export import Graph
-from pg_distill.students.families import Shape
+from pg_distill.students.families import Setup, Shape
 from pg_distill.students.objective import (
     Block,
     Calibrated,
@@ -74,23 +75,8 @@ class Linear(Calibrated):
     softens: ClassVar[bool] = True
     uses_teacher: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        *,
-        task: Task,
-        n_classes: int,
-        temperature: float = 1.0,
-        alpha: float = 1.0,
-        epochs: int = 10,
-        seed: int = 42,
-        bins: int = 16,
-    ) -> None:
-        self.task = task
-        self.n_classes = n_classes
-        self.temperature = temperature
-        self.alpha = alpha
-        self.epochs = epochs
-        self.seed = seed
+    def __init__(self, setup: Setup, *, bins: int = 16) -> None:
+        super().__init__(setup)
         self.bins = bins
 
     @classmethod
@@ -102,7 +88,7 @@ class Linear(Calibrated):
 
     def prototype(self, data: TransferSet) -> bytes | None:
         """Return the model before it has learned anything but its bins: latency depends on these alone."""
-        twin = Linear(**self._arguments())
+        twin = Linear(self.setup, bins=self.bins)
         if data.frame.text_names:
             data = data.take(np.arange(min(len(data), PROTOTYPE_TEXTS)))
         twin._prepare(data)
@@ -120,10 +106,10 @@ class Linear(Calibrated):
         columns = sum(f.width for f in data.frame.features) + words
         most = max(1000, MOST_CELLS // (columns * outputs))
         if len(rows) > most:
-            rows = np.sort(np.random.default_rng(self.seed).choice(rows, most, replace=False))
+            rows = np.sort(np.random.default_rng(self.setup.seed).choice(rows, most, replace=False))
         goal = take_targets(goal, rows)
         frame = data.frame.take(rows)
-        objective = Objective(self.task, self.n_classes, self.temperature, goal)
+        objective = Objective(self.task, self.n_classes, self.setup.temperature, goal)
         self.base_, self.scale_ = objective.base.copy(), objective.scale
         self.columns_ = Columns.fit(frame, ordering(self.task, goal.mean), goal.weight, vector_numbers=0)
         matrix = self.columns_.matrix(frame)
@@ -144,7 +130,7 @@ class Linear(Calibrated):
         for j in range(d):
             self.low_[j], self.high_[j], self.centre_[j] = _range(matrix[:, j])
         learned = (
-            TextEffect.learn(name, frame.strings(name), objective, seed=self.seed)
+            TextEffect.learn(name, frame.strings(name), objective, seed=self.setup.seed)
             for name in frame.text_names
         )
         self.texts_ = [text for text in learned if text.tokeniser.size]
@@ -154,11 +140,30 @@ class Linear(Calibrated):
     def fit(self, data: TransferSet, select: TransferSet, *, deadline: float | None = None) -> Self:
         """Backfit with each penalty, from the strongest on, while the loss on ``select`` falls."""
         self.sharpness_ = 1.0
+        return self._backfit(data, select, deadline)
+
+    def refit(self, data: TransferSet, *, deadline: float | None = None) -> Self:
+        """Backfit other rows down to the penalty that ``fit`` found best; nothing is held back."""
+        factor, self.sharpness_ = self.sharpness_, 1.0
+        self._backfit(data, data.take(np.arange(0)), deadline, until=(self.penalty_, self.text_penalty_))
+        self.sharpness_ = factor
+        if factor != 1.0:
+            self._sharpen(factor)
+        return self
+
+    def _backfit(
+        self,
+        data: TransferSet,
+        select: TransferSet,
+        deadline: float | None,
+        until: tuple[float, float] | None = None,
+    ) -> Self:
+        """Learn with each penalty while the loss on ``select`` falls, or without such rows down to the pair ``until``."""
         frame, matrix, objective = self._prepare(data)
         select_goal = resolve_targets(self, select)
         judge = None
         if select_goal.weight.any():
-            judge = Objective(self.task, self.n_classes, self.temperature, select_goal, like=objective)
+            judge = Objective(self.task, self.n_classes, self.setup.temperature, select_goal, like=objective)
         select_matrix = self.columns_.matrix(select.frame)
         codes, select_codes = cut(matrix, self.thresholds_), cut(select_matrix, self.thresholds_)
         dense, select_dense = self._dense(matrix), self._dense(select_matrix)
@@ -178,7 +183,9 @@ class Linear(Calibrated):
         intercept = np.zeros((1, objective.outputs))
         of_many = TEXT_PENALTIES if self.texts_ else VECTOR_PENALTIES if parts else (0.0,) * len(PENALTIES)
         penalties = [*zip_longest(PENALTIES, of_many, fillvalue=PENALTIES[-1])]
-        for strength, text_strength in penalties if judge is not None else [USUAL_PENALTIES]:
+        if judge is None:
+            penalties = penalties[: penalties.index(until) + 1] if until in penalties else [USUAL_PENALTIES]
+        for strength, text_strength in penalties:
             whole = np.zeros(len(codes), np.int32), np.zeros(len(select_codes), np.int32)
             blocks: list[Block] = [Steps(*whole, np.full(1, FREE), intercept.copy())]
             if len(slopes):
@@ -190,8 +197,8 @@ class Linear(Calibrated):
                     blocks.append(Steps(codes[:, j], select_codes[:, j], penalty, effect.copy()))
             for make, effect in zip(lines, words, strict=True):
                 blocks.append(make(text_strength, effect.copy()))
-            loss = backfit(blocks, objective, judge, sweeps=max(1, self.epochs), deadline=deadline)
-            if not loss < best:
+            loss = backfit(blocks, objective, judge, sweeps=max(1, self.setup.epochs), deadline=deadline)
+            if judge is not None and not loss < best:
                 break
             best, self.penalty_, self.text_penalty_ = loss, strength, text_strength
             found = iter(blocks)
@@ -335,26 +342,15 @@ class Linear(Calibrated):
             sums[k] = expression.balanced_sum([*terms, expression.literal(constant)])
         return expression.Sums(sums, bound=bound, prefix=prefix, reads_texts=bool(read))
 
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "task": self.task,
-            "n_classes": self.n_classes,
-            "temperature": self.temperature,
-            "alpha": self.alpha,
-            "epochs": self.epochs,
-            "seed": self.seed,
-            "bins": self.bins,
-        }
-
     def describe(self) -> dict[str, object]:
         """Return family, size and hyper-parameters."""
         out: dict[str, object] = {
             "family": self.family,
             "bins": self.bins,
-            "temperature": self.temperature,
-            "alpha": self.alpha,
-            "epochs": self.epochs,
-            "seed": self.seed,
+            "temperature": self.setup.temperature,
+            "alpha": self.setup.alpha,
+            "epochs": self.setup.epochs,
+            "seed": self.setup.seed,
         }
         if getattr(self, "texts_", None):
             out["ngrams"] = {text.name: text.tokeniser.size for text in self.texts_}

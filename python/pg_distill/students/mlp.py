@@ -19,12 +19,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from pg_distill.errors import FeatureNotSupported
-from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.frame import FloatArray, Frame
 from pg_distill.onnx_model.signature import NULL_STRING
 from pg_distill.students import expression
 from pg_distill.students.encoding import CategoryEncoder
 from pg_distill.students.export import Graph
-from pg_distill.students.families import Shape
+from pg_distill.students.families import Setup, Shape
 from pg_distill.students.mlp_encoding import Encoded, Encoding, Float32
 from pg_distill.students.network import Layers, NetworkTrainer
 from pg_distill.students.network_expression import Perceptron, Table
@@ -56,24 +56,8 @@ class Mlp(Calibrated):
     softens: ClassVar[bool] = True
     uses_teacher: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        *,
-        task: Task,
-        n_classes: int,
-        temperature: float = 1.0,
-        alpha: float = 1.0,
-        epochs: int = 10,
-        seed: int = 42,
-        hidden: Sequence[int] = (64, 64),
-        bins: int = 0,
-    ) -> None:
-        self.task = task
-        self.n_classes = n_classes
-        self.temperature = temperature
-        self.alpha = alpha
-        self.epochs = epochs
-        self.seed = seed
+    def __init__(self, setup: Setup, *, hidden: Sequence[int] = (64, 64), bins: int = 0) -> None:
+        super().__init__(setup)
         self.hidden = tuple(hidden)
         self.bins = bins
 
@@ -94,7 +78,7 @@ class Mlp(Calibrated):
         texts = TextNumbers.of(self, data, prototype=prototype)
         self.encoding_ = Encoding(data.frame, self.bins, texts, target)
         layers = Layers([self.encoding_.width, *self.hidden, self.n_classes])
-        rng = np.random.default_rng(self.seed)
+        rng = np.random.default_rng(self.setup.seed)
         for weights in layers.weights:
             fan_in = max(1, len(weights))
             weights[:] = rng.standard_normal(weights.shape, np.float32) * np.sqrt(
@@ -106,14 +90,14 @@ class Mlp(Calibrated):
 
     def prototype(self, data: TransferSet) -> bytes:
         """Return the untrained network: its latency depends on its shape alone."""
-        twin = Mlp(**self._arguments())
+        twin = Mlp(self.setup, hidden=self.hidden, bins=self.bins)
         twin.layers_ = twin._prepare(data, prototype=True)
         return twin.to_onnx()
 
     def fit(self, data: TransferSet, select: TransferSet, *, deadline: float | None = None) -> Self:
         """Train for at most ``epochs`` passes over ``data``; keep the average that was best on ``select``."""
         self.sharpness_ = 1.0
-        return self._train(data, select, self.epochs, deadline)
+        return self._train(data, select, self.setup.epochs, deadline)
 
     def refit(self, data: TransferSet, *, deadline: float | None = None) -> Self:
         """Train on other rows up to the pass that ``fit`` found best; nothing is held back."""
@@ -361,28 +345,16 @@ class Mlp(Calibrated):
         )
         return network.sums(vectors=vectors)
 
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "task": self.task,
-            "n_classes": self.n_classes,
-            "temperature": self.temperature,
-            "alpha": self.alpha,
-            "epochs": self.epochs,
-            "seed": self.seed,
-            "hidden": self.hidden,
-            "bins": self.bins,
-        }
-
     def describe(self) -> dict[str, object]:
         """Return family, size and hyper-parameters."""
         out: dict[str, object] = {
             "family": self.family,
             "hidden": list(self.hidden),
             "bins": self.bins,
-            "temperature": self.temperature,
-            "alpha": self.alpha,
-            "epochs": self.epochs,
-            "seed": self.seed,
+            "temperature": self.setup.temperature,
+            "alpha": self.setup.alpha,
+            "epochs": self.setup.epochs,
+            "seed": self.setup.seed,
         }
         if hasattr(self, "encoding_") and self.encoding_.n_texts:
             out["ngrams"] = self.encoding_.texts.describe()

@@ -105,7 +105,9 @@ class NetworkTrainer:
         if mlp.task == "regression":
             loss, delta = distillation_value_loss(x[-1], soft, hard, soft_weight, hard_weight)
         else:
-            loss, delta = distillation_loss(x[-1], soft, hard, soft_weight, hard_weight, mlp.temperature)
+            loss, delta = distillation_loss(
+                x[-1], soft, hard, soft_weight, hard_weight, mlp.setup.temperature
+            )
         delta *= np.float32(1.0 / b)
         for k in range(last, -1, -1):
             np.matmul(x[k].T, delta, out=self.gradients.weights[k])
@@ -126,11 +128,11 @@ class NetworkTrainer:
         epochs: int,
         deadline: float | None,
     ) -> None:
-        """Train for ``epochs`` passes of the schedule's ``mlp.epochs``; without select rows the last average stays."""
+        """Train for ``epochs`` passes of the schedule's ``mlp.setup.epochs``; without select rows the last average stays."""
         mlp, layers = self.mlp, self.layers
-        rng = np.random.default_rng([mlp.seed, 1])
+        rng = np.random.default_rng([mlp.setup.seed, 1])
         per_epoch = max(1, self.n // self.batch)
-        steps = per_epoch * mlp.epochs
+        steps = per_epoch * mlp.setup.epochs
         width = max([*mlp.hidden, 1])
         peak = PEAK_RATE * min(1.0, (64 / width) ** 0.5)
         keep = np.float32(1.0 - 1.0 / max(1.0, AVERAGE * steps))
@@ -192,7 +194,7 @@ class NetworkTrainer:
         if mlp.task == "regression":
             return distillation_value_loss(scores, *goal)[0] / max(weight, 1e-12)
         soft, hard, soft_weight, hard_weight = goal
-        loss, _ = distillation_loss(scores, soft, hard, soft_weight, hard_weight, mlp.temperature)
+        loss, _ = distillation_loss(scores, soft, hard, soft_weight, hard_weight, mlp.setup.temperature)
         return loss / max(weight, 1e-12)
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pg_distill.errors import InvalidData
 from pg_distill.frame import FloatArray, Task
 from pg_distill.students.ensemble import n_outputs
+from pg_distill.students.families import Setup
 from pg_distill.students.soft_labels import Targets, distillation_loss, fit_sharpness, softmax, targets
 from pg_distill.students.transfer_set import AUGMENTED, TAIL, TransferSet
 
@@ -139,8 +140,8 @@ def resolve_targets(student: Any, data: TransferSet, temperature: float | None =
         logits,
         y,
         data.weights,
-        temperature=student.temperature if temperature is None else temperature,
-        alpha=student.alpha,
+        temperature=student.setup.temperature if temperature is None else temperature,
+        alpha=student.setup.alpha,
     )
 
 
@@ -171,16 +172,36 @@ def sharpness(student: Any, select: TransferSet) -> float:
 
 
 class Calibrated:
-    """What calibrates a student: ``_sharpen`` folds a factor of the logits into what it has learned."""
+    """What students share: their setup, and what calibrates them.
+
+    ``_sharpen`` folds a factor of the logits into what a student has learned.
+    """
 
     sharpness_: float
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+
+    @property
+    def task(self) -> Task:
+        """The task of the setup."""
+        return self.setup.task
+
+    @property
+    def n_classes(self) -> int:
+        """The number of classes of the setup."""
+        return self.setup.n_classes
 
     def calibrate(self, select: TransferSet) -> bool:
         """Sharpen or soften the logits to what the labels of ``select`` bear out; return whether they changed."""
         factor = sharpness(self, select)
+        self.sharpen(factor)
+        return factor != 1.0
+
+    def sharpen(self, factor: float) -> None:
+        """Multiply the logits by a factor; a later ``refit`` keeps it."""
         self.sharpness_ *= factor
         self._sharpen(factor)
-        return factor != 1.0
 
     def _sharpen(self, factor: float) -> None:
         raise NotImplementedError

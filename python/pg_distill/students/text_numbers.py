@@ -99,7 +99,7 @@ class TextNumbers:
             data = data.take(np.arange(min(len(data), PROTOTYPE_TEXTS)))
         make = cls.prototype if prototype else cls.learn
         goal = resolve_targets(student, data)
-        return make(data.frame, goal, student.task, student.n_classes, student.temperature)
+        return make(data.frame, goal, student.task, student.n_classes, student.setup.temperature)
 
     @property
     def width(self) -> int:

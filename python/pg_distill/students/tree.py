@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Task
-from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, cut, quantile_thresholds
-from pg_distill.students.families import Shape
+from pg_distill.students.columns import Columns
+from pg_distill.students.ensemble import ALL, LEAF, Ensemble, cut, quantile_thresholds
+from pg_distill.students.families import Setup, Shape
 from pg_distill.students.objective import Objective, ordering, resolve_targets, take_targets
 from pg_distill.students.transfer_set import TransferSet
 from pg_distill.students.tree_student import LEAST_ROWS, TreeStudent
@@ -43,23 +44,8 @@ class Tree(TreeStudent):
     softens: ClassVar[bool] = False
     uses_teacher: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        *,
-        task: Task,
-        n_classes: int,
-        temperature: float = 1.0,
-        alpha: float = 1.0,
-        epochs: int = 10,
-        seed: int = 42,
-        leaves: int = 64,
-    ) -> None:
-        self.task = task
-        self.n_classes = n_classes
-        self.temperature = temperature
-        self.alpha = alpha
-        self.epochs = epochs
-        self.seed = seed
+    def __init__(self, setup: Setup, *, leaves: int = 64) -> None:
+        super().__init__(setup)
         self.leaves = leaves
 
     @classmethod
@@ -74,6 +60,17 @@ class Tree(TreeStudent):
     def fit(self, data: TransferSet, select: TransferSet, *, deadline: float | None = None) -> Self:
         """Grow to ``leaves`` or until the deadline; keep as many splits as are best on ``select``."""
         self.sharpness_ = 1.0
+        return self._grow(data, select, self.leaves, deadline)
+
+    def refit(self, data: TransferSet, *, deadline: float | None = None) -> Self:
+        """Grow on other rows to as many leaves as ``fit`` found best; nothing is held back."""
+        self._grow(data, data.take(np.arange(0)), self.leaves_, deadline)
+        if self.sharpness_ != 1.0:
+            self._sharpen(self.sharpness_)
+        return self
+
+    def _grow(self, data: TransferSet, select: TransferSet, leaves: int, deadline: float | None) -> Self:
+        """Grow to so many leaves; keep those splits that are best on ``select``, without such rows all."""
         goal = resolve_targets(self, data, temperature=1.0)
         rows = np.flatnonzero(goal.weight > 0)
         goal = take_targets(goal, rows)
@@ -93,7 +90,7 @@ class Tree(TreeStudent):
         scores = np.tile(effects(grower.nodes[0]), (len(select_codes), 1))
         members = {0: np.arange(len(select_codes))}
         best, kept = (np.inf if judge is None else judge.loss(scores / objective.scale)), 1
-        while len(grower.nodes) < 2 * self.leaves - 1:
+        while len(grower.nodes) < 2 * leaves - 1:
             if deadline is not None and time.monotonic() > deadline:
                 break
             split = grower.split()
@@ -113,6 +110,7 @@ class Tree(TreeStudent):
             loss = judge.loss(scores / objective.scale)
             if loss < best:
                 best, kept = loss, len(grower.nodes)
+        self.leaves_ = (kept + 1) // 2
         self.base_ = objective.base
         self.ensemble_ = Ensemble.join([grower.tree(kept, effects)], self.base_).snapped()
         return self

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.frame import FloatArray, Frame
 from pg_distill.students import expression
-from pg_distill.students.ensemble import ALL, LEAF, Columns, Ensemble, TextColumns, n_outputs
+from pg_distill.students.columns import Columns, TextColumns
+from pg_distill.students.ensemble import ALL, LEAF, Ensemble, n_outputs
 from pg_distill.students.export import Graph
 from pg_distill.students.objective import Calibrated
 from pg_distill.students.transfer_set import TransferSet
@@ -29,11 +30,6 @@ class TreeStudent(Calibrated):
     """A student that is the trees ``ensemble_`` over the matrix that ``columns_`` makes of a frame."""
 
     family: ClassVar[str]
-    task: Task
-    n_classes: int
-    temperature: float
-    alpha: float
-    seed: int
     columns_: Columns
     ensemble_: Ensemble
 
@@ -73,9 +69,9 @@ class TreeStudent(Calibrated):
         """Return family, size and hyper-parameters."""
         out: dict[str, object] = {
             "family": self.family,
-            "temperature": self.temperature,
-            "alpha": self.alpha,
-            "seed": self.seed,
+            "temperature": self.setup.temperature,
+            "alpha": self.setup.alpha,
+            "seed": self.setup.seed,
         }
         if hasattr(self, "sharpness_"):
             out["sharpness"] = self.sharpness_

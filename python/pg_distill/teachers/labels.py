@@ -18,7 +18,7 @@ from pg_distill.frame import FloatArray, Strings, Task
 from pg_distill.measure import decisions, latency
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.rows.canonical import match_labels
-from pg_distill.rows.sample import Label
+from pg_distill.rows.labels import Label
 
 __all__ = ["MAX_CLASSES", "as_labelled", "positions", "task_of", "warn_of_classes"]
 

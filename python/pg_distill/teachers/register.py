@@ -28,7 +28,8 @@ from pg_distill.onnx_model.tokenizer import DEFAULT_TOKENS, attach, check_size
 from pg_distill.quoting import quote_identifier
 from pg_distill.registry import models
 from pg_distill.registry.model import Model
-from pg_distill.rows.sample import Label, draw_rows
+from pg_distill.rows.labels import Label
+from pg_distill.rows.sample import draw_rows
 from pg_distill.rows.source import Source, check_columns, integers_beyond, lost_microseconds, resolve_source
 from pg_distill.serving.approval import inspector, model_limits
 from pg_distill.serving.sql_models import label_by_sql, signature_without_graph

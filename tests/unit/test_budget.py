@@ -1,0 +1,104 @@
+"""What the clock decides of a search: a busy or a slower machine trains the same candidates, later, while the budget allows it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from pg_distill.search import budget, recipes, stages, training
+from pg_distill.search.budget import Budget
+from pg_distill.search.problem import Candidate, Config, Problem
+from student_rows import transfer, truth
+
+SECONDS = 1.0  # of a processor that a training takes here
+
+
+class Clock:
+    """A wall that goes ``slower`` times as fast as the processor's time, which only trainings move."""
+
+    def __init__(self, slower: float) -> None:
+        self.slower = slower
+        self.cpu = 0.0
+
+    def work(self, seconds: float) -> None:
+        self.cpu += seconds
+
+    def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(time, "monotonic", lambda: self.cpu * self.slower)
+        monkeypatch.setattr(time, "thread_time", lambda: self.cpu)
+
+
+def searched(monkeypatch: pytest.MonkeyPatch, slower: float, seconds: float) -> list[Candidate]:
+    clock = Clock(slower)
+    clock.patch(monkeypatch)
+    real: Callable[..., Any] = training.train
+
+    def train(task: Any, data: Any, select: Any) -> Any:
+        outcome = real(task, data, select)
+        clock.work(SECONDS)
+        return replace(outcome, seconds=SECONDS * slower, cpu_seconds=SECONDS)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "train", train)
+        rows = Problem("binary", ("a", "b"), "roc_auc", transfer(200, "binary"), transfer(200, "binary", 1))
+        config = Config(5.0, families=("linear", "tree"), epochs=1, time_budget_s=seconds, threads=1)
+        return stages.search(rows, config, lambda frame: truth(frame, "binary"))
+
+
+def trained(candidates: list[Candidate]) -> list[tuple[Any, ...]]:
+    return [(c.family, repr(c.configuration), c.artifact) for c in candidates if c.artifact]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "SCREEN_ROWS", 1500)
+    monkeypatch.setattr(stages, "MORE_SEEDS", 1)
+    monkeypatch.setattr(training, "latency_ms", lambda artifact, frame: len(artifact) * 1e-7)
+    monkeypatch.setattr(budget, "unit_seconds", lambda: budget.UNIT_SECONDS)
+
+
+@pytest.mark.slow
+def test_a_busy_machine_trains_the_same_candidates_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = searched(monkeypatch, 1.0, 90.0)
+    assert len(trained(alone)) > 10
+    assert trained(searched(monkeypatch, 2.0, 90.0)) == trained(alone)
+    # By the clock alone it would train others.
+    monkeypatch.setattr(Budget, "stretch", 1.0)
+    assert trained(searched(monkeypatch, 2.0, 90.0)) != trained(alone)
+
+
+def test_shares_are_stretched_by_what_is_measured_and_leave_time_for_what_follows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(1.0)
+    clock.patch(monkeypatch)
+    idle = Budget(100.0)
+    assert idle.stretch == 1.0
+    assert idle.end_of("screen") == pytest.approx(0.25 * 98)
+    idle.note(3.0, 4.5)
+    idle.note(1.0, 1.5)
+    idle.note(0.0, 9.0)  # nobody knows what it worked
+    assert idle.stretch == pytest.approx(1.5)
+    assert idle.end_of("screen") == pytest.approx(0.375 * 98)
+    assert idle.for_task("screen", 0.0, refit=False) == pytest.approx(1.5 * 8.0)
+    idle.note(1.0, 1000.0)
+    assert idle.stretch == budget.MOST_STRETCH
+    ends = [idle.end_of(stage) for stage in budget.STAGE_END]
+    assert ends == sorted(set(ends))
+    assert ends[-1] < idle.deadline
+
+    monkeypatch.setattr(budget, "unit_seconds", lambda: 2 * budget.UNIT_SECONDS)
+    slower = Budget(100.0)
+    assert slower.stretch == pytest.approx(2.0)
+    slower.note(1.0, 1.0)
+    assert slower.stretch == pytest.approx(2.0)
+    # A faster one trains no less for it.
+    monkeypatch.setattr(budget, "unit_seconds", lambda: budget.UNIT_SECONDS / 2)
+    assert Budget(100.0).stretch == 1.0
+
+
+def test_the_unit_of_work_is_measured_in_processor_time() -> None:
+    assert 0.0 < budget.unit_seconds() < 10.0
