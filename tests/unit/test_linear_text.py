@@ -15,9 +15,11 @@ from pg_distill.students.augment import KINDS, Augmenter
 from pg_distill.students.blend import Blend
 from pg_distill.students.export import STUDENT_KEY
 from pg_distill.students.families import Shape, load_family
+from pg_distill.students.linear import Linear
 from pg_distill.students.objective import Objective, backfit, resolve_targets
-from pg_distill.students.soft_labels import softmax
+from pg_distill.students.soft_labels import kl, softmax
 from pg_distill.students.text_effect import NgramLines, TextEffect, find_bags, usual_words
+from pg_distill.students.transfer_set import stack
 from student_rows import TASKS, difference, make, run
 from text_rows import EVERYTHING, special, tickets
 
@@ -166,3 +168,29 @@ def test_long_texts_are_read_of_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("pg_distill.students.linear.MOST_CELLS", 30_000)
     sizes = [len(make("linear", "regression")._prepare(data)[0]) for data in (short, long)]
     assert sizes[0] > sizes[1] == 1000
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_refit_keeps_the_penalty_and_learns_from_more_rows(shared: bool) -> None:
+    data, select, test = (tickets(n, "binary", seed) for n, seed in ((200, 0), (100, 1), (800, 2)))
+    student = make("linear", "binary", bins=0, shared=shared).fit(data, select)
+
+    def distance() -> float:
+        assert test.teacher_logits is not None
+        return float(kl(test.teacher_logits, student.predict_logits(test.frame)).mean())
+
+    before, kept = distance(), student.penalties_
+    student.refit(stack([data, select, tickets(1500, "binary", 3)]))
+    assert student.penalties_ == kept and student.complete_
+    assert distance() < before
+    assert difference(student, special(test.frame.take(np.arange(50)))) < 1e-6
+
+
+def test_texts_are_learned_with_what_words_share_and_without() -> None:
+    frame = tickets(50, "binary").frame
+    shape = Shape(task="binary", n_classes=2, features=frame.features, n_rows=50, teacher=None)
+    sizes = Linear.sizes(shape)
+    assert {size.get("shared", True) for size in sizes} == {True, False}
+    alone = [f for f in frame.features if f.kind == "text"]
+    only = Linear.sizes(Shape(task="binary", n_classes=2, features=tuple(alone), n_rows=50, teacher=None))
+    assert only == [{"bins": 0}, {"bins": 0, "shared": False}]

@@ -134,7 +134,7 @@ def test_other_columns_and_large_tables_are_read_apart(monkeypatch: pytest.Monke
         replace(_reader("b", NGRAMS, 2, 1), columns=("x", "body"), column=1),
     ]
     assert [reader.shared for reader in read_together(readers)] == [None, None]
-    monkeypatch.setattr(texts, "MOST_CELLS", 10)
+    monkeypatch.setattr(texts, "MOST_SHARED", 10)
     both = read_together([readers[0], _reader("c", LIKE, 2, 1)])
     column = Strings.from_values(["good bad", None])
     assert both[1].numbers(column).tolist() == replace(both[1], shared=None).numbers(column).tolist()

@@ -158,6 +158,19 @@ def test_no_text_is_slow() -> None:
     assert time.process_time() - start < 0.1 * len(SPECIAL)
 
 
+@given(st.one_of(st.none(), texts(), st.text(st.characters(max_codepoint=127), max_size=60)))
+@settings(max_examples=300, deadline=None)
+def test_what_is_found_are_words_marks_and_pairs(text: str | None) -> None:
+    words = ["a", "b", "\x0b", "\x0c", "a\x0bb", "\x1c", "\x1f", "\x7f", "good", "zürich", "1"]
+    pairs = [(i, j) for i in range(len(words)) for j in range(len(words))]
+    tokeniser = Tokeniser(tuple((word,) for word in words), "!_", tuple(pairs))
+    found = split_words(text)
+    expected = {word for word in found if word in words}
+    expected |= {mark for mark in "!_" if text is not None and mark in text[:MOST_CHARACTERS]}
+    expected |= {f"{a} {b}" for a, b in pairwise(found) if a in words and b in words}
+    assert {tokeniser.names()[i] for i in tokeniser.find(text)} == expected
+
+
 def test_null_is_no_text_that_somebody_writes() -> None:
     assert NULL_STRING.isascii()
     assert split_words("<NULL>") != split_words(None)

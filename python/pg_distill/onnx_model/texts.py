@@ -34,7 +34,10 @@ CHARACTERS_AT_ONCE = 65_536
 """Characters of texts that are read between two looks at interrupts, in some 2 ms; what that takes stays in the cache."""
 
 MOST_CELLS = 1 << 21
-"""Entries of a table that are added up at once, and that several readers share: 16 MB."""
+"""Entries of a table that are added up at once: 16 MB."""
+
+MOST_SHARED = 1 << 22
+"""Entries of a table that several readers share: 32 MB."""
 
 MOST_COLUMNS = 64
 """Of a table whose columns are added up one by one, which takes less time and a second table."""
@@ -244,7 +247,7 @@ def _union(parts: Sequence[tuple[Tokeniser, FloatArray]]) -> _Vocabulary | None:
     )
     union = Tokeniser(tuple(map(tuple, forms)), marks, tuple(pairs))
     width = sum(part.shape[1] for _, part in parts)
-    if union.size * width > MOST_CELLS:
+    if union.size * width > MOST_SHARED:
         return None
     table = np.zeros((union.size, width))
     start = 0

@@ -125,6 +125,20 @@ def _split_anew(text: str) -> list[str]:
     return _WORD.findall(lower)
 
 
+def _letters() -> bytes:
+    table = bytearray(bytes(range(256)).lower())
+    for place, blank in enumerate(b"\x0b\x0c", 128):
+        table[blank] = place
+    for separator in filter(str.isascii, SEPARATORS):
+        table[ord(separator)] = ord(" ")
+    return bytes(table)
+
+
+_BYTES = _letters()
+"""Of ASCII texts: letters in lower case and separators as blanks; what else bytes.split() takes for a blank is a byte that no
+such text has."""
+
+
 _split = lru_cache(maxsize=4)(_split_anew)
 """Kept for the parts of a blend, which read the same text one after the other."""
 
@@ -198,6 +212,15 @@ class Tokeniser:
         return {form: number for number, forms in enumerate(self.words) for form in forms}
 
     @cached_property
+    def _byte_ids(self) -> dict[bytes, int]:
+        """The number of each form of ASCII, as `_BYTES` has it."""
+        return {
+            form.encode().translate(_BYTES): number
+            for form, number in self.word_ids.items()
+            if form.isascii()
+        }
+
+    @cached_property
     def pair_ids(self) -> dict[tuple[int | None, int | None], int]:
         """The number of each pair of words."""
         return {pair: i for i, pair in enumerate(self.pairs, len(self.words) + len(self.marks))}
@@ -209,8 +232,11 @@ class Tokeniser:
     def find(self, text: str | None) -> set[int]:
         """Return the numbers of a text's n-grams."""
         text = _cut(text)
-        # None is an unknown word, and no pair's. Loops in C: 17 us instead of 28 for 300 characters.
-        words = [*map(self.word_ids.get, _split(text))]
+        # None is an unknown word, and no pair's. Loops in C, and bytes where that can be: 12 us instead of 28 for 300 characters.
+        if text.isascii():
+            words = [*map(self._byte_ids.get, text.encode().translate(_BYTES).split())]
+        else:
+            words = [*map(self.word_ids.get, _split(text))]
         found = set(words)
         found.update(map(self.pair_ids.get, pairwise(words)))
         found.update(i for i, mark in enumerate(self.marks, len(self.words)) if mark in text)

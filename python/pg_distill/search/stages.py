@@ -27,6 +27,8 @@ refit
 Decisions are taken at barriers, on scores alone and in the candidates' order, so the executor's order does not matter. Time
 does in one way: what the budget cuts off. A student whose share of the budget ends keeps the best it had (a network shortens
 its schedule when it sees that coming), and the best so far is returned.
+
+Long, because the stages decide on what all of them share: budget, patience, entries and gate.
 """
 
 from __future__ import annotations

@@ -125,10 +125,14 @@ class TextEffect:
         length = np.sqrt(np.bincount(bags.rows, weights=values**2, minlength=len(bags)))
         return csr_array((values / length[bags.rows], bags.ids, bags.starts), (len(bags), len(self.idf)))
 
-    def lines(self, column: Strings, select: Strings) -> Callable[[float, FloatArray], NgramLines]:
-        """Return what makes a block of a penalty and of weights: each n-gram's own, then those of `word_features`."""
+    def lines(
+        self, column: Strings, select: Strings, *, shared: bool = True
+    ) -> Callable[[float, FloatArray], NgramLines]:
+        """Return what makes a block of a penalty and weights: each n-gram's own, and if ``shared`` those of `word_features`."""
         matrix, select_matrix = self.matrix(column), self.matrix(select)
-        self.features, self.has_vectors = make_features(self.tokeniser, matrix)
+        self.features, self.has_vectors = [], False
+        if shared:
+            self.features, self.has_vectors = make_features(self.tokeniser, matrix)
         if not self.features:
             return partial(NgramLines, matrix, select_matrix)
         return partial(NgramLines, Widened(matrix, self.features), Widened(select_matrix, self.features))

@@ -22,7 +22,7 @@ __all__ = ["MOST_NGRAMS", "learn_vocabulary"]
 Ints = npt.NDArray[np.int64]
 
 MOST_NGRAMS = 10_000
-"""N-grams that a vocabulary keeps unless told otherwise: linear students that keep more are no more accurate."""
+"""N-grams that a vocabulary keeps unless told otherwise: as many as the numbers of `text_numbers` make use of."""
 LEAST_TEXTS = 2
 """An n-gram of one text is that text's name."""
 MOST_WORDS = 10_000_000
