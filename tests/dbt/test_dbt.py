@@ -188,7 +188,8 @@ def test_operations_are_committed_and_refusals_are_errors(
 def test_a_transformer_and_a_log_of_vectors_are_registered_once(dbt: Dbt, db: psycopg.Connection) -> None:
     tiny = classifier()
     for path, content in (("dbt_reader.onnx", tiny.artifact), ("dbt_reader.json", tiny.tokenizer)):
-        db.execute("SELECT lo_export(lo_from_bytea(0, %s), %s)", (content, path))
+        made = value(db, "SELECT lo_from_bytea(0, %s)", content)
+        db.execute("SELECT lo_export(%s, %s)", (made, path))
     db.execute(
         "CREATE TABLE public.reviews AS SELECT 'a great film ' || i AS body FROM generate_series(1, 50) i"
     )
