@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "MAX_CATEGORIES",
     "MAX_LENGTH",
+    "MIN_COUNT",
     "STRINGS",
     "Feature",
     "FloatArray",
@@ -40,6 +42,10 @@ FloatArray = npt.NDArray[np.float64]
 VectorArray = npt.NDArray[np.floating[Any]]
 MAX_LENGTH = 2048
 """Numbers of a vector at most."""
+MIN_COUNT = 3
+"""A value of a category in fewer rows says nothing by itself; its rows teach what is said of other values instead."""
+MAX_CATEGORIES = 1000
+"""Most frequent values of a column that a student tells apart: more than a country's airports, less than keys."""
 
 
 class OfKind:

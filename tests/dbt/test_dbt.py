@@ -16,6 +16,7 @@ import pytest
 import servers
 from psycopg.conninfo import conninfo_to_dict
 from sql.conftest import load_table, survival, value
+from tiny_transformer import classifier
 
 pytestmark = pytest.mark.extra
 
@@ -180,6 +181,50 @@ def test_operations_are_committed_and_refusals_are_errors(
     assert code == 0, output
     assert value(db, "SELECT count(*) FROM distill.runs") == runs
     code, output = operation("register", name="nothing")
+    assert code == 1, output
+
+
+@pytest.mark.timeout(600)
+def test_a_transformer_and_a_log_of_vectors_are_registered_once(dbt: Dbt, db: psycopg.Connection) -> None:
+    tiny = classifier()
+    for path, content in (("dbt_reader.onnx", tiny.artifact), ("dbt_reader.json", tiny.tokenizer)):
+        made = value(db, "SELECT lo_from_bytea(0, %s)", content)
+        db.execute("SELECT lo_export(%s, %s)", (made, path))
+    db.execute(
+        "CREATE TABLE public.reviews AS SELECT 'a great film ' || i AS body FROM generate_series(1, 50) i"
+    )
+    given = {
+        "name": "reader",
+        "path": "dbt_reader.onnx",
+        "tokenizer": "dbt_reader.json",
+        "features": ["body"],
+    }
+    given |= {"sample": "public.reviews", "text_columns": ["body"]}
+    registered = "SELECT count(*) FROM distill.models WHERE name = 'reader'"
+    for tokens, versions in ((32, 1), (32, 1), (16, 2)):
+        code, output = dbt(
+            "run-operation", "pg_distill.register", "--args", json.dumps({**given, "max_tokens": tokens})
+        )
+        assert code == 0, output
+        assert value(db, registered) == versions
+    assert 0 <= value(db, "SELECT distill.predict('reader', '{}', ARRAY['a great film'])") <= 1
+    db.execute(
+        "CREATE TABLE public.vectors AS SELECT ARRAY[i, i % 7, 1]::real[] AS emb, (i % 2)::float8 AS p FROM generate_series(1, 99) i"
+    )
+    log = {
+        "name": "log",
+        "outputs": ["p"],
+        "features": ["emb"],
+        "sample": "public.vectors",
+        "task": "regression",
+    }
+    for _ in range(2):
+        code, output = dbt("run-operation", "pg_distill.register", "--args", json.dumps(log))
+        assert code == 0, output
+    assert value(db, "SELECT count(*) FROM distill.models WHERE name = 'log'") == 1
+    code, output = dbt(
+        "run-operation", "pg_distill.register", "--args", json.dumps({**log, "tokenizer": "dbt_reader.json"})
+    )
     assert code == 1, output
 
 

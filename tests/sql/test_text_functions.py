@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ import servers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pg_distill.frame import Task
+from pg_distill.onnx_model.tokens import WANTED
+from pg_distill.quoting import quote_literal
 from psycopg import errors
 from sql.conftest import value
 from sql.test_serving import set_expression
@@ -161,6 +166,53 @@ def test_a_session_changes_nothing(students: psycopg.Connection, server: servers
     )
     loose = answers(students, "of_binary(x, shop, title COLLATE loose, body COLLATE loose)", rows)
     assert loose.tolist() == expected.tolist()
+
+
+NUL_LIKE = [
+    "\\u0000",
+    "\\x00",
+    "\\0",
+    "%00",
+    "&#0;",
+    "\u2400",
+    "\\\\u0000 good",
+    "\x01\x1f\x7f",
+    "\ufffd",
+    "\ufeffgood",
+]
+
+
+def test_what_looks_like_nul_is_text(students: psycopg.Connection) -> None:
+    """Escapes in a text are characters like any other, on every way; NUL itself PostgreSQL does not let in."""
+    for body in NUL_LIKE:
+        row = {"x": 0.5, "shop": "north", "title": "good", "body": body}
+        typed = "jsonb_build_object('x', 0.5, 'shop', 'north', 'title', 'good', 'body', %s::text)"
+        query = f"SELECT 1 AS id, 0.5::float8 AS x, 'north' AS shop, 'good' AS title, {quote_literal(body)}::text AS body"
+        found = [
+            value(students, statement, argument)
+            for statement, argument in (
+                ("SELECT distill.predict('binary', ARRAY[0.5], ARRAY['north', 'good', %s])", body),
+                (f"SELECT distill.predict('binary', {typed})", body),
+                ("SELECT distill.predict('binary', %s::jsonb)", json.dumps(row)),
+                ("SELECT prediction FROM distill.score('binary', %s, 'id')", query),
+                ("SELECT of_binary(0.5, 'north', 'good', %s)", body),
+            )
+        ]
+        np.testing.assert_allclose(found, found[0], rtol=0, atol=1e-6)
+    for argument in ('{"x": 0.5, "body": "\\u0000"}', '{"x": 0.5, "body": "\\ud800"}'):
+        with pytest.raises((errors.UntranslatableCharacter, errors.InvalidTextRepresentation)):
+            value(students, "SELECT distill.predict('binary', %s::jsonb)", argument)
+
+
+def test_a_text_is_no_vector(students: psycopg.Connection) -> None:
+    for call in (
+        "ARRAY[0.5], ARRAY['north', 'good', 'good'], ARRAY[1, 2]::real[]",
+        "ARRAY[0.5, 1, 2], ARRAY['north', 'good']",
+        """'{"x": 0.5, "shop": "north", "title": "good", "body": [1, 2]}'::jsonb""",
+    ):
+        with pytest.raises((errors.DataException, errors.DatatypeMismatch)) as refused:
+            students.execute(f"SELECT distill.predict('binary', {call})")
+        assert refused.value.sqlstate in ("22000", "42804"), call
 
 
 @pytest.mark.every_server
@@ -360,3 +412,20 @@ def test_without_plpgsql_it_is_sql(one_student: psycopg.Connection) -> None:
         == "sql"
     )
     assert value(db, CALL) == expected
+
+
+def test_a_model_card_says_what_text_the_file_wants(
+    students: psycopg.Connection, server: servers.Server, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "pg_distill.cli", "export", "multiclass", "--to", str(tmp_path)]
+    command += ["--dsn", server.conninfo(dbname="text_functions")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "multiclass-1.md").read_text()
+    assert WANTED["python"] in card
+    assert str(WANTED["characters"]) in card
+    # The expression that it wrote is the student.
+    [expression] = [path.read_text() for path in tmp_path.glob("*.sql")]
+    rows = quick_rows()[:10]
+    found = answers(students, expression.replace("%", "%%"), rows)
+    np.testing.assert_allclose(found, predicted(students, "multiclass", rows), atol=1e-6)

@@ -295,17 +295,54 @@ def test_a_bad_log_is_refused(
     assert one(db, "SELECT count(*) FROM distill.models") == 0
 
 
-def test_a_class_that_is_written_twice_is_warned_of(db: psycopg.Connection) -> None:
+DOUBLES = ["Angry ", "ANGRY", "\u00a0angry", "ａｎｇｒｙ", "ang\u200bry", "angry\t"]
+
+
+@pytest.mark.parametrize("column", ["said", "scores"])
+def test_a_class_that_is_written_twice_is_warned_of(db: psycopg.Connection, column: str) -> None:
+    """By case, blanks, width or what nobody sees; in names and in objects. What differs in a letter is not."""
     load_tickets(db)
-    said: list[str] = []
-    db.add_notice_handler(
-        lambda d: (
-            said.append(d.severity_nonlocalized or "") if '"Angry "' in (d.message_primary or "") else None
+    said: list[tuple[str | None, str]] = []
+    db.add_notice_handler(lambda d: said.append((d.severity_nonlocalized, d.message_primary or "")))
+    for i, written in enumerate([*DOUBLES, "angri", "an gry"]):
+        db.execute("DROP TABLE IF EXISTS log; CREATE TABLE log AS SELECT * FROM tickets")
+        db.execute(
+            "UPDATE log SET said = %(name)s, scores = jsonb_build_object(%(name)s::text, 1.0) WHERE id < 40 AND said = 'angry'",
+            {"name": written},
         )
-    )
-    db.execute("UPDATE tickets SET said = 'Angry ' WHERE id < 20 AND said = 'angry'")
-    register_log(db, "log", "{said}")
-    assert said == ["WARNING"]
+        said.clear()
+        register_log(db, f"log{i}", f"{{{column}}}", sample="log")
+        warned = [
+            message for severity, message in said if severity == "WARNING" and f'"{written}"' in message
+        ]
+        assert len(warned) == (1 if written in DOUBLES else 0), written
+
+
+def test_a_label_that_is_all_one_class_is_refused(db: psycopg.Connection) -> None:
+    """At registration; and when the rows have become so: of a label, of names, of objects, of what is left beside NULL."""
+    load_tickets(db)
+    for column, outputs in (("mood", "{p}"), ("said", "{said}"), ("scores", "{scores}")):
+        more = ", label => 'mood', classes => '{calm,angry}'" if column == "mood" else ""
+        register_log(db, f"by_{column}", outputs, more)
+        for value in ("%s", "CASE WHEN id %% 2 = 0 THEN %s END"):
+            given: Any = json.dumps({"angry": 1}) if column == "scores" else "angry"
+            db.execute("DROP TABLE IF EXISTS one_sided; CREATE TABLE one_sided AS SELECT * FROM tickets")
+            typed = (
+                f"{value}::{'jsonb' if column == 'scores' else 'text'}"
+                if value == "%s"
+                else value.replace("%s END", f"%s::{'jsonb' if column == 'scores' else 'text'} END")
+            )
+            db.execute(f"UPDATE one_sided SET {column} = {typed}", (given,))  # type: ignore[arg-type]
+            with pytest.raises(errors.DataException) as refused:
+                db.execute(
+                    "SELECT distill_model(%s, sample => 'one_sided', time_budget_s => 5)", (f"by_{column}",)
+                )
+            assert refused.value.sqlstate == "22000", (column, value)
+            with pytest.raises(errors.DataException) as refused:
+                register_log(
+                    db, "other", outputs, ", label => 'mood'" if column == "mood" else "", "one_sided"
+                )
+            assert refused.value.sqlstate == "22000", (column, value)
 
 
 def test_who_registers_says_what_is_a_text(db: psycopg.Connection) -> None:

@@ -166,6 +166,14 @@ def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], sql: Sequ
             if machine
             else ""
         ),
+        *(
+            [
+                f"- They are of its judged twin, sha256 {_code(measured['twin'])}, which has not learned from the test rows."
+                " This file has, by the same recipe: no row is left to judge it"
+            ]
+            if measured.get("twin")
+            else []
+        ),
         "",
         "They hold for rows as those of the sample, and for that machine; a model carries the limits and the bias of its",
         "teacher and of the rows that it was made from.",
@@ -178,12 +186,54 @@ def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], sql: Sequ
         "## Features, in order",
         "",
         *(
-            f"- {_code(feature['name'])} ({_markdown(feature['kind'])})"
+            f"- {_code(feature['name'])} ({_markdown(feature['kind'])}"
+            + (f" of {feature['length']} numbers)" if feature["kind"] == "vector" else ")")
             for feature in model["input_schema"]["features"]
         ),
+        *_words_on_features(model),
         "",
     ]
     return "\n".join(lines)
+
+
+def _words_on_features(model: Mapping[str, Any]) -> Sequence[str]:
+    """Return what whoever runs the file has to know of the texts and vectors that it wants."""
+    from pg_distill.onnx_model.texts import INPUT, TEXT_KEY
+    from pg_distill.onnx_model.tokens import WANTED
+
+    features = model["input_schema"]["features"]
+    texts = [_code(feature["name"]) for feature in features if feature["kind"] == "text"]
+    tokens = model["input_schema"].get("max_tokens")
+    lines: list[str] = []
+    if tokens is not None:
+        lines += [
+            "",
+            "## Its text",
+            "",
+            f"- A transformer reads the first {_markdown(tokens)} tokens of it, special ones counted. NULL is the empty text.",
+            "- Its tokenizer.json stands in the file's metadata, as `pg_distill.tokenizer`.",
+            "- Give each text a run of its own, without padding: an int8 graph scales a whole batch.",
+        ]
+    elif texts and TEXT_KEY.encode() in bytes(model["artifact"] or b""):
+        lines += [
+            "",
+            "## Its texts",
+            "",
+            f"- Input `{INPUT}`, strings of the shape (rows, {len(texts)}): {', '.join(texts)}.",
+            f"- The file finds words, pairs and marks itself. It wants the first {WANTED['characters']} characters of a text,",
+            "  and blanks around each emoji and each character of a script without blanks, which no operator of ONNX does.",
+            f"- In Python: {_code(WANTED['python'])}. A shorter text without such characters needs nothing.",
+            f"- NULL is the text {_code(WANTED['null'])}.",
+        ]
+    if any(feature["kind"] == "vector" for feature in features):
+        lines += [
+            "",
+            "## Its vectors",
+            "",
+            "- Each is of the model that made it for the sample. Vectors of another one have other meanings.",
+            "- The file has their numbers among the columns of its inputs. A vector that is NULL is NaN in all of them.",
+        ]
+    return lines
 
 
 def import_options(parser: argparse.ArgumentParser) -> None:
@@ -200,10 +250,11 @@ def import_(arguments: argparse.Namespace) -> int:
     """Register what export wrote, checked and, with --sample, measured here."""
     manifest = _manifest(arguments.manifest)
     tokens = manifest.get("max_tokens")
-    if arguments.sample is None and "string" in manifest["kinds"] and tokens is None:
-        # A graph takes one matrix of strings and one of numbers: which column is in which only rows can say.
+    unclear = next((kind for kind in ("string", "vector") if kind in manifest["kinds"]), None)
+    if arguments.sample is None and unclear is not None and tokens is None:
+        # A graph takes one matrix of strings and one of numbers: which column is in which, and how wide, only rows can say.
         raise InvalidParameter(
-            f'model "{manifest["name"]}" has features that are strings',
+            f'model "{manifest["name"]}" has features that are {unclear}s',
             hint="Pass --sample, a relation or query with its columns.",
         )
     artifact = read_file(arguments.manifest.parent / manifest["onnx"], beside=True)

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from pg_distill.child.messages import ChosenBy
 from pg_distill.database.protocol import Database
-from pg_distill.errors import InvalidData, InvalidParameter
-from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.errors import DatatypeMismatch, InvalidData, InvalidParameter
+from pg_distill.frame import Feature, FloatArray, Frame, Task
 from pg_distill.measure import metrics
 from pg_distill.measure.metrics import default_metric
 from pg_distill.registry import models, runs, settings
@@ -83,23 +83,28 @@ class Material:
         """Return the material with the first rows of each split alone in it."""
         return replace(self, sample=self.sample.keep_first(counts))
 
-    def learned(self, run_id: str) -> Learned:
-        """Return the rows that students of this run learn from."""
+    def learned(self, run_id: str, *, test: bool = False) -> Learned:
+        """Return the rows that students of this run learn from; of one that learns from those of ``test`` too, these."""
         options, sample = self.options, self.sample
         identity = identity_columns(sample.frame.features)
         hashes, split = sample.identities[identity], sample.split
-        fitted, test = (split == FIT) | (split == SELECT), split == TEST
+        fitted, others = (split == FIT) | (split == SELECT), split == TEST
+        if test:
+            fitted, others = fitted | others, others & False
+        until = sample.until
+        if test and sample.times is not None:
+            until = float(np.nanmax(sample.times[fitted]))
         groups = None
         if sample.groups is not None:
-            groups = Digest.of(sample.groups[fitted], sample.groups[test])
+            groups = Digest.of(sample.groups[fitted], sample.groups[others])
         return Learned(
             identity,
-            Digest.of(hashes[fitted], hashes[test]),
-            Digest.of(hashes[split == UNLABELLED], hashes[test]),
+            Digest.of(hashes[fitted], hashes[others]),
+            Digest.of(hashes[split == UNLABELLED], hashes[others]),
             options.group_column,
             groups,
             options.time_column,
-            sample.until,
+            until,
             run_id,
             options.seed,
         )
@@ -208,11 +213,13 @@ def prepare(
     metrics.check_metric(metric, teacher.task, labelled=label is not None)
     columns = logged_columns(teacher) if teacher.kind == "logged" else []
     source = logged.read_logged(source, columns, label)
+    features = check_columns(source, teacher.signature.names)
+    _require_same_kinds(teacher, source, features)
     extra = [*columns, *([options.weight_column] if options.weight_column is not None else [])]
     sample = draw_sample(
         db,
         source,
-        check_columns(source, teacher.signature.names),
+        features,
         label=label,
         extra=extra,
         group_column=options.group_column,
@@ -274,3 +281,16 @@ def prepare(
     )
     material.check_splits()
     return material
+
+
+def _require_same_kinds(teacher: Model, source: Source, features: Sequence[Feature]) -> None:
+    """Refuse a column that has become one of vectors, or of strings, or is none any more, since the teacher was registered.
+
+    A graph would refuse its rows; an expression or a log would teach a student of the other kind, and say nothing.
+    """
+    for known, found in zip(teacher.signature.features, features, strict=True):
+        if (known.is_vector, known.is_string) != (found.is_vector, found.is_string):
+            raise DatatypeMismatch(
+                f'column "{found.name}" is of type {source.shown(found.name)}, where the teacher has a {known.kind}',
+                hint="Register the teacher again, or give a sample whose query casts the column.",
+            )

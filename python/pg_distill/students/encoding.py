@@ -13,18 +13,14 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.frame import FloatArray, Strings
+from pg_distill.frame import MAX_CATEGORIES, MIN_COUNT, FloatArray, Strings
 from pg_distill.onnx_model.signature import NULL_STRING
 from pg_distill.students.export import Graph
 
-__all__ = ["MAX_CATEGORIES", "MAX_TABLE", "MIN_COUNT", "CategoryEncoder", "codes_of", "look_up"]
+__all__ = ["MAX_TABLE", "CategoryEncoder", "codes_of", "look_up"]
 
-MIN_COUNT = 3
-"""A value of fewer rows says nothing by itself; its rows teach OTHER instead."""
 MAX_TABLE = 1 << 20
 """Cells of a table over all words of all columns (4 MB); beyond it each column gets nodes of its own."""
-MAX_CATEGORIES = 1000
-"""Most frequent values of a column that keep a code: more than a country's airports, less than keys."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.frame import FloatArray, Frame
-from pg_distill.students.encoding import MAX_CATEGORIES, CategoryEncoder
+from pg_distill.frame import MAX_CATEGORIES, FloatArray, Frame
+from pg_distill.students.encoding import CategoryEncoder
 from pg_distill.students.export import Numbers
 from pg_distill.students.projection import NETWORK_NUMBERS
 from pg_distill.students.text_numbers import TextNumbers

@@ -134,6 +134,8 @@ def task_of(
                 "the classes cannot be told without a label column", hint="Pass classes => ... ."
             )
         classes = label.names()
+        if len(classes) == 1:
+            raise InvalidData(f'every label is "{classes[0][:40]}": there is nothing to tell apart')
         if width > 1 and len(classes) != width:
             raise InvalidParameter(
                 f"the label column has {len(classes)} classes, but the teacher gives {width} values",

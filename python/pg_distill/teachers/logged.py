@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -117,7 +118,9 @@ def read_answers(
         base = source.columns[columns[0]].base
         if isinstance(first, Strings):
             if base in JSON:
-                return _checked(_objects(first, classes, rows), columns[0])
+                answers = _objects(first, classes, rows)
+                certain = bool((answers.outputs[answers.given].max(axis=1) == 1.0).all())
+                return _checked(answers, columns[0], classes if certain else ())
             return _checked(_names(first, columns[0], classes), columns[0], classes)
         if base in WHOLE and task == "multiclass":
             known, inverse = np.unique(first, return_inverse=True)
@@ -174,12 +177,20 @@ def _names(column: Strings, name: str, classes: Sequence[str]) -> Answers:
     return Answers(outputs, warnings)
 
 
+def _as_seen(text: str) -> str:
+    """Return a name without what tells it from another that people read as the same: case, blanks, width, what is not seen."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(
+        "".join(c for c in folded if unicodedata.category(c) not in ("Cf", "Cc") or c.isspace()).split()
+    )
+
+
 def _doubles(classes: Sequence[str]) -> list[str]:
     """Warn of classes that are one class written twice."""
     seen: dict[str, str] = {}
     out = []
     for text in classes:
-        key = " ".join(text.split()).casefold()
+        key = _as_seen(text)
         if key in seen:
             out.append(
                 f'classes "{seen[key]}" and "{text}" may be one class, written twice: map them to one in the sample query'

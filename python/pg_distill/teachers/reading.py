@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pg_distill.errors import DatatypeMismatch, UndefinedColumn
-from pg_distill.frame import Frame, Strings
+from pg_distill.frame import MAX_CATEGORIES, MIN_COUNT, Frame, Strings
 from pg_distill.onnx_model.tokens import prepare
 from pg_distill.rows.canonical import NamedColumn
 
@@ -17,15 +17,11 @@ __all__ = ["Reading", "check_texts", "read_strings"]
 LEAST_WORDS = 3
 """Words that half of a text column's values have at least: names of people have two, of products more."""
 MOST_REPEATS = 2.0
-"""Rows a value that a text column has at most, in the mean; of so many distinct values as `MANY` any number."""
-MANY = 1000
-"""Distinct values that a category keeps at most (``students.encoding.MAX_CATEGORIES``)."""
+"""Rows a value that a text column has at most, in the mean; of so many distinct values as a category keeps any number."""
 LOOKED_AT = 2000
 """Values whose words are counted."""
 RARE_SHARE = 0.5
 """Share of the rows whose value hardly another row has, from which a category is worth a warning."""
-RARE = 3
-"""Rows that a value needs to be told apart (``students.encoding.MIN_COUNT``)."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +45,8 @@ class Reading:
     def warnings(self) -> list[str]:
         """What may be wrong with it."""
         return [
-            f'column "{name}" is read as a category, but most of its values are in fewer than {RARE} rows, and so are not told'
-            f" apart: where its words matter, name it in text_columns"
+            f'column "{name}" is read as a category, but most of its values are in fewer than {MIN_COUNT} rows, and so are not'
+            f" told apart: where its words matter, name it in text_columns"
             for name in self.rare
         ]
 
@@ -97,7 +93,7 @@ def read_strings(frame: Frame, declared: Collection[str] | None) -> Reading:
 def _is_text(column: Strings) -> bool:
     column = column.compact()
     rows, distinct = int((column.codes >= 0).sum()), len(column.categories)
-    if not distinct or (rows > MOST_REPEATS * distinct and distinct <= MANY):
+    if not distinct or (rows > MOST_REPEATS * distinct and distinct <= MAX_CATEGORIES):
         return False
     return _words(column) >= LEAST_WORDS
 
@@ -106,7 +102,7 @@ def _is_rare(column: Strings) -> bool:
     """Whether a category has words, but hardly a value twice; a column of ids is another doubt."""
     known = column.codes[column.codes >= 0]
     counts = np.bincount(known)
-    rare = len(known) > RARE and bool(counts[counts < RARE].sum() > RARE_SHARE * len(known))
+    rare = len(known) > MIN_COUNT and bool(counts[counts < MIN_COUNT].sum() > RARE_SHARE * len(known))
     return rare and _words(column) >= LEAST_WORDS
 
 
