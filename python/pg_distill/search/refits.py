@@ -132,7 +132,7 @@ class Refitter:
             artifact, whole = students[0].to_onnx(), students[0]
         if not disagreement(artifact, frame, whole.predict_logits(frame), self.problem.task) <= AGREEMENT:
             raise InvalidState("ONNX Runtime and trainer differ")
-        return artifact, sql_of(whole, artifact)
+        return artifact, sql_of(whole)
 
     def settle(self) -> None:
         """Time the refitted files, now that nothing trains, and let those that are fast enough take over."""
