@@ -73,7 +73,7 @@ COMMENT ON COLUMN distill.models.p50_latency_ms IS 'median call latency; NULL wh
 COMMENT ON COLUMN distill.models.p95_latency_ms IS '95th percentile of call latency';
 COMMENT ON COLUMN distill.models.p99_latency_ms IS '99th percentile of call latency';
 COMMENT ON COLUMN distill.models.latency_declared IS 'true where the latency was declared by the caller, not measured';
-COMMENT ON COLUMN distill.models.measured_on IS 'rows, predict path, machine and server of the figures; accuracy_run_id where the accuracy is another run''s, because the model learned from the rows of run_id';
+COMMENT ON COLUMN distill.models.measured_on IS 'rows, predict path, machine and server of the figures; accuracy_run_id where the accuracy is another run''s, because the model learned from the rows of run_id; twin where the figures are of the file with that sha256, by whose recipe the model learned from the test rows too';
 COMMENT ON COLUMN distill.models.measured_at IS 'when the figures were measured';
 COMMENT ON COLUMN distill.models.teacher_id IS 'the teacher that this student was distilled from; no foreign key, as pg_dump warns of a table that references itself';
 COMMENT ON COLUMN distill.models.created_at IS 'when it was registered';

@@ -20,7 +20,8 @@ SELECT l.root AS family, m.id AS model_id, m.name, m.version, m.active, m.kind, 
        m.accuracy_low, m.accuracy_high, m.avg_latency_ms, m.latency_low_ms, m.latency_high_ms, m.latency_declared,
        m.size_bytes, m.measured_at, m.form, m.measured_on ->> 'accuracy_run_id' AS accuracy_run_id,
        coalesce((m.measured_on ->> 'comparable_low')::float8, m.accuracy) AS comparable_low,
-       coalesce((m.measured_on ->> 'comparable_high')::float8, m.accuracy) AS comparable_high
+       coalesce((m.measured_on ->> 'comparable_high')::float8, m.accuracy) AS comparable_high,
+       coalesce(m.measured_on ? 'twin', false) AS of_twin
 FROM lineage l JOIN distill.models m USING (id)
 WHERE m.teacher_id IS NULL OR m.attested OR distill._is_trusted(m.owner);
 COMMENT ON VIEW distill.families IS 'every model with the root teacher of its family';

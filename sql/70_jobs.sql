@@ -96,14 +96,15 @@ CREATE FUNCTION distill.submit(
     epochs int DEFAULT 10, seed bigint DEFAULT 42, metric text DEFAULT NULL, sample text DEFAULT NULL, label text DEFAULT NULL,
     max_rows int DEFAULT 100000, time_budget_s float8 DEFAULT 120, student_name text DEFAULT NULL, families text[] DEFAULT NULL,
     group_column text DEFAULT NULL, time_column text DEFAULT NULL, weight_column text DEFAULT NULL, trained_on text DEFAULT NULL,
-    prefer text DEFAULT 'accurate', text_columns text[] DEFAULT NULL, patience int DEFAULT 8
+    prefer text DEFAULT 'accurate', text_columns text[] DEFAULT NULL, patience int DEFAULT 8,
+    refit_on_all boolean DEFAULT false
 ) RETURNS uuid LANGUAGE plpython3u AS $$
 from pg_distill import sqlapi
 return sqlapi.submit(plpy, teacher, target_latency_ms, min_accuracy, temperature, epochs, seed, metric, sample, label,
                      max_rows, time_budget_s, student_name, families, group_column, time_column, weight_column, trained_on,
-                     prefer, text_columns, patience)
+                     prefer, text_columns, patience, refit_on_all)
 $$;
-COMMENT ON FUNCTION distill.submit(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text, text, text[], int) IS
+COMMENT ON FUNCTION distill.submit(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text, text, text[], int, boolean) IS
     'queue a distillation for a worker; the id that its run will have, at once';
 
 CREATE FUNCTION distill.cancel(run_id uuid) RETURNS boolean

@@ -10,6 +10,7 @@ DECLARE
         "accuracy_run_id": "the run whose test rows the accuracy is of, where the model has learned from those of the last that measured the family; such figures compare within one run only",
         "comparable_low": "the accuracy; of a model that only some of a run''s test rows could judge, the least that it would reach on all, by its difference to the run''s student on the same rows and that difference''s 95 % interval",
         "comparable_high": "the accuracy; of such a model the most that it would reach",
+        "of_twin": "whether the figures are of its judged twin, because it has learned from the test rows afterwards (refit_on_all)",
         "models": "versions registered",
         "names": "names among them",
         "students": "versions that have a teacher",

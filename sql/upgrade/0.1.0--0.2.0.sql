@@ -98,7 +98,7 @@ COMMENT ON FUNCTION distill.predict_class(text, float8[]) IS 'the most probable 
 COMMENT ON FUNCTION distill.predict_class(text, jsonb) IS 'the most probable class, or by the model''s class_threshold, for a row of named columns';
 COMMENT ON COLUMN distill.models.learned_from IS 'of a student: digests of the rows that it was fitted to, selected on or taught by its teacher, which never judge it; NULL: not known, as of older releases';
 COMMENT ON COLUMN distill.runs.learned_from IS 'digests of the rows that its candidates learned from, as in distill.models';
-COMMENT ON COLUMN distill.models.measured_on IS 'rows, predict path, machine and server of the figures; accuracy_run_id where the accuracy is another run''s, because the model learned from the rows of run_id';
+COMMENT ON COLUMN distill.models.measured_on IS 'rows, predict path, machine and server of the figures; accuracy_run_id where the accuracy is another run''s, because the model learned from the rows of run_id; twin where the figures are of the file with that sha256, by whose recipe the model learned from the test rows too';
 ALTER TABLE distill.candidates ADD COLUMN form text NOT NULL DEFAULT 'predict' CHECK (form IN ('predict', 'sql', 'cascade'));
 ALTER TABLE distill.candidates ADD COLUMN statement_latency_ms float8;
 ALTER TABLE distill.candidates ADD COLUMN threshold float8;
@@ -116,7 +116,8 @@ SELECT l.root AS family, m.id AS model_id, m.name, m.version, m.active, m.kind, 
        m.accuracy_low, m.accuracy_high, m.avg_latency_ms, m.latency_low_ms, m.latency_high_ms, m.latency_declared,
        m.size_bytes, m.measured_at, m.form, m.measured_on ->> 'accuracy_run_id' AS accuracy_run_id,
        coalesce((m.measured_on ->> 'comparable_low')::float8, m.accuracy) AS comparable_low,
-       coalesce((m.measured_on ->> 'comparable_high')::float8, m.accuracy) AS comparable_high
+       coalesce((m.measured_on ->> 'comparable_high')::float8, m.accuracy) AS comparable_high,
+       coalesce(m.measured_on ? 'twin', false) AS of_twin
 FROM lineage l JOIN distill.models m USING (id)
 WHERE m.teacher_id IS NULL OR m.attested OR distill._is_trusted(m.owner);
 CREATE OR REPLACE VIEW distill.frontier AS
@@ -208,7 +209,7 @@ END;
 -- Another argument, and another default of one.
 DROP FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text);
 -- include 41_distill_model.sql
-REVOKE ALL ON FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text, text, text[], int) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text, text, text[], int, boolean) FROM PUBLIC;
 -- They have more arguments.
 DROP FUNCTION distill.register_model(text, bytea, text[], text, text, text, text, text[]);
 DROP FUNCTION distill.register_model_file(text, text, text[], text, text, text, text, text[]);

@@ -33,8 +33,8 @@ def declared(file: str, function: str) -> list[tuple[str, str, str | None]]:
 def value(text: str | None) -> Any:
     if text is None:
         return MISSING
-    if text == "NULL":
-        return None
+    if text in ("NULL", "true", "false"):
+        return {"NULL": None, "true": True, "false": False}[text]
     return text.strip("'") if text.startswith("'") else float(text)
 
 
@@ -100,7 +100,9 @@ def test_the_documents_name_them() -> None:
     assert sorted(named) == sorted(set(NAMES) - {"teacher"})
     said = {name: default for row, default in rows for name in re.findall(r"`(\w+)`", row)}
     for name, default in DEFAULTS.items():
-        if isinstance(default, int | float):
+        if isinstance(default, bool):
+            assert said[name] == str(default).lower(), name
+        elif isinstance(default, int | float):
             assert float(said[name]) == default, name
     assert said["prefer"] == DEFAULTS["prefer"]
     assert all(f"`{word}`" in table or word in table for word in PREFERENCES)

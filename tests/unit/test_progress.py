@@ -54,7 +54,6 @@ def test_time_left_is_that_of_the_stages_to_come() -> None:
 
 
 def test_stages_of_the_search_are_known() -> None:
-    assert set(SEARCH) == set(budget.STAGE_END)
-    assert [last for _, last in list(SEARCH.values())[:-1]] == [
-        budget.STAGE_END[s] for s in list(SEARCH)[:-1]
-    ]
+    assert set(SEARCH) == set(budget.CROSSED_END) == {*budget.STAGE_END, "cross"}
+    for stage, (_, last) in list(SEARCH.items())[:-1]:
+        assert last == budget.STAGE_END.get(stage, budget.CROSSED_END["cross"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from itertools import pairwise
 
@@ -139,3 +141,22 @@ def test_other_columns_and_large_tables_are_read_apart(monkeypatch: pytest.Monke
     column = Strings.from_values(["good bad", None])
     assert both[1].numbers(column).tolist() == replace(both[1], shared=None).numbers(column).tolist()
     assert both[0].read("not good").tolist() == readers[0].read("not good").tolist()
+
+
+def test_readers_are_freed_at_once() -> None:
+    """An evicted session must not wait for the collector of circles, which knows nothing of its size."""
+    own, *both = (
+        _reader("a", NGRAMS, 2, 0),
+        *read_together([_reader("b", NGRAMS, 2, 1), _reader("c", LIKE, 2, 2)]),
+    )
+    for reader in (own, *both):
+        reader.read("good ZÜRICH")
+        reader.numbers(Strings.from_values(["good", "ZÜRICH"]))
+    tables = [weakref.ref(reader.table) for reader in (own, *both)]
+    gc.collect()
+    gc.disable()
+    try:
+        del own, both, reader
+        assert [table() for table in tables] == [None] * 3
+    finally:
+        gc.enable()

@@ -365,7 +365,7 @@ def test_cascades_are_planned_on_rows_that_their_student_has_not_learned() -> No
     rows = TransferSet(frame, labelled, y, None, np.zeros(200, np.uint8))
     before = rng.normal(size=(200, 2))
     workshop = Workshop()
-    workshop.problem = Problem("binary", ("0", "1"), "accuracy", rows, rows)
+    workshop.problem, workshop.judging = Problem("binary", ("0", "1"), "accuracy", rows, rows), rows
     workshop.candidates = {
         7: Candidate(
             7, "mlp", {}, b"a file", None, 6, 0.5, 0.5, 0.1, True, "", False, 1.0, select_logits=before

@@ -131,6 +131,12 @@ class Examination:
             },
         }
 
+    def is_worse(self, own: FloatArray, other: FloatArray, share: float) -> bool:
+        """Whether outputs are worse than others, by more than ``share`` of the others' log loss or error."""
+        judge = self._judge_of(np.ones(len(self.rows), bool))
+        now, before = judge.tie_break(own), judge.tie_break(other)
+        return now is not None and before is not None and now < before - share * abs(before)
+
     def compare(self, control: int | None, student: int | None) -> Compared:
         """Return the differences of teacher, control and student, of those that there are."""
         outputs, cuts = {"teacher": self.teacher}, {"teacher": self.teacher_cut}

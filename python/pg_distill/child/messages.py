@@ -72,6 +72,7 @@ class SearchRequest:
     executor: str
     sql: bool
     patience: int
+    refit_on_all: bool
 
 
 class Reported(TypedDict, total=False):

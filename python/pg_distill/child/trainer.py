@@ -61,6 +61,9 @@ OVERRUN, SEARCH_GRACE_SECONDS = 1.5, 60.0  # a search that is this far past its 
 EVALUATION_SECONDS = (
     600.0  # scoring that takes longer than this, of 200,000 rows on a busy machine too, is a hang
 )
+RELEARN_SECONDS = (
+    3600.0  # a training on all rows has its own limit, by what the first one took; beyond this it hangs
+)
 LOOK_SECONDS = 60.0  # importing all that training needs takes 2 s, and 10 on a busy machine
 INSPECT_SECONDS = 120.0  # checking and loading a model that takes longer than this is refused
 
@@ -320,6 +323,13 @@ class Trainer:
         return cast(
             Evaluation, self._call(Message("evaluate", fields, arrays, blobs), EVALUATION_SECONDS).fields
         )
+
+    def relearn(self, trial: Trial) -> tuple[bytes, Signature, str | None] | str:
+        """Train a candidate that was judged once more, on the test rows too; its file, signature and SQL, or why not."""
+        reply = self._call(Message("relearn", {"number": trial.scored_as}, {}, {}), RELEARN_SECONDS)
+        if reply.fields["reason"] is not None:
+            return str(reply.fields["reason"])
+        return reply.blobs["artifact"], read_signature(reply.fields), reply.fields["expression"]
 
     def compare(self, chosen: Trial, control: Trial | None) -> Compared:
         """Compare the teacher, one control and the choice, all of them scored, in every metric.

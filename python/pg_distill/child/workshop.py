@@ -47,6 +47,9 @@ PROTOTYPE_ROWS = 2000  # rows that preprocessing of an untrained student is fitt
 PROBE_ROWS = 64  # that the logits of a graph are found on, and that are worth a thread
 LOCAL = "local"  # as the executor of a search: threads of the training process
 CASCADE_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)  # of the rows, that the teacher is asked for
+# What the log loss of a file that has learned the test rows may be worse than its twin's, as a share; how often the two are
+# timed, and how many times as slow it may be.
+RELEARN_WORSE, RELEARN_TIMINGS, RELEARN_SLOWER = 0.1, 3, 1.25
 
 
 class Workshop:
@@ -244,8 +247,6 @@ class Workshop:
         return Message("probed", fields, {}, {"artifact": artifact})
 
     def search(self, request: Message, channel: Channel) -> Message:
-        from pg_distill.onnx_model import check as onnx_graph
-        from pg_distill.onnx_model import derive
         from pg_distill.search.problem import SELECT_FOLD, Config
         from pg_distill.search.stages import search
 
@@ -276,15 +277,7 @@ class Workshop:
             self.class_thresholds[c.number] = c.class_threshold
             signature, classes = None, None
             if c.artifact:
-                # Our own files pass the same check as anybody's.
-                model, readers = onnx_graph.check_file(c.artifact)
-                signature = derive.derive_signature(
-                    model,
-                    features=self.problem.fit.frame.features,
-                    task=self.problem.task,
-                    classes=self.problem.classes or None,
-                    readers=readers,
-                )
+                signature = self._signature_of(c.artifact)
                 self.signatures[c.number] = signature
                 blobs[str(c.number)] = c.artifact
                 if c.select_logits is not None:
@@ -404,6 +397,51 @@ class Workshop:
             self.examination.add(number, own, threshold, self.class_thresholds.get(number))
         return Message("evaluated", dict(self.examination.evaluate(request, self.teacher_threshold)), {}, {})
 
+    def relearn(self, request: Message, channel: Channel) -> Message:
+        """Train a judged candidate on the test rows too; its file is refused where it is slower or broken."""
+        from pg_distill.errors import PgDistillError
+        from pg_distill.onnx_model.session import Model
+        from pg_distill.search.training import latency_ms
+
+        number = self.cascades.get(request.fields["number"], (request.fields["number"], None))[0]
+        twin = self.candidates[number]
+        if twin.relearn is None:
+            return Message("relearned", {"reason": "it cannot be trained again"}, {}, {})
+        try:
+            artifact, expression = twin.relearn(self.examination.rows)
+            signature = self._signature_of(artifact)
+            rows = self.examination.rows.frame
+            own = Model(artifact, signature).run_frame(rows)
+            before = Model(twin.artifact, self.signatures[number]).run_frame(rows)
+        except (PgDistillError, MemoryError) as error:
+            said = error.message if isinstance(error, PgDistillError) else "out of memory"
+            return Message("relearned", {"reason": said}, {}, {})
+        frame, metric = self.problem.select.frame, self.problem.metric
+        if self.examination.is_worse(own, before, RELEARN_WORSE):
+            reason = f"it answers the rows that it has learned from worse than its twin, by {metric}"
+            return Message("relearned", {"reason": reason}, {}, {})
+        slower = min(latency_ms(artifact, frame) for _ in range(RELEARN_TIMINGS)) / min(
+            latency_ms(twin.artifact, frame) for _ in range(RELEARN_TIMINGS)
+        )
+        if slower > RELEARN_SLOWER:
+            return Message("relearned", {"reason": f"it is {slower:.2f} times as slow as its twin"}, {}, {})
+        fields = {"reason": None, "expression": expression, **write_signature(signature)}
+        return Message("relearned", fields, {}, {"artifact": artifact})
+
+    def _signature_of(self, artifact: bytes) -> Signature:
+        """Return what a file of ours takes and gives: it passes the same check as anybody's."""
+        from pg_distill.onnx_model import check as onnx_graph
+        from pg_distill.onnx_model import derive
+
+        model, readers = onnx_graph.check_file(artifact)
+        return derive.derive_signature(
+            model,
+            features=self.problem.fit.frame.features,
+            task=self.problem.task,
+            classes=self.problem.classes or None,
+            readers=readers,
+        )
+
     def compare(self, request: Message, channel: Channel) -> Message:
         fields = request.fields
         return Message(
@@ -425,5 +463,6 @@ if __name__ == "__main__":
             "cascade": workshop.cascade,
             "evaluate": workshop.evaluate,
             "compare": workshop.compare,
+            "relearn": workshop.relearn,
         }
     )

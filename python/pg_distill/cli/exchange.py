@@ -166,6 +166,14 @@ def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], sql: Sequ
             if machine
             else ""
         ),
+        *(
+            [
+                f"- They are of its judged twin, sha256 {_code(measured['twin'])}, which has not learned from the test rows."
+                " This file has, by the same recipe: no row is left to judge it"
+            ]
+            if measured.get("twin")
+            else []
+        ),
         "",
         "They hold for rows as those of the sample, and for that machine; a model carries the limits and the bias of its",
         "teacher and of the rows that it was made from.",

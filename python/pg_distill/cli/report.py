@@ -78,6 +78,7 @@ def render(
         connection,
         "SELECT m.id, m.teacher_id, m.name, m.version, m.active, m.kind, m.sha256, m.size_bytes, m.owner, m.created_at,"
         " m.metric, m.accuracy, m.avg_latency_ms, m.latency_declared, m.measured_at, m.origin,"
+        " coalesce(m.measured_on ? 'twin', false) AS of_twin,"
         " m.id IN (SELECT f.model_id FROM distill.frontier f) AS on_frontier"
         " FROM distill.models m JOIN distill.families a ON a.model_id = m.id"
         " WHERE a.family IN (SELECT b.family FROM distill.families b WHERE b.model_id IN (%s, %s))"

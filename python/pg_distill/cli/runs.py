@@ -32,7 +32,17 @@ __all__ = [
     "runs",
 ]
 
+
 # distill_model's optional arguments: type and help.
+def _truth(text: str) -> bool:
+    """Read a boolean as SQL does, whole words alone."""
+    words = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
+    try:
+        return words[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"true or false, not {text}") from None
+
+
 OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "target_latency_ms": (
         float,
@@ -59,6 +69,10 @@ OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "trained_on": (str, "a query for the rows that the teacher was trained on"),
     "prefer": (str, "accurate, knee or fast: which student within target and floor (default accurate)"),
     "patience": (int, "trainings in a row without gain after which the search ends (default 8)"),
+    "refit_on_all": (
+        _truth,
+        "true: the registered file learns from the test rows too; figures are of its judged twin (default false)",
+    ),
     "text_columns": (
         lambda text: [name for name in text.split(",") if name],
         "string columns that are read as texts, with commas between (default: those of several words that hardly repeat)",

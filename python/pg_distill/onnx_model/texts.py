@@ -88,7 +88,9 @@ class TextReader:
 
     @cached_property
     def _alone(self) -> _Together:
-        return _Together([self])
+        return _Together(
+            [replace(self)]
+        )  # a copy: no circle, so that an evicted session frees its tables at once
 
     def read(self, text: str | None, check: Callable[[], None] = lambda: None) -> FloatArray:
         """Return the numbers (w,) of one text, which is cut, so that it needs no ``check``."""
@@ -118,7 +120,7 @@ class _Together:
 
     def __init__(self, readers: Sequence[TextReader]) -> None:
         self._readers = tuple(readers)
-        self._last: tuple[object, list[FloatArray]] = (self, [])
+        self._last: tuple[object, list[FloatArray]] = (object(), [])
         self._rest: tuple[Callable[[], object], dict[int, npt.NDArray[np.float32]]] = (lambda: None, {})
         ends = np.cumsum([len(reader.units) for reader in readers]).tolist()
         self._own = [slice(start, end - 1) for start, end in pairwise([0, *ends])]

@@ -49,7 +49,8 @@ class MeasuredOn(TypedDict, total=False):
 
     ``rows`` and ``rows_test`` count rows, ``path`` is what was called so many ``calls`` in so many ``blocks``. The
     ``comparable_`` bounds are of the accuracy beside those of its family. ``accuracy_run_id`` stands where the accuracy is of
-    another run than ``run_id``.
+    another run than ``run_id``. ``twin`` is the SHA-256 of the file that was judged in the place of a model which learned the
+    test rows afterwards, by the same recipe: its figures are that one's.
     """
 
     run_id: str | None
@@ -58,6 +59,7 @@ class MeasuredOn(TypedDict, total=False):
     comparable_low: float | None
     comparable_high: float | None
     accuracy_run_id: str
+    twin: str
     path: str | None
     calls: int
     blocks: int

@@ -56,7 +56,7 @@ def accuracy_origin(
         "rows": known.get("rows"),
         "accuracy_run_id": known.get("accuracy_run_id") or known.get("run_id") or UNKNOWN_RUN,
     }
-    for key in ("rows_test", "comparable_low", "comparable_high"):
+    for key in ("rows_test", "comparable_low", "comparable_high", "twin"):
         if key in known:
             found[key] = known[key]
     return found
@@ -179,6 +179,7 @@ def run_and_candidates(
         "majority_accuracy": figures["majority"],
         "figures": {
             **_compared(material.metric, ours, found),
+            "refit_on_all": _refit_on_all(options, found),
             "chosen_by": dict(found.chosen_by) if found.chosen_by is not None else None,
             "asked": len(decision.refused) + decision.accepted,
             "labelling": dict(loaded),
@@ -245,6 +246,17 @@ def _floor(options: Options, metric: str, teacher: Model, figures: Evaluation) -
     """Return the floor of the run, as it was held against its candidates."""
     asked = verdict.floor(options, metric, teacher.task, figures["teacher"]["score"], figures["majority"])
     return asdict(asked) if asked is not None else None
+
+
+def _refit_on_all(options: Options, found: Measured) -> dict[str, Any] | None:
+    """Return what came of learning from the test rows too, where that was asked for: which files were judged, and registered."""
+    chosen, made = found.decision.chosen, found.registered
+    if not options.refit_on_all or chosen is None or chosen.artifact is None:
+        return None
+    judged = hashlib.sha256(chosen.artifact).hexdigest()
+    if made is None or made.artifact is None:
+        return {"judged": judged, "registered": None, "reason": found.not_registered}
+    return {"judged": judged, "registered": hashlib.sha256(made.artifact).hexdigest(), "reason": None}
 
 
 def _family_figures(members: Mapping[str, Model], figures: Evaluation) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -37,7 +38,7 @@ from pg_distill.runs.measured import Measured
 from pg_distill.runs.options import Options
 from pg_distill.runs.progress import Progress, Watch, latency_seconds
 from pg_distill.runs.record import Outcome, Report
-from pg_distill.runs.summary import ending, summarise
+from pg_distill.runs.summary import ending, summarise, twin_caveat
 from pg_distill.runs.verdict import Verdict
 from pg_distill.serving.approval import trainer_limits
 from pg_distill.serving.sql_models import label_by_sql
@@ -248,19 +249,38 @@ def _search(
     figures = trainer.evaluate(scored, {key: files[key] for key in outside}, thresholds, cuts, outside)
 
     # Decide.
-    decision = verdict.decide(options, metric, teacher, members, candidates, timings, figures, student_name)
+    judged_for = {key: where["twin"] for key, where in before.items() if "twin" in where}
+    decision = verdict.decide(
+        options, metric, teacher, members, candidates, timings, figures, student_name, judged_for
+    )
     chosen = decision.chosen
     compared = Compared(intervals={}, versus={})
     if chosen is not None:
         compared = trainer.compare(chosen, control)
+    registered, not_registered = None, None
+    if options.refit_on_all and decision.accepted and chosen is not None:
+        registered, not_registered = _relearned(trainer, chosen)
     summary = summarise(options, metric, teacher, decision, control, timings, figures, compared)
+    if options.refit_on_all and decision.accepted:
+        summary += twin_caveat(not_registered)
     if options.prefer == "accurate" and decision.accepted and chosen is not None:
         knee = ranked("knee")[0]
         summary += verdict.faster_alternative(chosen, knee, options, metric, teacher, timings, figures)
     return Measured(
         teacher, figures, decision, summary, request, trials, finalists, control, chosen_by, members, before, timings,
-        compared, ended,
+        registered, not_registered, compared, ended,
     )  # fmt: skip
+
+
+def _relearned(trainer: Trainer, chosen: Trial) -> tuple[Trial | None, str | None]:
+    """Return the choice once it has learned from the test rows too, or why it could not."""
+    found = trainer.relearn(chosen)
+    if isinstance(found, str):
+        return None, found
+    artifact, signature, expression = found
+    if chosen.form == "sql" and expression is None:
+        return None, "it has no form in SQL"
+    return replace(chosen, artifact=artifact, signature=signature, expression=expression), None
 
 
 def _can_stand_behind(teacher: Model) -> bool:
@@ -345,4 +365,5 @@ def _search_request(db: Database, options: Options, overhead_ms: float, labelled
         executor=settings.get_text_setting(db, "executor"),
         sql=options.sql_wanted,
         patience=options.patience,
+        refit_on_all=options.refit_on_all,
     )

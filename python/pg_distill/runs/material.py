@@ -83,23 +83,28 @@ class Material:
         """Return the material with the first rows of each split alone in it."""
         return replace(self, sample=self.sample.keep_first(counts))
 
-    def learned(self, run_id: str) -> Learned:
-        """Return the rows that students of this run learn from."""
+    def learned(self, run_id: str, *, test: bool = False) -> Learned:
+        """Return the rows that students of this run learn from; of one that learns from those of ``test`` too, these."""
         options, sample = self.options, self.sample
         identity = identity_columns(sample.frame.features)
         hashes, split = sample.identities[identity], sample.split
-        fitted, test = (split == FIT) | (split == SELECT), split == TEST
+        fitted, others = (split == FIT) | (split == SELECT), split == TEST
+        if test:
+            fitted, others = fitted | others, others & False
+        until = sample.until
+        if test and sample.times is not None:
+            until = float(np.nanmax(sample.times[fitted]))
         groups = None
         if sample.groups is not None:
-            groups = Digest.of(sample.groups[fitted], sample.groups[test])
+            groups = Digest.of(sample.groups[fitted], sample.groups[others])
         return Learned(
             identity,
-            Digest.of(hashes[fitted], hashes[test]),
-            Digest.of(hashes[split == UNLABELLED], hashes[test]),
+            Digest.of(hashes[fitted], hashes[others]),
+            Digest.of(hashes[split == UNLABELLED], hashes[others]),
             options.group_column,
             groups,
             options.time_column,
-            sample.until,
+            until,
             run_id,
             options.seed,
         )

@@ -31,6 +31,9 @@ class Measured:
         The candidate of labels alone that the choice is compared with.
     chosen_by
         The rows that chose; None where nothing was searched.
+    registered
+        The choice once it has learned from the test rows too, where that was asked for: what is registered in its place;
+        and ``not_registered``, why it is not.
     members, before
         The teacher's family by id, and where its members were measured until now.
     timings
@@ -51,6 +54,8 @@ class Measured:
     members: Mapping[str, Model] = field(default_factory=dict)
     before: Mapping[str, MeasuredOn] = field(default_factory=dict)
     timings: Mapping[str, Timing] = field(default_factory=dict)
+    registered: Trial | None = None
+    not_registered: str | None = None
     compared: Compared = field(default_factory=lambda: Compared(intervals={}, versus={}))
     ended: Ended | None = None
 

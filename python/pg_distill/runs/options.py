@@ -49,10 +49,11 @@ class Options:
     prefer: str = "accurate"
     text_columns: Sequence[str] | None = None
     patience: int = 8
+    refit_on_all: bool = False
 
     def __post_init__(self) -> None:
         for name in ("teacher", "target_latency_ms", "temperature", "epochs", "seed", "max_rows", "time_budget_s",
-                     "prefer", "patience"):  # fmt: skip
+                     "prefer", "patience", "refit_on_all"):  # fmt: skip
             if getattr(self, name) is None:
                 raise NullNotAllowed(f"{name} must not be NULL")
         _require(self.target_latency_ms > 0 and np.isfinite(self.target_latency_ms), "target_latency_ms",

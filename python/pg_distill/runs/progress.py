@@ -11,7 +11,13 @@ __all__ = ["STAGES", "Progress", "Standing", "Watch", "latency_seconds"]
 LATENCY_SECONDS, LATENCY_SHARE = (5.0, 20.0), 1 / 6
 """To time teacher, family and candidates together: this share of what labelling and search took, within bounds."""
 OTHER_SECONDS = 5.0  # what else comes after the search
-SEARCH = {"screen": (0.0, 0.25), "sizes": (0.25, 0.5), "finish": (0.5, 0.7), "refit": (0.7, 1.0)}
+SEARCH = {
+    "screen": (0.0, 0.25),
+    "sizes": (0.25, 0.5),
+    "finish": (0.5, 0.7),
+    "cross": (0.6, 0.85),
+    "refit": (0.7, 1.0),
+}
 """What part of its time budget each stage of the search may take at most: see ``search.STAGE_END``."""
 STAGES = {
     "sample": "sampling",

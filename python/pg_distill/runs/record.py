@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -34,6 +35,7 @@ def _figures(
     timing: Timing | None,
     by_predict: Timing | None = None,
     *,
+    twin: str | None = None,
     before: MeasuredOn | None = None,
     comparable: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
@@ -46,6 +48,8 @@ def _figures(
         stored of where it was measured.
     by_predict
         For a student whose own latency is that of its SQL form.
+    twin
+        The digest of the file that was judged in its place; see `MeasuredOn`.
     comparable
         See `verdict.comparable_interval`.
     """
@@ -54,6 +58,8 @@ def _figures(
         **accuracy_origin(scores, material.sample.count(TEST), comparable, before),
         **how_timed(timing, run.machine, by_predict),
     }
+    if twin is not None:
+        measured_on["twin"] = twin
     return {
         **accuracy_columns(material.metric, scores),
         **(latency_figures(timing) if timing is not None else {}),
@@ -66,14 +72,16 @@ def student(run: Run, name: str, chosen: Trial, material: Material, found: Measu
     """Return the chosen candidate as arguments of `registry.insert_model`: the next version of ``name``."""
     assert chosen.artifact is not None and chosen.signature is not None
     by_predict = found.timings[offer_name(chosen.scored_as)] if chosen.form == "sql" else None
+    made = found.registered or chosen
+    twin = hashlib.sha256(chosen.artifact).hexdigest() if found.registered is not None else None
     return {
         "name": name,
         "version": None,
         "task": found.teacher.task,
         "kind": "onnx",
-        "artifact": chosen.artifact,
-        "expression": chosen.expression,
-        "signature": chosen.signature,
+        "artifact": made.artifact,
+        "expression": made.expression,
+        "signature": made.signature,
         "sample": material.source.query,
         "label": material.label,
         "teacher_id": found.teacher.id,
@@ -81,8 +89,10 @@ def student(run: Run, name: str, chosen: Trial, material: Material, found: Measu
         "form": chosen.form,
         "threshold": chosen.threshold,
         "class_threshold": chosen.class_threshold,
-        "learned_from": material.learned(run.id).to_json(),
-        "figures": _figures(run, material, found.scores_of(chosen), found.timing_of(chosen), by_predict),
+        "learned_from": material.learned(run.id, test=found.registered is not None).to_json(),
+        "figures": _figures(
+            run, material, found.scores_of(chosen), found.timing_of(chosen), by_predict, twin=twin
+        ),
     }
 
 

@@ -12,7 +12,7 @@ from pg_distill.runs.options import Options
 from pg_distill.runs.verdict import Verdict, floor
 from pg_distill.serving.timing import Timing
 
-__all__ = ["ending", "headline", "summarise"]
+__all__ = ["ending", "headline", "summarise", "twin_caveat"]
 SHORT = ("partial", "cut_short")  # what a training says of itself that had a part of its rows, or of its time
 
 
@@ -71,6 +71,13 @@ def ending(ended: Ended) -> str:
     """Return why the search ended, in a sentence."""
     why = ENDINGS[ended["by"]].format(**ended)
     return f"the search ended after {ended['seconds']:.0f} s and {ended['trained']} trainings: {why}"
+
+
+def twin_caveat(not_registered: str | None) -> str:
+    """Return what a summary says of a student that was to learn from the test rows too, or why it has not."""
+    if not_registered is not None:
+        return f"; it has not learned from the test rows: {not_registered}"
+    return "; the registered file has learned from the test rows too: all figures are of its judged twin, which has not"
 
 
 def _is_short(trial: Trial) -> bool:

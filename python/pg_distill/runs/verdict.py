@@ -109,6 +109,7 @@ def decide(
     timings: Mapping[str, Timing],
     figures: Evaluation,
     student_name: str | None = None,
+    twins: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Accept the first of the candidates that meets target and floor and improves the family's frontier.
 
@@ -116,18 +117,22 @@ def decide(
     after the other and put none before another, so that figures of the student that is accepted are not the best of
     several; how many were asked is recorded, as each that was refused leaves a little more room for luck with the floor.
     One whose file the family has already under this name is the answer given before: nothing behind it may take that one's
-    place. Under another name it is the same answer for who asks for this one, who gets it.
+    place. Under another name it is the same answer for who asks for this one, who gets it. Where the choice is to learn from
+    the test rows too (``refit_on_all``) the answer given before is the member that was judged by its ``twins`` file, by id, and
+    the file itself, in the family as it is, is not in its way.
     """
     if not candidates:
         return Verdict(False, None, "no candidate", None, {})
     refused: dict[int, str] = {}
     family = [teacher, *members.values()]
     for trial in candidates:
-        same = _same_file(trial, family, student_name)
+        same = _same_file(trial, family, student_name, (twins or {}) if options.refit_on_all else None)
         is_alias = student_name is not None and same is not None and same.name != student_name
         misses = _misses(options, metric, teacher, trial, timings, figures)
         if same is None:
-            better = _better(teacher, members, trial, timings, figures)
+            itself = _same_file(trial, list(members.values())) if options.refit_on_all else None
+            rivals = {key: m for key, m in members.items() if m is not itself}
+            better = _better(teacher, rivals, trial, timings, figures)
             if better:
                 misses.append(
                     f"it does not improve the family's frontier: {better[0]} is no slower and no worse"
@@ -184,12 +189,18 @@ def _misses(
     return misses
 
 
-def _same_file(trial: Trial, family: Sequence[Model], name: str | None = None) -> Model | None:
-    """Return the member that a candidate equals, one called ``name`` first: two timings of one file differ by noise alone."""
+def _same_file(
+    trial: Trial, family: Sequence[Model], name: str | None = None, twins: Mapping[str, str] | None = None
+) -> Model | None:
+    """Return the member that a candidate equals, one called ``name`` first: two timings of one file differ by noise alone.
+
+    With ``twins`` (digests by id) the member whose twin it is.
+    """
     assert trial.artifact is not None
     sha256 = hashlib.sha256(trial.artifact).hexdigest()
     for member in sorted(family, key=lambda m: m.name != name):
-        same_answers = member.sha256 == sha256 and all(
+        digest = member.sha256 if twins is None else twins.get(member.id)
+        same_answers = digest == sha256 and all(
             getattr(member, name) == getattr(trial, name) for name in ("threshold", "class_threshold")
         )
         # What was registered for its SQL form is there for predict too.

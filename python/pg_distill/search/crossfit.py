@@ -25,8 +25,10 @@ from pg_distill.search.training import AGREEMENT, Outcome, disagreement, sql_of
 
 __all__ = ["CrossFitter"]
 
-FINALISTS, FEWEST = 10, 3
-"""Candidates that are cross-fitted, students and controls by turns, at most; and for which folds are rather given up."""
+FINALISTS, ENOUGH, FEWEST = 10, 6, 3
+"""Candidates that are cross-fitted, students and controls by turns: at most, before folds are given up, and at least."""
+FEWEST_FOLDS = 2
+"""Beside select: fewer are not worth the trainings."""
 OVERHEAD = 1.25
 """What a round of trainings takes, as a multiple of what the first trainings of the same students took."""
 
@@ -89,17 +91,18 @@ class CrossFitter:
         return list({e.number: e for e in [*wanted[:FINALISTS], *fast]}.values())
 
     def plan(self, finalists: Sequence[Entry]) -> tuple[list[Entry], int]:
-        """Return how many of the finalists, and of the folds, the time left carries: few students rather than few folds."""
+        """Return the finalists, and how many of the folds, that the time left carries: fewer folds before too few students."""
         seconds = max(0.0, self.budget.end_of("cross") - time.monotonic()) * self.threads / OVERHEAD
-        folds = len(self.problem.folds)
         chosen: list[Entry] = []
-        spent = 0.0
-        for entry in finalists:
-            cost = entry.fit_seconds
-            if len(chosen) < FEWEST or folds * (spent + cost) <= seconds:
-                chosen.append(entry)
-                spent += cost
-        return chosen, folds if folds * spent <= seconds else int(seconds / max(spent, 1e-9))
+        for folds in range(len(self.problem.folds), min(FEWEST_FOLDS, len(self.problem.folds)) - 1, -1):
+            chosen, spent = [], 0.0
+            for entry in finalists:
+                if folds * (spent + entry.fit_seconds) <= seconds:
+                    chosen.append(entry)
+                    spent += entry.fit_seconds
+            if len(chosen) >= min(ENOUGH, len(finalists)):
+                return chosen, folds
+        return chosen, folds if len(chosen) >= FEWEST else 0
 
     def shadow(self, entry: Entry, fold: int) -> Entry:
         """Return the training of a finalist without a fold."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,7 +59,8 @@ class Config:
     ``call_overhead_ms`` is the cost of a predict call around the model, measured by the parent. ``temperature`` is the softest
     that may be tried, ``patience`` the trainings in a row without gain after which nothing more is begun, ``threads`` the
     candidates trained at once, ``transfer_bytes`` the memory for augmented rows. With ``sql`` students in SQL form may be the
-    answer too: these take less than a session, so that each family's smallest is trained.
+    answer too: these take less than a session, so that each family's smallest is trained. With ``refit_on_all`` candidates
+    can learn from more rows once they have been judged (``Candidate.relearn``).
     """
 
     target_latency_ms: float
@@ -73,6 +74,7 @@ class Config:
     patience: int = 8
     threads: int = field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
     sql: bool = False
+    refit_on_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,11 @@ class Candidate:
     """Its logits on the select rows, or those of ``folds``, before any refit: of ``artifact`` they may be training figures."""
     folds: tuple[int, ...] = (1,)
     """Of which rows its figures are: see `Problem.judging`."""
+    relearn: Callable[[TransferSet], tuple[bytes, str | None]] | None = field(
+        default=None, compare=False, repr=False
+    )
+    """Trains it once more by its recipe, with select and other rows added: its file and SQL then. None where that was not
+    asked for, or it cannot."""
 
 
 def best_within(candidates: Iterable[Candidate], allowed_ms: float) -> list[Candidate]:

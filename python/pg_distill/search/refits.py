@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import time
 from typing import Any
 
+from pg_distill.errors import InvalidState
 from pg_distill.search.entries import Entry, best_of, choices, frontier
 from pg_distill.search.gate import Gate
 from pg_distill.search.problem import Problem
@@ -12,6 +15,7 @@ from pg_distill.search.runner import Runner
 from pg_distill.search.select import Select
 from pg_distill.search.training import AGREEMENT, Outcome, disagreement, sql_of
 from pg_distill.students.blend import Blend
+from pg_distill.students.transfer_set import TransferSet, stack
 
 __all__ = ["Refitter"]
 
@@ -19,6 +23,8 @@ REFITTED, REFITTED_CONTROLS = 8, 3
 """Students of the frontier, and controls, best first, that are trained again with the select rows added."""
 
 
+LEAST_SECONDS, RELEARN_MARGIN = 5.0, 3.0
+"""What a training on all rows may take: so many seconds, and so many times what the first one took for each row."""
 WORSE = 0.1
 """What a refitted student may lose more on the select rows than before, as a share."""
 
@@ -92,6 +98,41 @@ class Refitter:
                 self.replace_artifact(entry, artifact, sql_of(blend))
         except Exception as error:  # the first blend stays
             entry.configuration["refit"] = f"failed: {type(error).__name__}: {error}"
+
+    def relearn(self, entry: Entry, more: TransferSet) -> tuple[bytes, str | None]:
+        """Train an entry, or its parts, on all rows and ``more``, by the recipe that was judged; return its file and its SQL.
+
+        Raises
+        ------
+        InvalidState
+            The training did not end in its time, or its file is not what was trained.
+        """
+        by_number = {e.number: e for e in self.entries}
+        parts = [by_number[n] for n in entry.parts] or [entry]
+        students = []
+        for part in parts:
+            data = self.runner.rows_for(part, "refit")
+            often = part.recipe.repeat * part.tiles
+            data = stack([data, *[self.problem.select] * often, *[more] * often])
+            seconds = LEAST_SECONDS + RELEARN_MARGIN * part.fit_seconds * len(data) / max(1, part.fit_rows)
+            student = copy.copy(part.student).refit(data, deadline=time.monotonic() + seconds)
+            if not getattr(student, "complete_", True):
+                raise InvalidState("its training did not end in its time")
+            students.append(student)
+        frame, weights = self.problem.select.frame, entry.configuration.get("weights")
+        if entry.parts:
+            blend = Blend(
+                students,
+                weights,  # type: ignore[arg-type]
+                task=self.problem.task,
+                n_classes=self.select.n_classes,
+            )
+            artifact, whole = blend.to_onnx(self.problem.fit.frame), blend
+        else:
+            artifact, whole = students[0].to_onnx(), students[0]
+        if not disagreement(artifact, frame, whole.predict_logits(frame), self.problem.task) <= AGREEMENT:
+            raise InvalidState("ONNX Runtime and trainer differ")
+        return artifact, sql_of(whole, artifact)
 
     def settle(self) -> None:
         """Time the refitted files, now that nothing trains, and let those that are fast enough take over."""

@@ -37,6 +37,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -136,7 +137,13 @@ class Search:
         self.refitter.settle()
         self.report({"stage": "done", "done": 1.0, "seconds": self.budget.spent, "ended": self.ended()})
         judged = self.select.folds, len(self.select.rows)
-        return candidates_of(self.entries, self.select.problem.metric, self.gate.allowed_ms, *judged)
+        candidates = candidates_of(self.entries, self.select.problem.metric, self.gate.allowed_ms, *judged)
+        if not self.runner.config.refit_on_all:
+            return candidates
+        return [
+            replace(c, relearn=partial(self.refitter.relearn, e)) if c.artifact else c
+            for c, e in zip(candidates, self.entries, strict=True)
+        ]
 
     def _best(self, entries: Iterable[Entry], n: int) -> list[Entry]:
         return best_of(entries, self.gate.allowed_ms, n)
