@@ -58,9 +58,9 @@ class Workshop:
     def __init__(self) -> None:
         self.problem: Problem
         self.examination: Examination
-        self.judging: TransferSet
         self.label: Callable[[Frame], FloatArray] | None = None
         self.teacher_artifact: bytes | None = None
+        self.folds: tuple[int, ...] = (1,)  # whose rows chose among the candidates: select's
         self.candidates: dict[int, Candidate] = {}
         self.signatures: dict[int, Signature] = {}
         self.cascades: dict[int, tuple[int, float]] = {}
@@ -149,13 +149,13 @@ class Workshop:
                 None if folds is None else folds[rows],
             )
 
-        unlabelled, self.judging = part(UNLABELLED), part(SELECT)
+        unlabelled = part(UNLABELLED)
         self.problem = Problem(
             task=task,
             classes=tuple(fields["classes"]),
             metric=fields["metric"],
             fit=part(FIT),
-            select=self.judging,
+            select=part(SELECT),
             unlabelled=unlabelled if len(unlabelled) else None,
             teacher=self.teacher_artifact,
         )
@@ -267,8 +267,7 @@ class Workshop:
                 channel.send(Message("progress", dict(progress), {}, {}))
 
             candidates = search(self.problem, Config(**fields), self.label, executor=executor, report=report)
-        folds = max((c.folds for c in candidates), key=len, default=(SELECT_FOLD,))
-        self.judging = self.problem.judging(folds)
+        folds = self.folds = max((c.folds for c in candidates), key=len, default=(SELECT_FOLD,))
         judge, teacher = self._judge_of_select()
         rows: list[dict[str, Any]] = []
         blobs: dict[str, bytes] = {}
@@ -310,7 +309,7 @@ class Workshop:
             "chosen_by": dict(
                 ChosenBy(
                     folds=len(folds),
-                    rows=len(self.judging),
+                    rows=len(teacher),
                     candidates=sum(bool(c.artifact) and c.folds == folds for c in candidates),
                 )
             ),
@@ -322,7 +321,7 @@ class Workshop:
         """Return what scores outputs on the rows that choose, and the teacher's."""
         from pg_distill.measure.judge import Judge
 
-        select, problem = self.judging, self.problem
+        select, problem = self.problem.judging(self.folds), self.problem
         assert select.y is not None and select.teacher_logits is not None
         outputs = probabilities_of(select.teacher_logits, problem.task)
         judge = Judge(

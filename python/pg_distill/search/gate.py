@@ -23,6 +23,10 @@ NEAR, NEAR_TRIES = 1.6, 3
 after the screen. Shared machines compute as much slower for seconds."""
 
 
+OF_SHAPE = ("linear", "mlp")
+"""Families whose latency depends on a student's size, and on the columns, alone."""
+
+
 class Gate:
     """What lets a size of a family pass; ``sizes`` are those that did.
 
@@ -110,6 +114,20 @@ class Gate:
             if entry.artifact and self.is_near(entry.latency_ms):
                 again = training.latency_ms(entry.artifact, self.problem.select.frame)
                 entry.latency_ms = min(entry.latency_ms, again)
+        self.share_latencies()
+
+    def share_latencies(self) -> None:
+        """Give students of one shape one latency, where it is all that decides: else noise says which of them is the fastest."""
+        if self.problem.fit.frame.text_names:
+            return
+        least: dict[str, float] = {}
+        for entry in (e for e in self.entries if e.artifact and e.family in OF_SHAPE):
+            key = repr((entry.family, sorted(entry.size.items())))
+            least[key] = min(entry.latency_ms, least.get(key, float("inf")))
+            entry.shape = key
+        for entry in self.entries:
+            if entry.shape in least:
+                entry.latency_ms = least[entry.shape]
 
     def is_near(self, latency: float) -> bool:
         """Whether a latency is over what is allowed, but so little that a slow moment may be the cause."""

@@ -135,6 +135,7 @@ class Search:
         self.refitter.refit()
         self.gate.time_again()
         self.refitter.settle()
+        self.gate.share_latencies()
         self.report({"stage": "done", "done": 1.0, "seconds": self.budget.spent, "ended": self.ended()})
         judged = self.select.folds, len(self.select.rows)
         candidates = candidates_of(self.entries, self.select.problem.metric, self.gate.allowed_ms, *judged)
