@@ -25,7 +25,7 @@ def install_pgvector(db: psycopg.Connection) -> None:
     db.execute('CREATE SCHEMA "its own"; CREATE EXTENSION vector SCHEMA "its own"')
 
 
-def log_and_distil(db: psycopg.Connection, more: str = "families => '{linear}', time_budget_s => 5") -> None:
+def log_and_distil(db: psycopg.Connection, more: str = "families => '{linear}', time_budget_s => 30") -> None:
     db.execute("ALTER TABLE documents ADD COLUMN p float8")
     db.execute("UPDATE documents SET p = CASE WHEN spam THEN 0.9 ELSE 0.1 END")
     db.execute(
@@ -73,7 +73,7 @@ def test_a_student_of_pgvectors_types(db: psycopg.Connection, kind: str) -> None
     db.execute("UPDATE documents SET emb = '[1,2]' WHERE id = 77")
     for statement in (
         "SELECT * FROM distill.score('log_distilled', 'documents', 'id')",
-        "SELECT distill_model('log', families => '{linear}', time_budget_s => 5)",
+        "SELECT distill_model('log', families => '{linear}', time_budget_s => 30)",
         "SELECT * FROM distill.check('log_distilled')",
     ):
         with pytest.raises(errors.DataException) as refused:
@@ -123,7 +123,7 @@ def test_2048_numbers_beside_500_columns(db: psycopg.Connection) -> None:
         "SELECT distill.register_logged_model('log', '{p}', %s, 'wide', 'spam', latency_ms => 50)",
         (["emb", *names],),
     )
-    db.execute("SELECT distill_model('log', families => '{linear}', min_accuracy => 0, time_budget_s => 5)")
+    db.execute("SELECT distill_model('log', families => '{linear}', min_accuracy => 0, time_budget_s => 30)")
     assert one(db, "SELECT count(*) FROM distill.candidates WHERE artifact IS NOT NULL") > 0
 
 
@@ -149,8 +149,8 @@ def test_a_vector_is_no_text(db: psycopg.Connection) -> None:
     # The column becomes a text after the model was registered: the kind that it has is said, and no numbers are read of it.
     db.execute("ALTER TABLE documents ALTER emb TYPE text USING emb::text")
     for statement in (
-        "SELECT distill_model('log', families => '{linear}', time_budget_s => 5)",
-        "SELECT distill_model('log', families => '{linear}', time_budget_s => 5, text_columns => '{emb}')",
+        "SELECT distill_model('log', families => '{linear}', time_budget_s => 30)",
+        "SELECT distill_model('log', families => '{linear}', time_budget_s => 30, text_columns => '{emb}')",
     ):
         with pytest.raises(psycopg.Error) as refused:
             db.execute(statement)
@@ -179,7 +179,7 @@ def test_a_sample_with_one_odd_vector_names_the_row(db: psycopg.Connection, bad:
     db.execute(f"UPDATE documents SET emb = {bad}, size = 123.25 WHERE id = 77")
     for statement, arguments in (
         (register, ("late",)),
-        ("SELECT distill_model('log', families => '{linear}', time_budget_s => 5)", None),
+        ("SELECT distill_model('log', families => '{linear}', time_budget_s => 30)", None),
     ):
         with pytest.raises(errors.DataException) as refused:
             db.execute(statement, arguments)  # type: ignore[arg-type]
