@@ -11,12 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
 import servers
 import spread
 from psycopg import sql
 from servers import create_database, drop_database
+
+# A machine that others use too is no fault of what is tested.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 TEMPLATE = "pg_distill_template"
 HOW_MANY = ("every_server", "one_server")

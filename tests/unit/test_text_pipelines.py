@@ -73,7 +73,7 @@ def test_a_pipeline_reads_texts_as_scikit_learn_does(name: str, made: Any) -> No
 
 
 @given(texts=st.lists(random_texts(), min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @pytest.mark.parametrize("name", ["everything", "ascii", "inside words", "characters", "hash of characters"])
 def test_random_unicode(name: str, made: Any, texts: list[str]) -> None:
     model, _, served = made[name]

@@ -43,7 +43,7 @@ def _rows(tokeniser: Tokeniser, rows: list[str | None]) -> list[list[int]]:
 
 
 @given(st.lists(st.one_of(st.none(), plain, close), max_size=20))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_many_texts_are_read_as_each_is(rows: list[str | None]) -> None:
     every = [LONG.ids(text) for text in rows]
     assert _rows(LONG, rows) == every
@@ -52,7 +52,7 @@ def test_many_texts_are_read_as_each_is(rows: list[str | None]) -> None:
 
 
 @given(st.lists(st.text("abc", min_size=1, max_size=30), min_size=1, max_size=400, unique=True), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_vocabularies_of_any_words(words: list[str], data: st.DataObject) -> None:
     number = st.integers(0, len(words) - 1)
     pairs = data.draw(st.lists(st.tuples(number, number), max_size=200, unique=True))
@@ -113,7 +113,7 @@ LIKE = Tokeniser(
         st.one_of(st.none(), awkward(), st.sampled_from(["zürich good", "good bad!", "東京"])), max_size=12
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_readers_of_one_column_share_their_work(rows: list[str | None]) -> None:
     parts = [(NGRAMS, 3), (LIKE, 1), (NGRAMS, 70), (Tokeniser((("good",),), "", ()), 2)]
     readers = [_reader(f"t{i}", tokeniser, width, i) for i, (tokeniser, width) in enumerate(parts)]

@@ -55,7 +55,7 @@ def test_words(text: str | None, words: list[str]) -> None:
 
 
 @given(texts())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_words_are_what_the_rules_say(text: str) -> None:
     read = text[:MOST_CHARACTERS]
     lower = "".join(c.lower() if "A" <= c <= "Z" else c for c in read)
@@ -137,7 +137,7 @@ def test_forms_of_one_word_share_a_number() -> None:
 
 
 @given(st.lists(st.one_of(st.none(), texts()), min_size=1, max_size=30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_vocabulary_is_sound(rows: list[str | None]) -> None:
     rows = [*rows, *rows]
     vocabulary = _learn(rows, np.random.default_rng(0).random(len(rows)).tolist())
@@ -159,7 +159,7 @@ def test_no_text_is_slow() -> None:
 
 
 @given(st.one_of(st.none(), texts(), st.text(st.characters(max_codepoint=127), max_size=60)))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_what_is_found_are_words_marks_and_pairs(text: str | None) -> None:
     words = ["a", "b", "\x0b", "\x0c", "a\x0bb", "\x1c", "\x1f", "\x7f", "good", "zürich", "1"]
     pairs = [(i, j) for i in range(len(words)) for j in range(len(words))]
@@ -177,7 +177,7 @@ def test_null_is_no_text_that_somebody_writes() -> None:
 
 
 @given(rows=st.lists(st.one_of(st.none(), texts(), st.just("a\0b"), st.text(max_size=8)), max_size=12))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_many_at_once_are_read_as_one_after_the_other(rows: list[str | None]) -> None:
     for tokeniser in (TOKENISER, Tokeniser(TOKENISER.words, "", ()), Tokeniser((), "!", ())):
         bags = tokeniser.bags(rows)
