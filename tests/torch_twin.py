@@ -39,7 +39,7 @@ class Torch:
         student.encoding_.expand(rows, np.arange(len(data)), inputs)
         self.inputs = torch.from_numpy(inputs)
         self.soft, self.hard, self.soft_weight, self.hard_weight = (torch.from_numpy(g) for g in goal)
-        self.temperature = student.temperature
+        self.temperature = student.setup.temperature
         modules: list[Any] = []
         for weights, biases in zip(layers.weights, layers.biases, strict=True):
             linear = torch.nn.Linear(*weights.shape)
