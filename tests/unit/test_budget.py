@@ -56,7 +56,7 @@ def trained(candidates: list[Candidate]) -> list[tuple[Any, ...]]:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipes, "SCREEN_ROWS", 1500)
     monkeypatch.setattr(stages, "MORE_SEEDS", 1)
-    monkeypatch.setattr(training, "latency_ms", lambda artifact, frame: len(artifact) * 1e-7)
+    monkeypatch.setattr(training, "timings", lambda artifact, frame: (len(artifact) * 1e-7, 0.0))
     monkeypatch.setattr(budget, "unit_seconds", lambda: budget.UNIT_SECONDS)
 
 

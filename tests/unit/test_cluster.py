@@ -102,7 +102,7 @@ def test_the_same_candidates_as_here_though_workers_are_killed(
 
     # Any figure that depends on the file alone.
     monkeypatch.setattr(
-        training, "latency_ms", lambda artifact, frame: 1e-3 * (1 + zlib.crc32(artifact) % 100)
+        training, "timings", lambda artifact, frame: (1e-3 * (1 + zlib.crc32(artifact) % 100), 0.0)
     )
     monkeypatch.setattr(recipes, "SCREEN_ROWS", 600)
     monkeypatch.setattr(stages, "FINISHERS", 1)

@@ -126,7 +126,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Problem:
     monkeypatch.setattr(recipes, "SCREEN_ROWS", 1500)
     monkeypatch.setattr(stages, "MORE_SEEDS", 1)
     # Latencies decide too.
-    monkeypatch.setattr(training, "latency_ms", lambda artifact, frame: len(artifact) * 1e-7)
+    monkeypatch.setattr(training, "timings", lambda artifact, frame: (len(artifact) * 1e-7, 0.0))
     for name in CONFIG.families:
         family = load_family(name)
         monkeypatch.setattr(family, "sizes", lambda shape, sizes=family.sizes: sizes(shape)[:2])
