@@ -39,7 +39,6 @@ from pg_distill.onnx_model.signature import Signature
 if TYPE_CHECKING:
     from pg_distill.measure.judge import Judge
     from pg_distill.search.problem import Candidate, Problem
-    from pg_distill.students.transfer_set import TransferSet
 
 __all__ = ["Workshop"]
 
