@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pg_distill.frame import Frame, Task
 from pg_distill.rows.split import FIT, FOLDS, SELECT, TEST, folds_by_hash, split_by_hash
-from pg_distill.search import recipes, stages
+from pg_distill.search import crossfit, recipes, stages
 from pg_distill.search.problem import SELECT_FOLD, Candidate, Config, Problem, best_within
 from pg_distill.search.training import Training
 from pg_distill.students.augment import Augmenter
@@ -115,6 +115,8 @@ def test_the_answer_has_learned_from_all_rows_that_are_not_test() -> None:
 @pytest.mark.slow
 def test_what_was_not_cross_fitted_is_no_answer_where_others_were(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "MORE_SEEDS_CROSSED", 4)
+    monkeypatch.setattr(crossfit, "CLEARLY", 1e9)  # which none of them is
+    monkeypatch.setattr(crossfit, "LESS_LOSS", 1e9)
     found = stages.search(folded("binary"), CONFIG, label_of("binary"))
     for kinds in ({False, True}, {True}):
         fastest = min(c.latency_ms for c in crossed(found) if c.is_control in kinds)
@@ -125,6 +127,29 @@ def test_what_was_not_cross_fitted_is_no_answer_where_others_were(monkeypatch: p
     assert all(
         len(c.folds) == 5 for c in found if c.on_frontier and not c.is_control and c.latency_ms >= fastest
     )
+
+
+@pytest.mark.slow
+def test_what_is_clearly_better_on_select_stays_although_it_cannot_be_trained_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A network whose training was cut short has no recipe to repeat; a poor tree must not win by default."""
+    boosted: Any = load_family("boosted")
+    boost = boosted._boost
+
+    def cut_short(self: Any, *args: Any, **kwargs: Any) -> Any:
+        boost(self, *args, **kwargs)
+        self.complete_ = False
+        return self
+
+    monkeypatch.setattr(boosted, "_boost", cut_short)
+    monkeypatch.setattr(boosted, "sizes", lambda shape: [{"rounds": 40, "leaves": 16}])
+    config = replace(CONFIG, families=("tree", "boosted"))
+    monkeypatch.setattr(load_family("tree"), "sizes", lambda shape: [{"leaves": 2}])
+    found = stages.search(folded("multiclass"), config, label_of("multiclass"))
+    assert {c.family for c in crossed(found)} <= {"tree", "blend"}
+    best = best_within(found, config.target_latency_ms)[0]
+    assert (best.family, best.folds) == ("boosted", (1,))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ SEARCH = {
     "screen": (0.0, 0.25),
     "sizes": (0.25, 0.5),
     "finish": (0.5, 0.7),
-    "cross": (0.6, 0.85),
+    "cross": (0.6, 0.87),
     "refit": (0.7, 1.0),
 }
 """What part of its time budget each stage of the search may take at most: see ``search.STAGE_END``."""

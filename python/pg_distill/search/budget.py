@@ -16,11 +16,11 @@ __all__ = ["STAGE_END", "Budget", "unit_seconds"]
 RESERVE_SECONDS, RESERVE_SHARE = 2.0, 0.1
 """Kept back at the end of the budget, for the last measurements: so long, but no more than this share of it."""
 STAGE_END = {"screen": 0.25, "sizes": 0.5, "finish": 0.7, "refit": 0.97}
-CROSSED_END = {"screen": 0.2, "sizes": 0.34, "finish": 0.45, "cross": 0.85, "refit": 0.97}
-"""Shares of the time that measuring shapes left at which no task of the stage is started any more; the second where rows have
-folds, each of which is trained without once more."""
+CROSSED_END = {"screen": 0.25, "sizes": 0.45, "finish": 0.55, "cross": 0.87, "refit": 0.97}
+"""Shares of the time that measuring shapes left at which no task of the stage is started any more; the second where there are
+folds, without each of which the best are trained once more."""
 LATEST_END = {"screen": 0.4, "sizes": 0.62, "finish": 0.8, "refit": 0.97}
-CROSSED_LATEST = {"screen": 0.28, "sizes": 0.42, "finish": 0.53, "cross": 0.88, "refit": 0.97}
+CROSSED_LATEST = {"screen": 0.4, "sizes": 0.56, "finish": 0.65, "cross": 0.9, "refit": 0.97}
 """What these shares are stretched to at most: each stage after them is still to have its first round."""
 REFIT_FROM, LATEST_REFIT_FROM = 0.82, 0.9
 """Share of that time at which every training before the refits is over: one large student must not take it from all."""

@@ -15,8 +15,9 @@ from dataclasses import replace
 import numpy as np
 
 from pg_distill.frame import FloatArray
+from pg_distill.measure.confidence import paired_error
 from pg_distill.search.budget import Budget
-from pg_distill.search.entries import Entry, best_of, choices, frontier
+from pg_distill.search.entries import Entry, best_of, choices, frontier, ranked
 from pg_distill.search.gate import Gate
 from pg_distill.search.problem import SELECT_FOLD, Problem
 from pg_distill.search.runner import Runner
@@ -27,6 +28,9 @@ __all__ = ["CrossFitter"]
 
 FINALISTS, ENOUGH, FEWEST = 10, 6, 3
 """Candidates that are cross-fitted, students and controls by turns: at most, before folds are given up, and at least."""
+CLEARLY, LESS_LOSS = 2.0, 0.1
+"""Paired standard errors of the metric, or the share of the log loss, by which what was not cross-fitted has to be better on the
+select rows than the best that was, if it is to stay: one whose training was cut short cannot be repeated, and may be the best."""
 FEWEST_FOLDS = 2
 """Beside select: fewer are not worth the trainings."""
 OVERHEAD = 1.25
@@ -117,7 +121,7 @@ class CrossFitter:
 
     def settle(self, finalists: Sequence[Entry], folds: Sequence[int]) -> None:
         """Judge the finalists by all their rows; what was not cross-fitted and is no faster is out."""
-        first = {e.number: (e.metric, e.tie_break) for e in finalists}
+        first = {e.number: replace(e) for e in finalists}
         self.select.widen([SELECT_FOLD, *folds])
         for entry in finalists:
             assert entry.logits is not None
@@ -129,17 +133,30 @@ class CrossFitter:
             self.select.score(entry, factor * logits)
             entry.configuration["folds"] = len(folds) + 1
         # Others keep their figure of select, less what it flatters those by that have both.
-        changes = np.array([(e.metric, e.tie_break) for e in finalists]) - np.array(list(first.values()))
+        changes = np.array([(e.metric, e.tie_break) for e in finalists]) - np.array(
+            [(e.metric, e.tie_break) for e in first.values()]
+        )
         gain, smooth = np.nan_to_num(changes).mean(axis=0)
         for entry in self.entries:
             if not entry.is_usable or entry.number in first:
                 continue
-            entry.metric, entry.tie_break = entry.metric + gain, entry.tie_break + smooth
-            if any(
-                e.latency_ms <= entry.latency_ms and (e.is_control or not entry.is_control) for e in finalists
-            ):
+            rivals = [
+                e
+                for e in finalists
+                if e.latency_ms <= entry.latency_ms and (e.is_control or not entry.is_control)
+            ]
+            if rivals and not self.is_clearly_better(entry, first[ranked(rivals)[0].number]):
                 entry.is_left_out = True
-                entry.reason = "not cross-fitted: better ones were, in the time that there was"
+                entry.reason = (
+                    "not cross-fitted: others were, in the time that there was, and it is not clearly better"
+                )
+            entry.metric, entry.tie_break = entry.metric + gain, entry.tie_break + smooth
+
+    def is_clearly_better(self, entry: Entry, other: Entry) -> bool:
+        """Whether what was not cross-fitted beats the best that was on the select rows, beyond noise and the luck of many."""
+        noise = paired_error(np.asarray(entry.jackknife), np.asarray(other.jackknife))
+        ahead, loss = entry.metric - other.metric, entry.tie_break - other.tie_break
+        return ahead > CLEARLY * noise or (ahead >= -noise and loss > LESS_LOSS * abs(other.tie_break))
 
     def sharpen(self, entry: Entry, factor: float) -> None:
         """Scale a student's logits, in its file too; the first file stays where the new one is not what was trained."""
