@@ -16,6 +16,7 @@ from pg_distill.search import crossfit, recipes, stages
 from pg_distill.search.problem import SELECT_FOLD, Candidate, Config, Problem, best_within
 from pg_distill.search.training import Training
 from pg_distill.students.augment import Augmenter
+from pg_distill.students.families import load_family
 from pg_distill.students.transfer_set import AUGMENTED, TransferSet, stack
 from student_rows import CLASSES, make, transfer, truth
 
