@@ -137,8 +137,8 @@ def _is_a(value: object, kind: Any) -> bool:
         return type(value) is int and abs(value) < 1 << 63
     if kind is float:
         return type(value) in (int, float)
-    if kind is str:
-        return isinstance(value, str)
+    if kind in (str, bool):
+        return isinstance(value, kind)
     if get_origin(kind) is Sequence:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     if kind is NoneType:
