@@ -569,6 +569,7 @@ PREDICTING = {
         *("sqlapi", "frame", "errors", "quoting", "text"),
         *("database", "database.backend", "database.interrupts", "database.pinned", "database.protocol"),
         *("onnx_model", "onnx_model.cut", "onnx_model.session", "onnx_model.signature", "onnx_model.values"),
+        *("onnx_model.protobuf", "onnx_model.slots"),
         *(
             "registry",
             "registry.locks",
@@ -581,7 +582,7 @@ PREDICTING = {
         *("onnx_model.vectors", "rows.vectors"),
         # Readers of texts, whichever a model has; no library of theirs.
         *("onnx_model.texts", "onnx_model.tokens", "onnx_model.vectorizers", "onnx_model.hashing"),
-        *("onnx_model.text_model", "onnx_model.tokenizer"),
+        *("onnx_model.text_model", "onnx_model.tokenizer", "onnx_model.ascii_tokens"),
         *("serving", "serving.batch", "serving.predict", "serving.predictors"),
     )
 }
