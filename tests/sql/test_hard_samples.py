@@ -90,6 +90,7 @@ def load_rare(connection: psycopg.Connection, kind: str) -> None:
     )
 
 
+@pytest.mark.extra
 def test_a_student_of_a_rare_class_keeps_its_teachers_average_precision(db: psycopg.Connection) -> None:
     load_rare(db, "graded")
     assert 0.015 < one(db, "SELECT avg(label) FROM graded") < 0.025

@@ -177,7 +177,10 @@ def test_a_job_is_run_watched_and_recorded(db: psycopg.Connection, start_worker:
 
 @pytest.mark.parametrize(
     ("form", "family", "teacher", "label"),
-    [("cascade", "linear", "digits", "digit"), ("sql", "tree", "survival", "survived")],
+    [
+        pytest.param("cascade", "linear", "digits", "digit", marks=pytest.mark.extra),
+        ("sql", "tree", "survival", "survived"),
+    ],
 )
 def test_a_worker_makes_students_of_every_form(
     db: psycopg.Connection, start_worker: Start, form: str, family: str, teacher: str, label: str
