@@ -96,7 +96,7 @@ CREATE FUNCTION distill.submit(
     epochs int DEFAULT 10, seed bigint DEFAULT 42, metric text DEFAULT NULL, sample text DEFAULT NULL, label text DEFAULT NULL,
     max_rows int DEFAULT 100000, time_budget_s float8 DEFAULT 120, student_name text DEFAULT NULL, families text[] DEFAULT NULL,
     group_column text DEFAULT NULL, time_column text DEFAULT NULL, weight_column text DEFAULT NULL, trained_on text DEFAULT NULL,
-    prefer text DEFAULT 'accurate', text_columns text[] DEFAULT NULL, patience int DEFAULT 8,
+    prefer text DEFAULT 'accurate', text_columns text[] DEFAULT NULL, patience int DEFAULT 32,
     refit_on_all boolean DEFAULT false
 ) RETURNS uuid LANGUAGE plpython3u AS $$
 from pg_distill import sqlapi

@@ -68,7 +68,7 @@ OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "weight_column": (str, "sample weights"),
     "trained_on": (str, "a query for the rows that the teacher was trained on"),
     "prefer": (str, "accurate, knee or fast: which student within target and floor (default accurate)"),
-    "patience": (int, "trainings in a row without gain after which the search ends (default 8)"),
+    "patience": (int, "trainings in a row without gain after which the search ends (default 32)"),
     "refit_on_all": (
         _truth,
         "true: the registered file learns from the test rows too; figures are of its judged twin (default false)",

@@ -48,7 +48,7 @@ class Options:
     trained_on: str | None = None
     prefer: str = "accurate"
     text_columns: Sequence[str] | None = None
-    patience: int = 8
+    patience: int = 32
     refit_on_all: bool = False
 
     def __post_init__(self) -> None:

@@ -71,7 +71,7 @@ class Config:
     families: tuple[str, ...] = tuple(FAMILIES)
     time_budget_s: float = 120.0
     transfer_bytes: int = 1_600_000_000
-    patience: int = 8
+    patience: int = 32
     threads: int = field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
     sql: bool = False
     refit_on_all: bool = False
