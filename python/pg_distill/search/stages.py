@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import chain, zip_longest
+from itertools import chain
 from typing import Any
 
 from pg_distill.errors import InvalidData
@@ -200,7 +200,8 @@ class Search:
             for turn, item in enumerate(plan):
                 turns.setdefault(turn, []).append((family, *item))
         rounds = [turns[turn] for turn in sorted(turns)]
-        entries = self.run("screen", [list(chain(*rounds[:FIRST_TURNS])), *rounds[FIRST_TURNS:]])
+        # Two rounds: at the end of each some threads wait for the slowest training.
+        entries = self.run("screen", [list(chain(*rounds[:FIRST_TURNS])), list(chain(*rounds[FIRST_TURNS:]))])
         self.gate.measure_again()
         best = max((e.tie_break for e in entries), default=0.0)
         limit = best - HOPELESS * max(0.0, best - self.select.judge(self.select.constant())[1])
@@ -237,7 +238,7 @@ class Search:
                     for family, (recipes, sizes) in found.items()
                     if rank < len(recipes)
                 }
-                # The larger ones only once the smaller ones have been timed, and one of a family at a time.
+                # The larger ones only once the smaller ones have been timed.
                 small = {
                     family: [
                         t
@@ -247,13 +248,12 @@ class Search:
                     for family, tasks in plan.items()
                 }
                 yield list(chain(*small.values()))
-                large = [tasks[len(small[family]) :] for family, tasks in plan.items()]
-                for turn in zip_longest(*large):
-                    yield [
-                        task
-                        for task in turn
-                        if task is not None and not self.is_too_slow(*task[:2]) and not self.is_grown(*task)
-                    ]
+                yield [
+                    task
+                    for family, tasks in plan.items()
+                    for task in tasks[len(small[family]) :]
+                    if not self.is_too_slow(*task[:2]) and not self.is_grown(*task)
+                ]
 
         return self.run("sizes", rounds())
 
