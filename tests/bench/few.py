@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import quality  # first: it sets the threads of BLAS
@@ -172,16 +170,9 @@ def main() -> None:
         help="AutoGluon's own distillation too: by an interpreter that has it, or one that is made in build/bench (1 GB)",
     )
     parser.add_argument(
-        "--server", default="local", help="local (default), pg15, pg17, or a connection string"
-    )
-    parser.add_argument(
         "--merge", action="store_true", help="keep what the output has of other sets, splits, teachers"
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "build/bench/few.json")
-    parser.add_argument("--packages", type=Path, default=ROOT / "build/bench/packages")
-    parser.add_argument("--cache", type=Path, default=ROOT / "build/bench/teachers")
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the temporary cluster ends with us
+    options = quality.parsed(parser, "few")
     options.targets = [float(t) for t in options.targets.split(",")]
     options.teacher_rows = "fit"
     names = options.sets.split(",") if options.sets else list(datasets.FEW)

@@ -396,6 +396,18 @@ def say(out: dict[str, Any], target: float) -> None:
     )
 
 
+def parsed(parser: argparse.ArgumentParser, name: str) -> argparse.Namespace:
+    """Return the options, with those on where a benchmark runs and what it reads and writes."""
+    parser.add_argument(
+        "--server", default="local", help="local (default), pg15, pg17, or a connection string"
+    )
+    parser.add_argument("--output", type=Path, default=ROOT / f"build/bench/{name}.json")
+    parser.add_argument("--packages", type=Path, default=ROOT / "build/bench/packages")
+    parser.add_argument("--cache", type=Path, default=ROOT / "build/bench/teachers")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the temporary cluster ends with us
+    return parser.parse_args()
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -429,14 +441,7 @@ def main() -> None:
     parser.add_argument(
         "--merge", action="store_true", help="keep what the output file has of other sets, splits and targets"
     )
-    parser.add_argument(
-        "--server", default="local", help="local (default), pg15, pg17, or a connection string"
-    )
-    parser.add_argument("--output", type=Path, default=ROOT / "build/bench/quality.json")
-    parser.add_argument("--packages", type=Path, default=ROOT / "build/bench/packages")
-    parser.add_argument("--cache", type=Path, default=ROOT / "build/bench/teachers")
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the temporary cluster ends with us
+    options = parsed(parser, "quality")
     names = (
         options.sets.split(",")
         if options.sets

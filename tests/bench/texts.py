@@ -23,6 +23,7 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,24 @@ def proportionate(options: argparse.Namespace, texts: Any) -> float:
     return float(options.target * max(1.0, statistics.mean(map(len, texts)) / 300))
 
 
+def log_answers(
+    db: Any, column: str, train: Sequence[Any], test: Sequence[Any], soft: FloatArray, classes: Sequence[str]
+) -> None:
+    """Register what the teacher said of the rows to train on; ``column`` is its name and type. The others are in ``asked``."""
+    db.execute(f"CREATE TABLE log (id int, {column}, answer jsonb)")
+    db.execute(f"CREATE TABLE asked (id int, {column})")
+    with db.cursor().copy("COPY log FROM STDIN") as copy:
+        for i, (given, p) in enumerate(zip(train, soft.tolist(), strict=True)):
+            copy.write_row((i, given, json.dumps(dict(zip(classes, p, strict=True)))))
+    with db.cursor().copy("COPY asked FROM STDIN") as copy:
+        for i, given in enumerate(test):
+            copy.write_row((i, given))
+    db.execute(
+        "SELECT distill.register_logged_model('t', '{answer}', %s, 'log', latency_ms => 15)",
+        ([column.partition(" ")[0]],),
+    )
+
+
 def in_database(
     data: text_sets.TextSet, soft: FloatArray, truth: Any, options: argparse.Namespace, server: servers.Server
 ) -> dict[str, Any]:
@@ -155,19 +174,8 @@ def in_database(
     servers.create_database(server, "bench_texts")
     try:
         with server.connect("bench_texts", autocommit=True) as db:
-            db.execute("CREATE TABLE log (id int, body text, answer jsonb)")
-            db.execute("CREATE TABLE asked (id int, body text)")
-            with db.cursor().copy("COPY log FROM STDIN") as copy:
-                for i, (text, p) in enumerate(zip(data.train, soft.tolist(), strict=True)):
-                    copy.write_row(
-                        (i, text.replace("\0", ""), json.dumps(dict(zip(classes, p, strict=True))))
-                    )
-            with db.cursor().copy("COPY asked FROM STDIN") as copy:
-                for i, text in enumerate(data.test):
-                    copy.write_row((i, text.replace("\0", "")))
-            db.execute(
-                "SELECT distill.register_logged_model('t', '{answer}', '{body}', 'log', latency_ms => 15)"
-            )
+            train, test = ([text.replace("\0", "") for text in texts] for texts in (data.train, data.test))
+            log_answers(db, "body text", train, test, soft, classes)
             out = distil(db, proportionate(options, data.train), options.seconds)
             out["student"] = float((answers_of(db, classes) == truth).mean())
             long = "\n".join(data.test)
@@ -196,17 +204,7 @@ def on_embeddings(
     servers.create_database(server, "bench_vectors")
     try:
         with server.connect("bench_vectors", autocommit=True) as db:
-            db.execute("CREATE TABLE log (id int, embedding float4[], answer jsonb)")
-            db.execute("CREATE TABLE asked (id int, embedding float4[])")
-            with db.cursor().copy("COPY log FROM STDIN") as copy:
-                for i, (vector, p) in enumerate(zip(train.tolist(), soft.tolist(), strict=True)):
-                    copy.write_row((i, vector, json.dumps(dict(zip(classes, p, strict=True)))))
-            with db.cursor().copy("COPY asked FROM STDIN") as copy:
-                for i, vector in enumerate(test.tolist()):
-                    copy.write_row((i, vector))
-            db.execute(
-                "SELECT distill.register_logged_model('t', '{answer}', '{embedding}', 'log', latency_ms => 15)"
-            )
+            log_answers(db, "embedding float4[]", train.tolist(), test.tolist(), soft, classes)
             out = distil(db, options.target, options.seconds / 2)
             return {
                 "on_embeddings": float((answers_of(db, classes) == truth).mean()),

@@ -51,6 +51,20 @@ def load_table(connection: psycopg.Connection, name: str, columns: dict[str, str
             copy.write_row(row)
 
 
+def load_visits(connection: psycopg.Connection, x: Any, label: Any, groups: int) -> None:
+    """Create the table of visits: one each hour, numbers ``x`` (n, d), patients in turns, and whether they were ill."""
+    columns = {
+        "id": "int",
+        **dict.fromkeys((f"x{i}" for i in range(x.shape[1])), "float8"),
+        "patient": "int",
+        "seen": "timestamp",
+        "ill": "int",
+    }
+    hour = np.datetime64("2026-01-01T00:00") + np.arange(len(x)) * np.timedelta64(1, "h")
+    rows = ((i, *x[i].tolist(), i % groups, str(hour[i]), int(label[i])) for i in range(len(x)))
+    load_table(connection, "visits", columns, rows)
+
+
 @contextmanager
 def held_place(connection: psycopg.Connection) -> Iterator[None]:
     """Hold a place for trainings in a superuser's session."""

@@ -18,7 +18,7 @@ from pg_distill.rows.sample import draw_sample
 from pg_distill.rows.source import resolve_source
 from pg_distill.rows.split import FIT, SELECT, TEST
 from psycopg.rows import dict_row
-from sql.conftest import one
+from sql.conftest import load_visits, one
 
 DATABASE = "pg_distill_few_rows"
 ROWS, GROUPS = 1500, 150
@@ -34,13 +34,7 @@ def few(server: servers.Server, template: str) -> Iterator[psycopg.Connection]:
         x = rng.normal(size=(ROWS, 4)).round(3)
         x[1::10] = x[::10]  # a tenth are copies
         label = (x[:, 0] - x[:, 1] + 0.5 * rng.logistic(size=ROWS) > 0).astype(int)
-        db.execute(
-            "CREATE TABLE visits (id int, x0 float8, x1 float8, x2 float8, x3 float8, patient int, seen timestamp, ill int)"
-        )
-        hour = np.datetime64("2026-01-01T00:00") + np.arange(ROWS) * np.timedelta64(1, "h")
-        with db.cursor().copy("COPY visits FROM STDIN") as copy:
-            for i in range(ROWS):
-                copy.write_row((i, *x[i].tolist(), i % GROUPS, str(hour[i]), int(label[i])))
+        load_visits(db, x, label, GROUPS)
         db.execute(
             "SELECT distill.register_sql_model('rule', '1 / (1 + exp(-2 * x0))', '{x0,x1,x2,x3}', 'visits', 'ill')"
         )

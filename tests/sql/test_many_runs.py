@@ -13,7 +13,7 @@ import servers
 from conftest import create_database, drop_database
 from psycopg import errors
 from psycopg.rows import dict_row
-from sql.conftest import one
+from sql.conftest import load_visits, one
 
 DATABASE = "pg_distill_many_runs"
 ROWS, COLUMNS, GROUPS = 3000, 4, 300
@@ -57,12 +57,7 @@ def load(db: psycopg.Connection) -> None:
     rng = np.random.default_rng(3)
     x = rng.normal(size=(ROWS, COLUMNS)).round(3)
     label = (x[:, 0] + rng.logistic(size=ROWS) * 0.9 > 0).astype(int)
-    columns = ", ".join(f"x{i} float8" for i in range(COLUMNS))
-    db.execute(f"CREATE TABLE visits (id int, {columns}, patient int, seen timestamp, ill int)")
-    hour = np.datetime64("2026-01-01T00:00") + np.arange(ROWS) * np.timedelta64(1, "h")
-    with db.cursor().copy("COPY visits FROM STDIN") as copy:
-        for i in range(ROWS):
-            copy.write_row((i, *x[i].tolist(), i % GROUPS, str(hour[i]), int(label[i])))
+    load_visits(db, x, label, GROUPS)
     db.execute(
         "SELECT distill.register_sql_model('teacher', '1 / (1 + exp(-1.1 * x0))', '{x0,x1,x2,x3}', 'visits', 'ill')"
     )
