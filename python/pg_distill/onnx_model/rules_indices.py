@@ -39,6 +39,13 @@ def _gather(call: Call) -> Sequence[Tensor]:
     return [gives(call, source.element, shape, values)]
 
 
+def _same_beside(call: Call, axis: int, source: Tensor, indices: Tensor) -> None:
+    """Refuse indices whose shape differs from the source's elsewhere than along the axis; their ranks are the same."""
+    for i in range(source.rank):
+        if i != axis:
+            call.same(source.shape[i], indices.shape[i])
+
+
 @rule(
     "GatherElements",
     ns=GATHER_NS,
@@ -49,9 +56,7 @@ def _gather_elements(call: Call) -> Sequence[Tensor]:
     if source.rank != indices.rank:
         call.contradict("has indices of another rank")
     axis = call.axis(call.given.get("axis", 0), source.rank)
-    for i in range(source.rank):
-        if i != axis:
-            call.same(source.shape[i], indices.shape[i])
+    _same_beside(call, axis, source, indices)
     return [gives(call, source.element, indices.shape)]
 
 
@@ -83,9 +88,7 @@ def _scatter_elements(call: Call) -> Sequence[Tensor]:
     axis = call.axis(call.given.get("axis", 0), source.rank)
     if indices.shape != updates.shape or indices.rank != source.rank:
         call.contradict("has indices and updates that do not fit")
-    for i in range(source.rank):
-        if i != axis:
-            call.same(source.shape[i], indices.shape[i])
+    _same_beside(call, axis, source, indices)
     call.ns.append((GATHER_NS, indices.size))
     return [gives(call, source.element, source.shape)]
 

@@ -71,8 +71,6 @@ class Entry:
     refitted: Any = None
     is_left_out: bool = False
     """Whether others are judged by more rows than it, so that it cannot be compared with them."""
-    shape: str = ""
-    """What tells its latency, where that is its size alone."""
     fold: int = 0
     """Of a training of cross-fitting: the fold that it does not learn from."""
 

@@ -120,14 +120,13 @@ class Gate:
         """Give students of one shape one latency, where it is all that decides: else noise says which of them is the fastest."""
         if self.problem.fit.frame.text_names:
             return
-        least: dict[str, float] = {}
+        alike: dict[str, list[Entry]] = {}
         for entry in (e for e in self.entries if e.artifact and e.family in OF_SHAPE):
-            key = repr((entry.family, sorted(entry.size.items())))
-            least[key] = min(entry.latency_ms, least.get(key, float("inf")))
-            entry.shape = key
-        for entry in self.entries:
-            if entry.shape in least:
-                entry.latency_ms = least[entry.shape]
+            alike.setdefault(repr((entry.family, sorted(entry.size.items()))), []).append(entry)
+        for entries in alike.values():
+            least = min(e.latency_ms for e in entries)
+            for entry in entries:
+                entry.latency_ms = least
 
     def is_near(self, latency: float) -> bool:
         """Whether a latency is over what is allowed, but so little that a slow moment may be the cause."""

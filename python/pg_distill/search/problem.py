@@ -105,7 +105,7 @@ class Candidate:
     """The probability from which the last of two classes is named, where that is better on select than one half."""
     select_logits: FloatArray | None = field(default=None, compare=False, repr=False)
     """Its logits on the select rows, or those of ``folds``, before any refit: of ``artifact`` they may be training figures."""
-    folds: tuple[int, ...] = (1,)
+    folds: tuple[int, ...] = (SELECT_FOLD,)
     """Of which rows its figures are: see `Problem.judging`."""
     relearn: Callable[[TransferSet], tuple[bytes, str | None]] | None = field(
         default=None, compare=False, repr=False

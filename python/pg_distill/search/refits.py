@@ -15,6 +15,7 @@ from pg_distill.search.runner import Runner
 from pg_distill.search.select import Select
 from pg_distill.search.training import AGREEMENT, Outcome, disagreement, sql_of
 from pg_distill.students.blend import Blend
+from pg_distill.students.families import Student
 from pg_distill.students.transfer_set import TransferSet, stack
 
 __all__ = ["Refitter"]
@@ -91,11 +92,11 @@ class Refitter:
         students = [p.refitted if p.refitted is not None else p.student for p in parts]
         weights: Any = entry.configuration["weights"]
         try:
-            blend = Blend(students, weights, task=self.problem.task, n_classes=self.select.n_classes)
-            artifact = blend.to_onnx(self.problem.fit.frame)
-            logits = blend.predict_logits(self.problem.select.frame)
-            if disagreement(artifact, self.problem.select.frame, logits, self.problem.task) <= AGREEMENT:
-                self.replace_artifact(entry, artifact, sql_of(blend))
+            made = self.file_of(
+                Blend(students, weights, task=self.problem.task, n_classes=self.select.n_classes)
+            )
+            if made is not None:
+                self.replace_artifact(entry, *made)
         except Exception as error:  # the first blend stays
             entry.configuration["refit"] = f"failed: {type(error).__name__}: {error}"
 
@@ -119,20 +120,24 @@ class Refitter:
             if not getattr(student, "complete_", True):
                 raise InvalidState("its training did not end in its time")
             students.append(student)
-        frame, weights = self.problem.select.frame, entry.configuration.get("weights")
+        whole: Student | Blend = students[0]
         if entry.parts:
-            blend = Blend(
-                students,
-                weights,  # type: ignore[arg-type]
-                task=self.problem.task,
-                n_classes=self.select.n_classes,
-            )
-            artifact, whole = blend.to_onnx(self.problem.fit.frame), blend
-        else:
-            artifact, whole = students[0].to_onnx(), students[0]
-        if not disagreement(artifact, frame, whole.predict_logits(frame), self.problem.task) <= AGREEMENT:
+            weights: Any = entry.configuration["weights"]
+            whole = Blend(students, weights, task=self.problem.task, n_classes=self.select.n_classes)
+        made = self.file_of(whole)
+        if made is None:
             raise InvalidState("ONNX Runtime and trainer differ")
-        return artifact, sql_of(whole)
+        return made
+
+    def file_of(self, student: Student | Blend) -> tuple[bytes, str | None] | None:
+        """Return a student's file and SQL; None where the file does not answer the select rows as the student does."""
+        frame = self.problem.select.frame
+        artifact = (
+            student.to_onnx(self.problem.fit.frame) if isinstance(student, Blend) else student.to_onnx()
+        )
+        if not disagreement(artifact, frame, student.predict_logits(frame), self.problem.task) <= AGREEMENT:
+            return None
+        return artifact, sql_of(student)
 
     def settle(self) -> None:
         """Time the refitted files, now that nothing trains, and let those that are fast enough take over."""

@@ -28,16 +28,23 @@ depends on its place alone, not on who asked before. Hot-deck blocks have no upp
 class Rows:
     """A problem's rows by recipe; ``label`` is the teacher, None where it has only what it has logged.
 
-    At ``deadline`` (``time.monotonic()`` seconds) no more rows are made.
+    At ``deadline`` (``time.monotonic()`` seconds) no more rows are made; ``stretch`` see `Budget.stretch`.
     """
 
     def __init__(
-        self, problem: Problem, config: Config, label: Callable[[Frame], FloatArray] | None, deadline: float
+        self,
+        problem: Problem,
+        config: Config,
+        label: Callable[[Frame], FloatArray] | None,
+        deadline: float,
+        *,
+        stretch: Callable[[], float],
     ) -> None:
         self.problem = problem
         self.config = config
         self.label = label
         self.deadline = deadline
+        self.stretch = stretch
         self.pools: dict[str, list[TransferSet]] = {}
         self.exhausted: set[str] = set()
         self.broken: dict[str, str] = {}
@@ -47,7 +54,6 @@ class Rows:
         self.folds: npt.NDArray[np.uint8] | None = None
         self.seconds_a_row: float | None = None
         self.labelled_seconds = 0.0
-        self.stretch: Callable[[], float] = lambda: 1.0
 
     @property
     def has_unlabelled(self) -> bool:

@@ -101,9 +101,7 @@ class FirstTrees(TreeStudent):
     def refit(self, data: TransferSet, *, deadline: float | None = None) -> Self:
         """Fit other rows down to the penalty that ``fit`` found best; nothing is held back."""
         self._backfit(data, data.take(np.arange(0)), self.penalty_, deadline)
-        if self.sharpness_ != 1.0:
-            self._sharpen(self.sharpness_)
-        return self
+        return self._sharpen_again()
 
     def _backfit(self, data: TransferSet, select: TransferSet, until: float, deadline: float | None) -> Self:
         """Learn with each penalty while the loss on ``select`` falls, or without such rows down to ``until``."""

@@ -155,12 +155,8 @@ class Linear(Calibrated):
 
     def refit(self, data: TransferSet, *, deadline: float | None = None) -> Self:
         """Backfit other rows down to the penalty that ``fit`` found best; nothing is held back."""
-        factor, self.sharpness_ = self.sharpness_, 1.0
         self._backfit(data, data.take(np.arange(0)), deadline, until=self.penalties_)
-        self.sharpness_ = factor
-        if factor != 1.0:
-            self._sharpen(factor)
-        return self
+        return self._sharpen_again()
 
     def _backfit(
         self,

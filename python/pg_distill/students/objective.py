@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -202,6 +202,12 @@ class Calibrated:
         """Multiply the logits by a factor; a later ``refit`` keeps it."""
         self.sharpness_ *= factor
         self._sharpen(factor)
+
+    def _sharpen_again(self) -> Self:
+        """Fold the factor that ``calibrate`` found into what a ``refit`` has learned."""
+        if self.sharpness_ != 1.0:
+            self._sharpen(self.sharpness_)
+        return self
 
     def _sharpen(self, factor: float) -> None:
         raise NotImplementedError

@@ -65,9 +65,7 @@ class Tree(TreeStudent):
     def refit(self, data: TransferSet, *, deadline: float | None = None) -> Self:
         """Grow on other rows to as many leaves as ``fit`` found best; nothing is held back."""
         self._grow(data, data.take(np.arange(0)), self.leaves_, deadline)
-        if self.sharpness_ != 1.0:
-            self._sharpen(self.sharpness_)
-        return self
+        return self._sharpen_again()
 
     def _grow(self, data: TransferSet, select: TransferSet, leaves: int, deadline: float | None) -> Self:
         """Grow to so many leaves; keep those splits that are best on ``select``, without such rows all."""
