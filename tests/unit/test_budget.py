@@ -39,7 +39,8 @@ def searched(monkeypatch: pytest.MonkeyPatch, slower: float, seconds: float) -> 
     def train(task: Any, data: Any, select: Any) -> Any:
         outcome = real(task, data, select)
         clock.work(SECONDS)
-        return replace(outcome, seconds=SECONDS * slower, cpu_seconds=SECONDS)
+        queued = SECONDS * (slower - 1)
+        return replace(outcome, seconds=SECONDS + queued, cpu_seconds=SECONDS, queued_seconds=queued)
 
     with monkeypatch.context() as patched:
         patched.setattr(training, "train", train)

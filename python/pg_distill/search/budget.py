@@ -71,7 +71,7 @@ class Budget:
         return max(RESERVE_SECONDS, HANG_SHARE * self.seconds)
 
     def note(self, cpu_seconds: float, seconds: float) -> None:
-        """Take in what a training took of a processor, and by the clock."""
+        """Take in what a training had of a processor, and what it would have taken of one: ``seconds``, no less."""
         if cpu_seconds > 0.0 and seconds > 0.0:
             self._work += min(cpu_seconds, seconds)
             self._took += seconds

@@ -64,13 +64,9 @@ class Runner:
         stage: str,
         plan: Iterable[tuple[str, Mapping[str, Any], Recipe]],
         *,
-        slow_first: bool = False,
         left_out: str = "",
     ) -> list[Entry]:
-        """Train a stage's candidates in parallel and judge them; ``left_out`` is the reason for which none is trained.
-
-        With ``slow_first`` those that take longest begin, so that all end at about the same time.
-        """
+        """Train a stage's candidates in parallel and judge them; ``left_out`` is the reason for which none is trained."""
         waiting: list[Entry] = []
         known = {
             key_of(e.family, e.size, e.recipe): e for e in self.entries if e.artifact and not e.is_partial
@@ -97,9 +93,7 @@ class Runner:
             for entry in waiting:
                 entry.reason = left_out
             return kept
-        self.execute(
-            stage, sorted(waiting, key=lambda e: slow_first and e.family not in ITERATIVE), self.take
-        )
+        self.execute(stage, waiting, self.take)
         for entry in waiting:
             if entry.artifact:
                 entry.latency_ms, entry.reading_ms = training.timings(
@@ -214,7 +208,7 @@ class Runner:
                     outcome = _outcome(future, entry)
                 else:
                     future.cancel()
-                self.budget.note(outcome.cpu_seconds, outcome.seconds)
+                self.budget.note(outcome.cpu_seconds, outcome.cpu_seconds + outcome.queued_seconds)
                 take(entry, outcome)
                 done += 1
 

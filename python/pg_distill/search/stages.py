@@ -176,7 +176,7 @@ class Search:
             left_out = ""
             if number and plan and self.patience.is_over():
                 left_out = f"not trained: nothing had improved for {self.patience.since_gain} trainings"
-            usable += self.runner.run(stage, plan, slow_first=bool(number), left_out=left_out)
+            usable += self.runner.run(stage, plan, left_out=left_out)
             if not left_out:
                 self.patience.count(self.entries[self.counted :])
                 if blends:

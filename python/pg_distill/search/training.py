@@ -88,11 +88,14 @@ class Outcome:
     seconds: float
     cpu_seconds: float = 0.0
     """Of ``seconds``, what its thread had a processor; 0 where nobody knows."""
+    queued_seconds: float = 0.0
+    """Of ``seconds``, what its thread could have run and had no processor. What it waits for other trainings of its process,
+    which have the interpreter, is not in it."""
 
 
 def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
     """Train one student; whatever goes wrong becomes its reason."""
-    start, begun = time.monotonic(), time.thread_time()
+    start, begun, queued = time.monotonic(), time.thread_time(), _queued_seconds()
     deadline = start + task.seconds
 
     def failed(reason: str) -> Outcome:
@@ -136,7 +139,17 @@ def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
         "",
         time.monotonic() - start,
         time.thread_time() - begun,
+        _queued_seconds() - queued,
     )
+
+
+def _queued_seconds() -> float:
+    """Return how long this thread has waited for a processor; 0 where the kernel does not say."""
+    try:
+        with open("/proc/thread-self/schedstat") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def sql_of(student: Student | Blend) -> str | None:
