@@ -209,15 +209,15 @@ def one_at_a_time(session: Session, models: dict[str, str]) -> dict[str, float]:
 
 
 def in_bulk(session: Session, models: dict[str, str], report: dict[str, Any]) -> dict[str, float]:
-    """Show what a SELECT with score takes over all test rows, from which the stored accuracies must come out again."""
+    """Show what a SELECT with score_class takes over all test rows, from which the stored accuracies must come out again."""
     heading(
-        "in bulk: the same for all test rows by score, on one core, and the accuracies that the run stored"
+        "in bulk: the same for all test rows by score_class, on one core, and the accuracies that the run stored"
     )
     found = {}
     for role, model in models.items():
         [(rows, accuracy)], milliseconds = session.show(f"""
-            SELECT count(*) AS rows, avg(((s.prediction > 0.5)::int = t.late)::int)::float8 AS accuracy
-            FROM distill.score('{model}', 'SELECT d.* FROM departures d JOIN tested USING (id)', 'id') s
+            SELECT count(*) AS rows, avg((s.class = t.late::text)::int)::float8 AS accuracy
+            FROM distill.score_class('{model}', 'SELECT d.* FROM departures d JOIN tested USING (id)', 'id') s
             JOIN tested t ON t.id = s.key::int""")
         found[f"{role}_bulk_us"] = milliseconds / rows * 1e3
         found[f"{role}_accuracy_again"] = accuracy

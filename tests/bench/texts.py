@@ -10,6 +10,9 @@ longer ones in proportion; where a busy machine lets none, it gets three times a
 - *script*: logistic regression on tf-idf of all training texts, taught by the teacher's answers: twenty lines of Python.
 - *on embeddings*: the student of a ``float4[]`` column of the encoder's vectors, from which the teacher answers too.
 
+With ``--run-teacher`` the teacher itself is registered in the place of its answers: it runs in the database, on made-up texts too,
+which takes time from the search.
+
 Election tweets have counts and a time beside the text: students of the text, of the others, and of all, from human labels too.
 
 Prints tables, and writes them as JSON; ``--record`` writes them where the documents take them from.
@@ -100,7 +103,8 @@ def run_set(name: str, options: argparse.Namespace, server: servers.Server) -> l
                 "control": float((plain([data.train[i] for i in chosen], None, y[chosen], len(classes), data.test) == truth).mean()),
                 "script": float((script(data.train, soft, data.test) == truth).mean()),
             }  # fmt: skip
-            row |= in_database(data, soft, truth, options, server)
+            head = (model.coef_, model.intercept_, [classes[k] for k in model.classes_])
+            row |= in_database(data, soft, truth, options, server, head if options.run_teacher else None)
             if not options.no_vectors:
                 row |= on_embeddings(data, train, test, soft, truth, options, server)
             row["kept"] = row["student"] / row["teacher"]
@@ -167,15 +171,26 @@ def log_answers(
 
 
 def in_database(
-    data: text_sets.TextSet, soft: FloatArray, truth: Any, options: argparse.Namespace, server: servers.Server
+    data: text_sets.TextSet,
+    soft: FloatArray,
+    truth: Any,
+    options: argparse.Namespace,
+    server: servers.Server,
+    head: tuple[Any, Any, list[str]] | None,
 ) -> dict[str, Any]:
-    """Distil the answers, ask the student for the test texts, and time it on texts of several lengths."""
+    """Distil the answers, or the teacher with this ``head``, ask the student for the test texts, and time it on several lengths."""
     classes = data.classes
     servers.create_database(server, "bench_texts")
     try:
         with server.connect("bench_texts", autocommit=True) as db:
             train, test = ([text.replace("\0", "") for text in texts] for texts in (data.train, data.test))
             log_answers(db, "body text", train, test, soft, classes)
+            if head is not None:
+                db.execute("SELECT distill.drop_model('t')")
+                db.execute(
+                    "SELECT distill.register_model('t', %s, tokenizer => %s, max_tokens => %s, features => '{body}', sample => 'log')",
+                    (*minilm.classifier(*head, options.packages), MAX_TOKENS),
+                )
             out = distil(db, proportionate(options, data.train), options.seconds)
             out["student"] = float((answers_of(db, classes) == truth).mean())
             long = "\n".join(data.test)
@@ -393,6 +408,7 @@ def main() -> None:
     parser.add_argument(
         "--target", type=float, default=0.05, help="ms for 300 characters; for longer texts in proportion"
     )
+    parser.add_argument("--run-teacher", action="store_true", help="in the database, instead of its answers")
     parser.add_argument("--no-vectors", action="store_true", help="without the students on embeddings")
     parser.add_argument(
         "--no-columns", action="store_true", help="without tweets with their counts and times"

@@ -230,3 +230,23 @@ def test_an_exporters_own_file_reads_texts(db: psycopg.Connection) -> None:
     with pytest.raises(psycopg.Error) as caught:
         db.execute("SELECT distill.register_model('square', %s, '{body}', task => 'regression')", (square,))
     assert caught.value.sqlstate == "0A000"
+
+
+def test_a_pipeline_labels_texts_that_were_made_for_a_student(db: psycopg.Connection, register: Any) -> None:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    load(db, "mails", text_pipelines.mails())
+    sample = "SELECT id, body, y FROM mails"
+    register("m", text_pipelines.fitted(TfidfVectorizer()), "--sample", sample, "--label", "y")
+    db.execute(
+        "SELECT distill_model('m', sample => %s, families => '{linear}', time_budget_s => 8, min_accuracy => 0)",
+        (sample,),
+    )
+    candidates = db.execute(
+        "SELECT configuration->'transfer_set', (configuration->>'rows')::int FROM distill.candidates"
+        " WHERE run_id = distill.last_run('m') AND configuration->'transfer_set' IS NOT NULL AND NOT is_control"
+    ).fetchall()
+    real = [rows for recipe, rows in candidates if recipe.keys() == {"real"}]
+    made = [rows for recipe, rows in candidates if {"word_dropout", "span_exchange"} <= recipe.keys()]
+    assert real and made, candidates
+    assert min(made) > 1.5 * max(real)

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from pg_distill.frame import Frame, Strings, Task
 from pg_distill.onnx_model.texts import TEXT_KEY
-from pg_distill.students.augment import KINDS, Augmenter
+from pg_distill.students.augment import TABLE_KINDS, Augmenter
 from pg_distill.students.blend import Blend
 from pg_distill.students.export import STUDENT_KEY
 from pg_distill.students.families import Shape, load_family
@@ -143,7 +143,7 @@ def test_a_blend_reads_a_text_once() -> None:
     assert len(lower) == 2  # body and title
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TABLE_KINDS)
 def test_made_rows_keep_a_rows_texts(kind: str) -> None:
     frame = tickets(300, "binary").frame
     made = Augmenter(frame).make(kind, 200, np.random.default_rng(0))

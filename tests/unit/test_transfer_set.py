@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pg_distill.errors import InvalidParameter
 from pg_distill.frame import Feature, FloatArray, Frame, Strings
-from pg_distill.students.augment import KINDS, Augmenter
+from pg_distill.students.augment import TABLE_KINDS, Augmenter
 from pg_distill.students.transfer_set import TransferSet, labelling_seconds, stack
 from student_rows import rows, transfer
 
@@ -25,7 +25,7 @@ def nulls(frame: Frame) -> set[tuple[bool, ...]]:
     return {tuple(row) for row in np.column_stack(flags).tolist()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TABLE_KINDS)
 def test_rows_are_valid(kind: str) -> None:
     frame, new = made(kind)
     assert 2000 < len(new) <= 3000
@@ -43,7 +43,7 @@ def test_rows_are_valid(kind: str) -> None:
     assert nulls(new) <= nulls(frame)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TABLE_KINDS)
 def test_rows_are_new_and_the_same_for_the_same_seed(kind: str) -> None:
     frame, new = made(kind)
     _, again = made(kind)
@@ -87,14 +87,14 @@ def test_far_rows_are_dropped() -> None:
     assert 500 < len(new) < 2000
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TABLE_KINDS)
 @pytest.mark.parametrize("n", [1, 2, 10])
 def test_few_rows_are_no_error(kind: str, n: int) -> None:
     new = Augmenter(rows(n), thresholds=THRESHOLDS).make(kind, 20, np.random.default_rng(0))
     assert len(new) <= 20
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TABLE_KINDS)
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_few_rows_may_be_asked_for_of_many(kind: str, n: int) -> None:
     # A slow teacher leaves time for a row or two: then a column may be redrawn in none of them.
@@ -129,7 +129,7 @@ def test_labelling_time_grows_with_the_rows() -> None:
     assert 1e-6 < a_row < 1e-2
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TABLE_KINDS)
 def test_an_outlier_does_not_set_the_scale(kind: str) -> None:
     frame = rows(2000, nulls=False, numbers_only=True)
     columns = {name: frame.number(name).copy() for name in frame.number_names}
@@ -154,7 +154,7 @@ def test_thirty_thousand_categories() -> None:
     }
     augmenter = Augmenter(Frame(features, columns))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for kind in KINDS:
+    for kind in TABLE_KINDS:
         new = augmenter.make(kind, 2000, rng)
         assert len(new) > 1000
         assert new.strings("id").codes.max() < 30_000
@@ -174,7 +174,7 @@ def test_distances_count_categories_that_differ() -> None:
     np.testing.assert_allclose(near[0], again[0], atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TABLE_KINDS)
 def test_a_deadline_leaves_the_rows_that_there_are(kind: str) -> None:
     augmenter = Augmenter(rows(1000), thresholds=THRESHOLDS)
     start, before = time.monotonic(), time.process_time()

@@ -19,6 +19,8 @@ LEAST_AUGMENTED = 0.5
 """Augmented rows a real one, at least, where they are tried at all."""
 LEAST_STEPS, STEP_ROWS = 1500, 256
 """Steps that an iterative student should get however few the real rows are, and the rows that a step takes."""
+TEXT_TIMES = 4.0
+"""Augmented texts a real one, at most: a teacher of texts takes long, and what is made is less new each time."""
 SMALL_ROWS, SMALL_TREE_REPEAT = 5000, 10
 """Below so many real rows, trees too get more augmented rows a real one."""
 MORE, MOST_ROWS, LEAST_MORE = 3, 300_000, 1.5
@@ -93,12 +95,18 @@ class Recipes:
             rows = float(np.clip(SCREEN_ROWS / size - 1, LEAST_AUGMENTED, most - 1 if passes else most))
             return tuple((kind, round(share * rows, 2)) for kind, share in shares.items())
 
-        if not kinds:
+        words: list[Recipe] = []
+        if "word_dropout" in kinds:
+            times = min(TEXT_TIMES, max(LEAST_AUGMENTED, SCREEN_ROWS / size - 1)) / 2
+            augment = (("word_dropout", round(times, 2)), ("span_exchange", round(times, 2)))
+            words = [Recipe(sharp, 1.0, augment), *([Recipe(sharp, 0.5, augment)] if self.has_label else [])]
+        if "munge" not in kinds:
             soft = [Recipe(t, real[0].alpha, repeat=repeat) for t in softer]
-            return [*control[:1], *real, *soft, *rest]
+            return [*control[:1], *real[:1], *words[:1], *real[1:], *soft, *words[1:], *rest]
         if passes:
             first = mixed(munge=0.8, spunge=0.2)
             made = [
+                *words[:1],
                 Recipe(sharp, 1.0, mixed(hot_deck=1.0)),
                 Recipe(sharp, 1.0, mixed(munge=0.4, hot_deck=0.4, spunge=0.2)),
             ]
@@ -115,7 +123,7 @@ class Recipes:
                 *soft[1:],
                 *rest,
             ]
-        made = [Recipe(sharp, 1.0, mixed(hot_deck=1.0)), Recipe(sharp, 1.0, mixed(munge=1.0))]
+        made = [*words[:1], Recipe(sharp, 1.0, mixed(hot_deck=1.0)), Recipe(sharp, 1.0, mixed(munge=1.0))]
         if self.has_label:
             made.append(Recipe(sharp, 0.5, mixed(hot_deck=1.0)))
         if "thresholds" in kinds:

@@ -11,13 +11,17 @@ import numpy.typing as npt
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.search.problem import Config, Problem
 from pg_distill.search.training import Recipe
-from pg_distill.students.augment import KINDS, Augmenter
+from pg_distill.students.augment import KINDS, TABLE_KINDS, Augmenter
+from pg_distill.students.augment_text import TEXT_KINDS
 from pg_distill.students.transfer_set import AUGMENTED, TransferSet, labelling_seconds, stack
 
-LABEL_SHARE, MOST_LABEL_STRETCH = 0.15, 2.0
-"""Share of the time budget that labelling augmented rows may take, and how many times that on a slower or a busy machine."""
+LABEL_SHARE, TEXT_LABEL_SHARE, MOST_LABEL_STRETCH = 0.15, 0.3, 2.0
+"""Share of the time budget that labelling augmented rows may take, where there are texts (their teachers are slow, and what these
+say is worth more than another training), and how many times that on a slower or a busy machine."""
 CELL_BYTES = 8
 """Of a column of an augmented row, and of a logit of its label."""
+STRING_BYTES = 2
+"""Of a character of a text, in the mean over scripts."""
 LABEL_ROWS = 4096
 """Augmented rows that are labelled at once, between two looks at who has finished."""
 BLOCK_ROWS, HOT_DECK_ROWS = (512, 16384), 8192
@@ -72,9 +76,13 @@ class Rows:
     def kinds(self) -> tuple[str, ...]:
         """Return the kinds of augmented rows that can be had here."""
         frame = self.problem.fit.frame
-        if self.label is None or not (frame.number_names or frame.string_names):
-            return ()  # texts and vectors are those of real rows
-        return tuple(k for k in KINDS if k != "thresholds" or self.thresholds())
+        if self.label is None:
+            return ()
+        words = TEXT_KINDS if frame.text_names else ()
+        if not frame.number_names and not frame.string_names:
+            return words
+        of_table = (k for k in TABLE_KINDS if k != "thresholds" or self.thresholds())
+        return (*of_table, *words)
 
     def thresholds(self) -> dict[str, FloatArray]:
         """Return the split thresholds of a tree teacher by column name."""
@@ -145,6 +153,12 @@ class Rows:
         self.pools[kind] = [stack(self.pools[kind])]
         return self.pools[kind][0].take(np.arange(min(n, self.had(kind))))
 
+    def text_bytes(self) -> int:
+        """Return what the texts of an augmented row take, in the mean."""
+        frame = self.problem.fit.frame
+        held = [frame.strings(name).compact().categories for name in frame.text_names]
+        return sum(sum(map(len, texts)) // max(1, len(texts)) * STRING_BYTES for texts in held)
+
     def block_rows(self) -> int:
         """Return how many augmented rows, but for hot-deck ones, are made at once."""
         return int(np.clip(self.count_real(), *BLOCK_ROWS))
@@ -158,14 +172,17 @@ class Rows:
             self.augmenter = Augmenter(real.frame, thresholds=self.thresholds())
             self.seconds_a_row = labelling_seconds(self.label, self.problem.fit.frame)
         assert self.seconds_a_row is not None
+        share = TEXT_LABEL_SHARE if self.problem.fit.frame.text_names else LABEL_SHARE
         seconds = min(
-            self.config.time_budget_s * LABEL_SHARE * min(self.stretch(), MOST_LABEL_STRETCH)
+            self.config.time_budget_s * share * min(self.stretch(), MOST_LABEL_STRETCH)
             - self.labelled_seconds,
             self.deadline - time.monotonic(),
         )
         affordable = int(max(0.0, seconds) / max(self.seconds_a_row, 1e-9))
         width = sum(f.width for f in self.problem.fit.frame.features) + max(1, len(self.problem.classes))
-        room = self.config.transfer_bytes // (CELL_BYTES * width)
+        room = self.config.transfer_bytes // (
+            CELL_BYTES * width + (self.text_bytes() if kind in TEXT_KINDS else 0)
+        )
         n = min(n, affordable, room - sum(self.had(k) for k in self.pools))
         if n < 1:
             return None

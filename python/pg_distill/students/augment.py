@@ -1,7 +1,7 @@
 """Rows made up between real ones, for the teacher to label.
 
-They stay valid: integers stay integers and inside the range that was seen, categories exist, texts, vectors and the pattern of
-NULLs are those of a real row.
+They stay valid: integers stay integers and inside the range that was seen, categories exist, vectors and the pattern of NULLs are
+those of a real row. Texts are those of a real row too, or are made of it while all else is that row's: see `augment_text`.
 
 Its class is long, because the ways to make rows share what is known of the real ones: ranges, deviations, places of codes.
 """
@@ -17,12 +17,15 @@ import numpy.typing as npt
 
 from pg_distill.errors import InvalidParameter
 from pg_distill.frame import FloatArray, Frame, Strings
+from pg_distill.students.augment_text import TEXT_KINDS, TextAugmenter
 from pg_distill.students.transfer_set import usual_range
 
-__all__ = ["KINDS", "Augmenter"]
+__all__ = ["KINDS", "TABLE_KINDS", "Augmenter"]
 
-KINDS = ("munge", "spunge", "hot_deck", "thresholds")
-"""Ways to make rows; ``thresholds`` needs a tree teacher."""
+TABLE_KINDS = ("munge", "spunge", "hot_deck", "thresholds")
+KINDS = (*TABLE_KINDS, *TEXT_KINDS)
+"""Ways to make rows. ``thresholds`` needs a tree teacher; those of texts need a column of texts, the others one of numbers or of
+categories."""
 MUNGE_P, MUNGE_S = 0.3, 1.0
 """Chance of each cell to move towards the neighbour, and divisor of the deviation with which it lands there."""
 SPUNGE_SHARE, SPUNGE_NOISE, SPUNGE_P = 0.1, 0.1, 0.1
@@ -60,6 +63,7 @@ class Augmenter:
     def __init__(self, frame: Frame, *, thresholds: Mapping[str, FloatArray] | None = None) -> None:
         self.frame = frame
         self.thresholds = dict(thresholds or {})
+        self.texts: TextAugmenter | None = None
         self._numbers = frame.numbers()
         self._codes = _codes(frame)
         d = self._numbers.shape[1]
@@ -89,7 +93,8 @@ class Augmenter:
     ) -> tuple[Frame, npt.NDArray[np.int64]]:
         """Return up to ``n`` rows made by one of ``KINDS``, and from which real row each was made.
 
-        Far-off rows are dropped, so there may be fewer. There are none where all columns are texts and vectors.
+        Far-off rows are dropped, and texts that came out as they were, so there may be fewer. There are none where the frame has
+        no columns that a kind is for.
 
         At ``deadline`` (``time.monotonic()`` seconds) it returns those that it has.
 
@@ -102,6 +107,8 @@ class Augmenter:
             raise InvalidParameter(
                 f'transfer set "{kind}" does not exist', hint=f"There are {', '.join(KINDS)}."
             )
+        if kind in TEXT_KINDS:
+            return self._texts_from(kind, self._base(n, rng), rng, deadline)
         makers: dict[str, _Maker] = {
             "munge": self._munge,
             "spunge": self._spunge,
@@ -126,6 +133,20 @@ class Augmenter:
             parts.append((numbers[kept], codes[kept], part[kept]))
         made, made_codes, origin = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return self._to_frame(made, made_codes, origin), origin
+
+    def _texts_from(
+        self, kind: str, base: npt.NDArray[np.int64], rng: np.random.Generator, deadline: float | None
+    ) -> tuple[Frame, npt.NDArray[np.int64]]:
+        if self.texts is None:
+            self.texts = TextAugmenter(self.frame)
+        frames, origins = [self.frame.take(base[:0])], [base[:0]]
+        for start in range(0, len(base) if self.frame.text_names else 0, PART):
+            if deadline is not None and time.monotonic() > deadline:
+                break
+            frame, origin = self.texts.make_from(kind, base[start : start + PART], rng)
+            frames.append(frame)
+            origins.append(origin)
+        return Frame.concat(frames), np.concatenate(origins)
 
     def _base(self, n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
         """Each real row equally often, in random order."""
