@@ -300,7 +300,7 @@ def distil(connection: psycopg.Connection, teacher: str, arguments: str) -> None
 def student_of_cancer(connection: psycopg.Connection, name: str, sample: str = "cancer") -> None:
     """Register a student of the teacher "cancer", whether or not noise lets a small run's be accepted."""
     row = connection.execute(
-        "SELECT distill_model('cancer', sample => %s, student_name => %s, families => '{linear}', patience => 1,"
+        "SELECT distill_model('cancer', sample => %s, student_name => %s, families => '{linear}', time_budget_s => 3, patience => 1,"
         " min_accuracy => 0)",
         (sample, name),
     ).fetchone()

@@ -145,7 +145,9 @@ def test_a_label_of_char_or_enum_can_be_recomputed_from_a_runs_rows(db: psycopg.
             for name in ("spoken", "logged")
         )
         assert spoken == logged == pytest.approx((predicted_places(x, cuts) == places).mean(), abs=1e-9)
-        db.execute("SELECT distill_model('spoken', families => '{linear}', patience => 1, min_accuracy => 0)")
+        db.execute(
+            "SELECT distill_model('spoken', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0)"
+        )
         recomputed = one(
             db,
             "SELECT avg((distill.predict_class('spoken', r.row) = r.row->>'y')::int)::float8"

@@ -125,7 +125,7 @@ def test_stored_latency_holds_in_a_query(db: psycopg.Connection) -> None:
     for attempt in range(3):
         name = f"timed_{attempt}"
         db.execute(
-            "SELECT distill_model('cancer', families => '{linear}', patience => 1, min_accuracy => 0, student_name => %s)",
+            "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0, student_name => %s)",
             (name,),
         )
         row = db.execute(

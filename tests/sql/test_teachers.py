@@ -61,7 +61,9 @@ def test_infinite_and_far_values_are_taken_everywhere(db: psycopg.Connection) ->
         " + (word = 'a')::int * 0.05, 0.1)"
     )
     db.execute("SELECT distill.register_sql_model('visit', %s, %s, 'visits', 'y')", (expression, features))
-    db.execute("SELECT distill_model('visit', families => '{linear}', min_accuracy => 0, patience => 1)")
+    db.execute(
+        "SELECT distill_model('visit', families => '{linear}', min_accuracy => 0, time_budget_s => 3, patience => 1)"
+    )
     db.execute(  # a student may be refused, but was made, timed and stored
         "SELECT distill.register_model('student', artifact, features => %s, sample => 'visits', label => 'y')"
         " FROM distill.candidates WHERE run_id = distill.last_run('visit') AND family = 'linear' AND form = 'predict'"
@@ -110,7 +112,9 @@ def test_latency_that_nobody_measured_is_null(db: psycopg.Connection) -> None:
     db.execute(
         "SELECT distill.register_logged_model('elsewhere', '{p}', '{cabin,port,age,fare}', 'log', 'survived')"
     )
-    db.execute("SELECT distill_model('elsewhere', min_accuracy => 0, families => '{linear}', patience => 1)")
+    db.execute(
+        "SELECT distill_model('elsewhere', min_accuracy => 0, families => '{linear}', time_budget_s => 3, patience => 1)"
+    )
     found = one(
         db,
         "SELECT teacher_latency_ms, pareto_score, accepted FROM distill.run_report(distill.last_run('elsewhere'))",
@@ -213,9 +217,7 @@ def test_groups_and_time_stay_on_one_side(db: psycopg.Connection) -> None:
     db.execute(
         "CREATE TABLE known AS SELECT * FROM visits WHERE extract(epoch FROM seen)::int8 / 3600 % 10 = 0"
     )
-    arguments = (
-        "sample => 'visits', families => '{linear}', patience => 1, min_accuracy => 0, trained_on => 'known'"
-    )
+    arguments = "sample => 'visits', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0, trained_on => 'known'"
     db.execute(f"SELECT distill_model('cancer', {arguments}, group_column => 'patient')")
     mixed, known, others = one(
         db,
@@ -246,7 +248,7 @@ def test_rows_trained_on_are_kept_out_of_select_and_test(db: psycopg.Connection)
     load_cancer(db)
     db.execute("CREATE TABLE seen AS SELECT * FROM cancer WHERE x0 < 13")
     db.execute(
-        "SELECT distill_model('cancer', families => '{linear}', patience => 1, min_accuracy => 0, trained_on => 'seen')"
+        "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0, trained_on => 'seen')"
     )
     touched = one(
         db,
@@ -259,7 +261,9 @@ def test_rows_trained_on_are_kept_out_of_select_and_test(db: psycopg.Connection)
 
 def test_changed_rows_are_noticed(db: psycopg.Connection) -> None:
     load_cancer(db)
-    db.execute("SELECT distill_model('cancer', families => '{linear}', patience => 1, min_accuracy => 0)")
+    db.execute(
+        "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0)"
+    )
     said: list[str | None] = []
     db.add_notice_handler(lambda diagnostic: said.append(diagnostic.severity))
     db.execute("SELECT count(*) FROM distill.run_rows(distill.last_run('cancer'))")
@@ -282,7 +286,7 @@ def test_unlabelled_rows_are_labelled_by_the_teacher(db: psycopg.Connection) -> 
         "CREATE TABLE partly AS SELECT * FROM cancer; UPDATE partly SET malignant = NULL WHERE x1 > 20"
     )
     db.execute(
-        "SELECT distill_model('cancer', sample => 'partly', families => '{linear}', patience => 1, min_accuracy => 0)"
+        "SELECT distill_model('cancer', sample => 'partly', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0)"
     )
     unlabelled, expected = one(
         db,

@@ -141,7 +141,9 @@ def test_models_and_settings_survive_the_upgrade(
     """
     load_cancer(db)
     db.execute("SELECT distill.change_setting('trainer_threads', '1')")
-    db.execute("SELECT distill_model('cancer', families => '{linear}', patience => 1, min_accuracy => 0)")
+    db.execute(
+        "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0)"
+    )
     for table in ("settings", "models", "runs", "candidates"):
         columns = [
             row[0]
