@@ -7,11 +7,12 @@ import re
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
+import once
 import psycopg
 import pytest
 import servers
@@ -24,7 +25,7 @@ hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
 TEMPLATE = "pg_distill_template"
-HOW_MANY = ("every_server", "one_server")
+HOW_MANY = ("every_server", "one_server", "any_server")
 TESTS = Path(__file__).parent
 
 # Which marked tests a tier leaves out, beside those marked long: see the targets quick, test and test-all of the Makefile.
@@ -96,6 +97,7 @@ SERVER = re.compile(rf"\[(?:.*-)?({'|'.join((*servers.CONTAINERS, 'local'))})(?:
 def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "every_server: asks the server, and runs on each; a test without it on one, as spread.py says",
+        "any_server: runs on one, in a module whose others run on every server",
         "one_server(name): needs this server, and runs there where it can be had",
         "local: runs on the local cluster too where there are containers",
         "long: takes minutes, and runs with --long only",
@@ -107,8 +109,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # that the tests interrupt, were it not handled here.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
+    if once.begin():
+        config.add_cleanup(once.end)
     if config.getoption("--second-try"):
-        _require_listed(config)
+        assert config.cache is not None
+        require_listed(config.cache.get("cache/lastfailed", {}))
     chosen, missing = _choose(config.getoption("--server"))
     config.stash[CHOSEN] = chosen
     config.stash[MISSING] = missing
@@ -137,12 +142,16 @@ def _choose(option: str) -> tuple[list[str], dict[str, str]]:
     return [name for name in names if name not in missing], missing
 
 
-def _require_listed(config: pytest.Config) -> None:
-    """Have the last run's failures run again, if they all may be: a fault that comes and goes is a fault."""
-    assert config.cache is not None
-    failed = {name.partition("[")[0] for name in config.cache.get("cache/lastfailed", {})}
+def may_fail_once() -> set[str]:
+    """Name the tests that have a second try."""
     lines = (TESTS / "second_try.txt").read_text().splitlines()
-    others = sorted(failed - {line.split()[0] for line in lines if not line.startswith("#")})
+    return {line.split()[0] for line in lines if not line.startswith("#")}
+
+
+def require_listed(last_failed: Iterable[str]) -> None:
+    """Have the last run's failures run again, if they all may be: a fault that comes and goes is a fault."""
+    failed = {name.partition("[")[0] for name in last_failed}
+    others = sorted(failed - may_fail_once())
     if others or not failed:
         raise pytest.UsageError(f"no second try: {', '.join(others) or 'nothing failed that is known'}")
 
@@ -180,9 +189,11 @@ def _how_many(node: pytest.Item, chosen: list[str]) -> str | None:
     The nearest mark holds: a test's own over its module's.
     """
     nearest = next((mark for mark in node.iter_markers() if mark.name in HOW_MANY), None)
-    if nearest is not None and nearest.name == "every_server":
+    if nearest is None or nearest.name == "any_server":
+        return None
+    if nearest.name == "every_server":
         return "every"
-    return str(nearest.args[0]) if nearest is not None and nearest.args[0] in chosen else None
+    return str(nearest.args[0]) if nearest.args[0] in chosen else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -22,7 +22,9 @@ __all__ = ["LANGUAGES", "Reader", "Snippet", "indented", "snippets"]
 LANGUAGES = {"ini", "jinja", "python", "shell", "sql", "text", "yaml"}
 
 BUDGET_S = 10  # students of the documents' few rows are there in 4 s on a machine that nobody else uses
-"""What a distillation of a document may take where the document leaves it at the default of two minutes."""
+PATIENCE = 1
+"""What a distillation of a document may take where the document leaves it at the default of two minutes: seconds, and trainings
+that gain nothing."""
 
 SHELL_TIMEOUT_S = 240
 
@@ -119,9 +121,13 @@ class Reader:
             text = text.replace(there, here)
         if "time_budget_s" not in text:
             text = re.sub(
-                r"distill_model\(('[^']*')", rf"distill_model(\1, time_budget_s => {BUDGET_S}", text
+                r"distill_model\(('[^']*')",
+                rf"distill_model(\1, time_budget_s => {BUDGET_S}, patience => {PATIENCE}",
+                text,
             )
-            text = re.sub(r"(pg-distill distill \w+)", rf"\1 --time-budget-s {BUDGET_S}", text)
+            text = re.sub(
+                r"(pg-distill distill \w+)", rf"\1 --time-budget-s {BUDGET_S} --patience {PATIENCE}", text
+            )
         if snippet.file is not None:
             path = self.folder / snippet.file
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -171,7 +171,7 @@ def test_jobs(reader: Reader, db: psycopg.Connection) -> None:
     page = DOC / "pg_distill-jobs.md"
     assert reader.follow(page, only="Jobs and workers") == 1
     assert db.execute("SELECT state FROM distill.jobs").fetchall() == [("cancelled",)]
-    db.execute("SELECT distill.submit('fraud_detector', families => '{linear}', time_budget_s => 4)")
+    db.execute("SELECT distill.submit('fraud_detector', families => '{linear}', patience => 1)")
     login = "host=db dbname=shop user=analyst"
     reader.replaced[f'"{login}"'] = f'"{reader.conninfo}" --once'
     assert reader.follow(page, only="A worker") == 1

@@ -23,7 +23,7 @@ GRANTS = (ROOT / "extension" / "doc" / "grants.sql").read_text()
 TEAMS = (ROOT / "extension" / "doc" / "teams.sql").read_text()
 KINDS = ("distill_reader", "distill_predictor", "distill_engineer", "distill_admin")
 ROW = "ARRAY[1, 2, 3, 4]::float8[]"
-QUICK = "families => '{linear}', time_budget_s => 1, min_accuracy => 0"
+QUICK = "families => '{linear}', time_budget_s => 1, patience => 1, min_accuracy => 0"
 
 Connect = Callable[..., psycopg.Connection]
 Role = Callable[..., str]

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import copies
 import numpy as np
 import psycopg
 import pytest
 import servers
 from conftest import create_database, drop_database
+from once import once
 
 DATABASE = "pg_distill_shared"
 BUDGET_S = 6.0  # of a distillation: long enough for every family, short enough to be run often
@@ -103,6 +105,10 @@ def register(
 @cache
 def cancer() -> tuple[Any, Any, bytes]:
     """Breast cancer Wisconsin (569 x 30, binary) and a forest trained on a third of it."""
+    return once("cancer", _cancer)
+
+
+def _cancer() -> tuple[Any, Any, bytes]:
     from skl2onnx import to_onnx
     from sklearn.datasets import load_breast_cancer
     from sklearn.ensemble import ExtraTreesClassifier
@@ -123,6 +129,10 @@ def digits() -> tuple[Any, Any, bytes]:
 
     It is slow enough for a student to be faster beyond doubt: one as quick as its students leaves the verdict to noise.
     """
+    return once("digits", _digits)
+
+
+def _digits() -> tuple[Any, Any, bytes]:
     from skl2onnx import to_onnx
     from sklearn.datasets import load_digits
     from sklearn.neural_network import MLPClassifier
@@ -272,9 +282,12 @@ def load_survival(connection: psycopg.Connection) -> None:
 
 
 def distil(connection: psycopg.Connection, teacher: str, arguments: str) -> None:
-    """Make a student with time enough on a busy machine; where there is none, fail with what the run says."""
+    """Make a student with time enough on a busy machine; where there is none, fail with what the run says.
+
+    One training that gains nothing ends a stage, so that a busy machine has what a quiet one has.
+    """
     row = connection.execute(
-        f"SELECT distill_model(%s, min_accuracy => 0, time_budget_s => 20, {arguments})",  # type: ignore[arg-type]
+        f"SELECT distill_model(%s, min_accuracy => 0, time_budget_s => 20, patience => 1, {arguments})",  # type: ignore[arg-type]
         (teacher,),
     ).fetchone()
     summary = connection.execute(
@@ -287,7 +300,7 @@ def distil(connection: psycopg.Connection, teacher: str, arguments: str) -> None
 def student_of_cancer(connection: psycopg.Connection, name: str, sample: str = "cancer") -> None:
     """Register a student of the teacher "cancer", whether or not noise lets a small run's be accepted."""
     row = connection.execute(
-        "SELECT distill_model('cancer', sample => %s, student_name => %s, families => '{linear}', time_budget_s => 3,"
+        "SELECT distill_model('cancer', sample => %s, student_name => %s, families => '{linear}', time_budget_s => 3, patience => 1,"
         " min_accuracy => 0)",
         (sample, name),
     ).fetchone()
@@ -298,22 +311,34 @@ def student_of_cancer(connection: psycopg.Connection, name: str, sample: str = "
         )
 
 
+def distil_shared(connection: psycopg.Connection) -> copies.Copy:
+    """Register and distil every teacher in a fresh database; give all rows of it."""
+    for load in (load_cancer, load_digits_table, load_diabetes_table, load_survival):
+        load(connection)
+    for teacher, floor in (("cancer", 0.8), ("digits", 0.8), ("diabetes", 0.1), ("survival", 0.6)):
+        # On few rows and a busy machine a student may miss its teacher: another seed and more time then.
+        for attempt in range(4):
+            row = connection.execute(
+                "SELECT distill_model(%s, min_accuracy => %s, time_budget_s => %s, seed => %s)",
+                (teacher, floor, BUDGET_S * (1 + attempt), 42 + attempt),
+            ).fetchone()
+            if row is not None and row[0] is not None:
+                break
+    return copies.read(connection, ["cancer", "digits", "diabetes", "passengers"])
+
+
 @pytest.fixture(scope="session")
 def shared(server: servers.Server, template: str) -> Iterator[Callable[[], psycopg.Connection]]:
-    """Give sessions in a database where every teacher is registered and distilled once; tests leave it as it is."""
+    """Give sessions in a database where every teacher is registered and distilled; tests leave it as it is.
+
+    They are distilled once a test session, on whichever server is first. Others have a copy of it, restored from its rows: its
+    latencies were measured on the first one.
+    """
     create_database(server, DATABASE, template)
     with server.connect(DATABASE, autocommit=True) as connection:
-        for load in (load_cancer, load_digits_table, load_diabetes_table, load_survival):
-            load(connection)
-        for teacher, floor in (("cancer", 0.8), ("digits", 0.8), ("diabetes", 0.1), ("survival", 0.6)):
-            # On few rows and a busy machine a student may miss its teacher: another seed and more time then.
-            for attempt in range(4):
-                row = connection.execute(
-                    "SELECT distill_model(%s, min_accuracy => %s, time_budget_s => %s, seed => %s)",
-                    (teacher, floor, BUDGET_S * (1 + attempt), 42 + attempt),
-                ).fetchone()
-                if row is not None and row[0] is not None:
-                    break
+        copied = once("shared", lambda: distil_shared(connection))
+        if not copies.is_in(connection, copied):
+            copies.write(connection, copied)
     opened: list[psycopg.Connection] = []
 
     def connect() -> psycopg.Connection:

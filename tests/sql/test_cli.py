@@ -107,7 +107,16 @@ def test_from_a_pipeline_in_a_file_to_a_student_elsewhere(
     assert predicted[0]["class"] in ("0", "1")
 
     [done] = run(
-        "distill", "survival", "--time-budget-s", "10", "--families", "linear,tree", "--min-accuracy", "0"
+        "distill",
+        "survival",
+        "--time-budget-s",
+        "10",
+        "--patience",
+        "1",
+        "--families",
+        "linear",
+        "--min-accuracy",
+        "0",
     )
     [listed] = run("runs", "survival")
     assert listed == done
@@ -247,8 +256,8 @@ def test_exit_codes(db: psycopg.Connection, run: Run, tmp_path: Path, server: se
     run(
         "distill",
         "cancer",
-        "--time-budget-s",
-        "4",
+        "--patience",
+        "1",
         "--families",
         "linear",
         "--target-latency-ms",
@@ -339,7 +348,7 @@ def test_a_terminal_sees_a_bar_and_an_interrupt_ends_the_statement(
 
 def test_jobs_from_the_shell(db: psycopg.Connection, run: Run) -> None:
     load_cancer(db)
-    [queued] = run("distill", "cancer", "--queue", "--time-budget-s", "4", "--families", "linear")
+    [queued] = run("distill", "cancer", "--queue", "--patience", "1", "--families", "linear")
     [again] = run("distill", "cancer", "--queue")
     assert run("cancel", again["run_id"]) == [{"cancelled": True}]
     run("worker", "--once", plain=True)

@@ -161,7 +161,9 @@ def test_a_threshold_that_was_tuned_is_followed(db: psycopg.Connection, register
     assert [row[1] for row in scored] == [str(c) for c in classes]
     found = db.execute("SELECT class_threshold, accuracy FROM distill.models").fetchone()
     assert found == (0.3, pytest.approx((classes == label).mean()))
-    db.execute("SELECT distill_model('m', families => '{linear}', time_budget_s => 5, min_accuracy => 0)")
+    db.execute(
+        "SELECT distill_model('m', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0)"
+    )
     [run] = db.execute("SELECT teacher_accuracy, run_id::text FROM distill.runs").fetchall()
     rows = db.execute(
         "SELECT r->>'id' FROM (SELECT x.\"row\" AS r FROM distill.run_rows(%s) x WHERE x.split = 'test') s",

@@ -22,7 +22,7 @@ from sql.conftest import load_visits, one
 
 DATABASE = "pg_distill_few_rows"
 ROWS, GROUPS = 1500, 150
-QUICK = "time_budget_s => 40, min_accuracy => 0, epochs => 2"
+QUICK = "time_budget_s => 40, patience => 1, min_accuracy => 0, epochs => 2"
 FEATURES = tuple(Feature(f"x{i}", "number") for i in range(4))
 
 

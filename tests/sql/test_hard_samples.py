@@ -65,7 +65,7 @@ def rare(kind: str) -> tuple[Any, Any, bytes]:
     from sklearn.ensemble import ExtraTreesClassifier
 
     rng = np.random.default_rng(3)
-    x = rng.normal(size=(24000, 6)).astype(np.float32)
+    x = rng.normal(size=(24000 if kind == "graded" else 12000, 6)).astype(np.float32)
     if kind == "graded":
         score = x[:, 0] * x[:, 1] + np.abs(x[:, 2]) + x[:, 3] + 0.5 * rng.normal(size=len(x))
         y = score > np.quantile(score, 0.98)
@@ -136,7 +136,7 @@ def test_a_student_that_never_names_the_rare_class_is_not_accepted(db: psycopg.C
     assert (fast, faster, accepted) == (True, True, student is not None)
     assert accuracy > 0.95
     name = "corner_distilled" if accepted else promote_chosen(db, "corner")
-    # On the rows that judge it: the other 12,000 may hold one that it takes for the rare class.
+    # On the rows that judge it: the others may hold one that it takes for the rare class.
     count = (
         "SELECT count(DISTINCT distill.predict_class(%s, r.row))"
         f" FROM distill.run_rows({last('corner')}) r WHERE split = 'test'"
@@ -153,7 +153,7 @@ def test_a_student_of_an_all_negative_teacher_is_not_accepted_either(db: psycopg
         (names(6),),
     )
     sample = "sample => 'SELECT * FROM corner LIMIT 1500'"
-    call = f"SELECT distill_model('never', {sample}, min_accuracy => 0.8, time_budget_s => 10, families => '{{linear}}')"
+    call = f"SELECT distill_model('never', {sample}, min_accuracy => 0.8, patience => 1, time_budget_s => 20, families => '{{linear}}')"
     assert one(db, call) is None
     faster, accepted = one(
         db,
@@ -242,7 +242,9 @@ def test_a_teacher_worse_than_chance(db: psycopg.Connection) -> None:
         "SELECT distill.register_sql_model('wrong', 'CASE WHEN x > 0 THEN 0.1 ELSE 0.9 END', '{x,y}', 'points', 'side',"
         " task => 'binary', classes => '{0,1}')"
     )
-    db.execute(f"SELECT distill_model('wrong', min_accuracy => 0, time_budget_s => 10, {EVERY_FAMILY})")
+    db.execute(
+        "SELECT distill_model('wrong', min_accuracy => 0, patience => 1, families => '{linear,boosted}')"
+    )
     teacher, student = one(
         db, f"SELECT teacher_accuracy, student_accuracy FROM distill.run_report({last('wrong')})"
     )
@@ -380,7 +382,7 @@ def test_weights_count_in_every_figure(db: psycopg.Connection) -> None:
 
 def test_the_summary_warns_where_the_interval_straddles_the_floor(db: psycopg.Connection) -> None:
     load_cancer(db)
-    call = "SELECT distill_model('cancer', min_accuracy => %s, time_budget_s => 10, families => '{linear}')"
+    call = "SELECT distill_model('cancer', min_accuracy => %s, patience => 1, time_budget_s => 20, families => '{linear}')"
     report = f"SELECT student_accuracy, student_accuracy_low, student_accuracy_high, summary FROM distill.run_report({last('cancer')})"
     db.execute(call, (0.0,))
     accuracy, low, high, summary = one(db, report)

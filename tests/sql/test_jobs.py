@@ -96,7 +96,7 @@ def start_worker(server: servers.Server, database: str) -> Iterator[Start]:
         process.communicate()
 
 
-def submit(db: psycopg.Connection, budget: float = 4) -> str:
+def submit(db: psycopg.Connection, budget: float = 2) -> str:
     row = db.execute(SUBMIT.format(budget=budget)).fetchone()
     assert row is not None
     return str(row[0])
@@ -129,7 +129,7 @@ def ok(process: subprocess.Popen[str]) -> str:
 
 def test_a_job_is_run_watched_and_recorded(db: psycopg.Connection, start_worker: Start) -> None:
     load_cancer(db)
-    run_id = submit(db)
+    run_id = submit(db, 4)  # seconds enough for what is held over a search to be seen
     queued = job(db, run_id)
     assert (queued["state"], queued["progress"], queued["attempts"]) == ("queued", 0.0, 0)
     worker = start_worker()
@@ -191,7 +191,7 @@ def test_a_worker_makes_students_of_every_form(
         value(
             db,
             "SELECT distill.submit(%s, families => ARRAY[%s, %s], target_latency_ms => 1000, min_accuracy => 0,"
-            " time_budget_s => 15)",
+            " patience => 1, time_budget_s => 15)",
             teacher,
             family,
             form,
@@ -707,7 +707,7 @@ def test_run_next_job_in_a_session(db: psycopg.Connection) -> None:
         "CREATE SCHEMA theirs; CREATE TABLE theirs.sampled AS SELECT * FROM cancer; CREATE TABLE sampled ()"
     )
     db.execute("SET search_path = theirs, public")
-    good = str(value(db, SUBMIT.format(budget=4).replace("'cancer',", "'cancer', sample => 'sampled',", 1)))
+    good = str(value(db, SUBMIT.format(budget=2).replace("'cancer',", "'cancer', sample => 'sampled',", 1)))
     db.execute("RESET search_path")
     bad = str(value(db, "SELECT distill.submit('cancer', sample => 'nowhere')"))
     ran = [str(value(db, "SELECT distill.run_next_job()")) for _ in range(2)]

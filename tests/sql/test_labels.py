@@ -146,7 +146,7 @@ def test_a_label_of_char_or_enum_can_be_recomputed_from_a_runs_rows(db: psycopg.
         )
         assert spoken == logged == pytest.approx((predicted_places(x, cuts) == places).mean(), abs=1e-9)
         db.execute(
-            "SELECT distill_model('spoken', families => '{linear}', time_budget_s => 2, min_accuracy => 0)"
+            "SELECT distill_model('spoken', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0)"
         )
         recomputed = one(
             db,

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import errors
+from sql.conftest import load_cancer, load_survival, one
 
 Query = Callable[..., list[tuple[Any, ...]]]
 TEACHERS = ["cancer", "digits", "diabetes", "survival"]
@@ -15,6 +16,21 @@ TEACHERS = ["cancer", "digits", "diabetes", "survival"]
 
 @pytest.mark.every_server
 @pytest.mark.local
+def test_every_server_distils(db: psycopg.Connection) -> None:
+    """Every default family, on strings, numbers and NULLs: what the fixture `shared` does on one server and copies to others."""
+    load_survival(db)
+    assert one(db, "SELECT distill_model('survival', min_accuracy => 0, time_budget_s => 6)") is not None
+    trained = db.execute("SELECT DISTINCT family FROM distill.candidates WHERE select_accuracy IS NOT NULL")
+    assert {"linear", "boosted", "mlp"} <= {family for (family,) in trained}
+    stored, recomputed = one(
+        db,
+        "SELECT min(m.accuracy), avg((distill.predict_class('survival_distilled', r.row) = r.row->>'survived')::int)::float8"
+        " FROM distill.run_rows(distill.last_run('survival')) r, distill.models m"
+        " WHERE r.split = 'test' AND m.name = 'survival_distilled'",
+    )
+    assert recomputed == pytest.approx(stored, abs=1e-12)
+
+
 @pytest.mark.parametrize("teacher", TEACHERS)
 def test_student_is_registered_with_lineage(q: Query, teacher: str) -> None:
     [(student, kind, active, teacher_name, task, teacher_task)] = q(
@@ -91,8 +107,6 @@ def test_stored_latency_holds_in_a_query(db: psycopg.Connection) -> None:
     Both are measured within seconds of each other, and up to three times: a machine that others use may slow down
     between the two, and says nothing about the figure.
     """
-    from sql.conftest import load_cancer
-
     load_cancer(db)
     features = ", ".join(f"x{i}" for i in range(30))
     db.execute(f"CREATE TEMP TABLE f AS SELECT ARRAY[{features}] AS f FROM cancer")
@@ -111,7 +125,7 @@ def test_stored_latency_holds_in_a_query(db: psycopg.Connection) -> None:
     for attempt in range(3):
         name = f"timed_{attempt}"
         db.execute(
-            "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 3, min_accuracy => 0, student_name => %s)",
+            "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0, student_name => %s)",
             (name,),
         )
         row = db.execute(
@@ -197,13 +211,11 @@ def test_sample_is_reproducible(q: Query) -> None:
 
 
 def test_same_seed_gives_the_same_candidates(db: psycopg.Connection) -> None:
-    from sql.conftest import load_cancer
-
     load_cancer(db)
     hashes = []
     for _ in range(2):
         db.execute(
-            "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 30, min_accuracy => 0)"
+            "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 60, patience => 2, min_accuracy => 0)"
         )
         hashes.append(
             db.execute(
@@ -221,8 +233,6 @@ def test_same_seed_gives_the_same_candidates(db: psycopg.Connection) -> None:
 
 
 def test_patience_ends_a_search_before_its_budget_does(db: psycopg.Connection) -> None:
-    from sql.conftest import load_cancer
-
     load_cancer(db)
     said: list[str | None] = []
     db.add_notice_handler(lambda diagnostic: said.append(diagnostic.message_primary))
@@ -251,8 +261,6 @@ def test_patience_ends_a_search_before_its_budget_does(db: psycopg.Connection) -
 
 
 def test_no_student_is_null_and_a_warning(db: psycopg.Connection) -> None:
-    from sql.conftest import load_cancer
-
     load_cancer(db)
     # Wrong on one row in seven, so that no student has the floor that the run asks for.
     db.execute("UPDATE cancer SET malignant = 1 - malignant WHERE hashtext(x0::text) % 7 = 0")
@@ -273,10 +281,10 @@ def test_no_student_is_null_and_a_warning(db: psycopg.Connection) -> None:
 
 
 def test_another_candidate_of_the_frontier_can_be_promoted(db: psycopg.Connection) -> None:
-    from sql.conftest import load_cancer
-
     load_cancer(db)
-    db.execute("SELECT distill_model('cancer', min_accuracy => 0, time_budget_s => 10)")
+    db.execute(
+        "SELECT distill_model('cancer', families => '{linear,boosted}', min_accuracy => 0, time_budget_s => 4)"
+    )
     kept = db.execute(
         "SELECT c.run_id, c.candidate, c.accuracy, c.avg_latency_ms, c.sha256 FROM distill.candidates c"
         " WHERE on_frontier ORDER BY chosen, candidate LIMIT 1"

@@ -17,7 +17,7 @@ from sql.conftest import load_visits, one
 
 DATABASE = "pg_distill_many_runs"
 ROWS, COLUMNS, GROUPS = 3000, 4, 300
-QUICK = "families => '{linear}', time_budget_s => 1, min_accuracy => 0"
+QUICK = "families => '{linear}', time_budget_s => 1, patience => 1, min_accuracy => 0"
 OUTSIDE = (
     "SELECT n.row FROM distill.run_rows(%s) n WHERE n.split = 'test' AND NOT EXISTS"
     " (SELECT FROM distill.run_rows(%s) o WHERE o.split IN ('fit', 'select') AND o.row = n.row)"

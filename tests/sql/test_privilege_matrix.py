@@ -294,7 +294,7 @@ def test_documented_rights_are_enough_to_distil(granted: psycopg.Connection, con
     )
     engineer = connect(user="distill_engineer")
     row = engineer.execute(
-        "SELECT distill_model('cancer', sample => 'cancer', families => '{linear}', time_budget_s => 5, min_accuracy => 0)"
+        "SELECT distill_model('cancer', sample => 'cancer', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0)"
     ).fetchone()
     assert row is not None
     assert engineer.execute("SELECT owner FROM distill.runs").fetchall() == [("distill_engineer",)]

@@ -112,7 +112,7 @@ def test_bad_bounds(db: psycopg.Connection, arguments: str) -> None:
 def test_sizes_add_up(db: psycopg.Connection) -> None:
     load_cancer(db)
     db.execute(
-        "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 3, min_accuracy => 0)"
+        "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0)"
     )
     # Whether the run gave a student depends on its rows: the sums are over all models.
     own = db.execute("SELECT size_bytes = stored_bytes FROM distill.sizes WHERE name = 'cancer'").fetchone()

@@ -10,7 +10,7 @@ from psycopg import errors
 from sql.conftest import load_cancer, one
 
 DISTIL = (
-    "SELECT distill_model('cancer', min_accuracy => 0.8, time_budget_s => 6, families => '{linear,tree}')"
+    "SELECT distill_model('cancer', min_accuracy => 0.8, time_budget_s => 3, families => '{linear,tree}')"
 )
 
 

@@ -73,7 +73,7 @@ def test_the_sql_form_can_be_the_answer(db: psycopg.Connection) -> None:
     # The family is measured again, each member on its own way.
     before = value(db, "SELECT measured_at FROM distill.models WHERE form = 'sql'")
     db.execute(
-        "SELECT distill_model('survival', families => '{linear}', student_name => 'other', min_accuracy => 0)"
+        "SELECT distill_model('survival', families => '{linear}', student_name => 'other', min_accuracy => 0, time_budget_s => 3)"
     )
     again = db.execute(
         "SELECT measured_at > %s, measured_on->>'path', (measured_on->>'predict_latency_ms')::float8 > avg_latency_ms"
@@ -88,7 +88,7 @@ def test_a_statement_over_the_target_is_not_offered(db: psycopg.Connection) -> N
     load_survival(db)
     student = value(
         db,
-        "SELECT distill_model('survival', families => '{tree,sql}', target_latency_ms => 0.005, min_accuracy => 0)",
+        "SELECT distill_model('survival', families => '{tree,sql}', target_latency_ms => 0.005, min_accuracy => 0, patience => 1)",
     )
     assert student is None
     rows = db.execute(

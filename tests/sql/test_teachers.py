@@ -34,7 +34,7 @@ def test_sql_expression_is_a_teacher(db: psycopg.Connection) -> None:
     )
     # By accuracy a student of labels alone may win, which owes the teacher nothing.
     db.execute(
-        "SELECT distill_model('formula', metric => 'agreement', min_accuracy => 0, time_budget_s => 20)"
+        "SELECT distill_model('formula', metric => 'agreement', min_accuracy => 0, patience => 1, time_budget_s => 20)"
     )
     fidelity, rows = one(
         db, "SELECT fidelity, rows_test FROM distill.run_report(distill.last_run('formula'))"
@@ -61,7 +61,9 @@ def test_infinite_and_far_values_are_taken_everywhere(db: psycopg.Connection) ->
         " + (word = 'a')::int * 0.05, 0.1)"
     )
     db.execute("SELECT distill.register_sql_model('visit', %s, %s, 'visits', 'y')", (expression, features))
-    db.execute("SELECT distill_model('visit', families => '{linear}', min_accuracy => 0, time_budget_s => 3)")
+    db.execute(
+        "SELECT distill_model('visit', families => '{linear}', min_accuracy => 0, time_budget_s => 3, patience => 1)"
+    )
     db.execute(  # a student may be refused, but was made, timed and stored
         "SELECT distill.register_model('student', artifact, features => %s, sample => 'visits', label => 'y')"
         " FROM distill.candidates WHERE run_id = distill.last_run('visit') AND family = 'linear' AND form = 'predict'"
@@ -93,7 +95,7 @@ def test_logged_predictions_are_a_teacher(db: psycopg.Connection) -> None:
     assert (latency, declared) == (12.5, True)
     with pytest.raises(errors.ObjectNotInPrerequisiteState):
         db.execute("SELECT distill.predict('elsewhere', '{}'::jsonb)")
-    db.execute("SELECT distill_model('elsewhere', min_accuracy => 0, time_budget_s => 10)")
+    db.execute("SELECT distill_model('elsewhere', min_accuracy => 0, patience => 1, time_budget_s => 10)")
     declared, teacher_ms, score, augmented = one(
         db,
         "SELECT r.latency_declared, r.teacher_latency_ms, r.pareto_score, (SELECT count(*) FROM distill.candidates c"
@@ -111,7 +113,7 @@ def test_latency_that_nobody_measured_is_null(db: psycopg.Connection) -> None:
         "SELECT distill.register_logged_model('elsewhere', '{p}', '{cabin,port,age,fare}', 'log', 'survived')"
     )
     db.execute(
-        "SELECT distill_model('elsewhere', min_accuracy => 0, families => '{linear}', time_budget_s => 5)"
+        "SELECT distill_model('elsewhere', min_accuracy => 0, families => '{linear}', time_budget_s => 3, patience => 1)"
     )
     found = one(
         db,
@@ -215,7 +217,7 @@ def test_groups_and_time_stay_on_one_side(db: psycopg.Connection) -> None:
     db.execute(
         "CREATE TABLE known AS SELECT * FROM visits WHERE extract(epoch FROM seen)::int8 / 3600 % 10 = 0"
     )
-    arguments = "sample => 'visits', families => '{linear}', time_budget_s => 3, min_accuracy => 0, trained_on => 'known'"
+    arguments = "sample => 'visits', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0, trained_on => 'known'"
     db.execute(f"SELECT distill_model('cancer', {arguments}, group_column => 'patient')")
     mixed, known, others = one(
         db,
@@ -246,7 +248,7 @@ def test_rows_trained_on_are_kept_out_of_select_and_test(db: psycopg.Connection)
     load_cancer(db)
     db.execute("CREATE TABLE seen AS SELECT * FROM cancer WHERE x0 < 13")
     db.execute(
-        "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 3, min_accuracy => 0, trained_on => 'seen')"
+        "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0, trained_on => 'seen')"
     )
     touched = one(
         db,
@@ -260,7 +262,7 @@ def test_rows_trained_on_are_kept_out_of_select_and_test(db: psycopg.Connection)
 def test_changed_rows_are_noticed(db: psycopg.Connection) -> None:
     load_cancer(db)
     db.execute(
-        "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 3, min_accuracy => 0)"
+        "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0)"
     )
     said: list[str | None] = []
     db.add_notice_handler(lambda diagnostic: said.append(diagnostic.severity))
@@ -283,7 +285,9 @@ def test_unlabelled_rows_are_labelled_by_the_teacher(db: psycopg.Connection) -> 
     db.execute(
         "CREATE TABLE partly AS SELECT * FROM cancer; UPDATE partly SET malignant = NULL WHERE x1 > 20"
     )
-    db.execute("SELECT distill_model('cancer', sample => 'partly', time_budget_s => 8, min_accuracy => 0)")
+    db.execute(
+        "SELECT distill_model('cancer', sample => 'partly', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0)"
+    )
     unlabelled, expected = one(
         db,
         "SELECT rows_unlabelled, (SELECT count(*) FROM partly WHERE malignant IS NULL) FROM distill.run_report(distill.last_run('cancer'))",
@@ -295,7 +299,7 @@ def test_without_a_label_agreement_is_what_is_measured(db: psycopg.Connection) -
     load_cancer(db)
     columns = ", ".join(names(30))
     db.execute(
-        f"SELECT distill_model('cancer', sample => 'SELECT {columns} FROM cancer', time_budget_s => 8, min_accuracy => 0)"
+        f"SELECT distill_model('cancer', sample => 'SELECT {columns} FROM cancer', families => '{{linear,tree}}', time_budget_s => 4, min_accuracy => 0)"
     )
     metric, accuracy, teacher = one(
         db,

@@ -269,7 +269,7 @@ def test_it_labels_the_rows_of_a_distillation(shared: psycopg.Connection) -> Non
         (tiny.artifact, tiny.tokenizer),
     )
     shared.execute(
-        "SELECT distill_model('teacher', families => '{linear}', time_budget_s => 40, min_accuracy => 0)"
+        "SELECT distill_model('teacher', families => '{linear}', time_budget_s => 40, patience => 1, min_accuracy => 0)"
     )
     accuracy, rows, tried = one(
         shared,
@@ -316,7 +316,7 @@ def test_a_student_that_reads_texts_takes_its_place(shared: psycopg.Connection) 
         (tiny.artifact, tiny.tokenizer),
     )
     shared.execute(
-        "SELECT distill_model('reader', families => '{linear}', text_columns => '{body}', time_budget_s => 40, min_accuracy => 0.6)"
+        "SELECT distill_model('reader', families => '{linear}', text_columns => '{body}', time_budget_s => 40, patience => 1, min_accuracy => 0.6)"
     )
     agreed, faster = one(
         shared,

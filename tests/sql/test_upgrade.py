@@ -142,7 +142,7 @@ def test_models_and_settings_survive_the_upgrade(
     load_cancer(db)
     db.execute("SELECT distill.change_setting('trainer_threads', '1')")
     db.execute(
-        "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 10, min_accuracy => 0)"
+        "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => 0)"
     )
     for table in ("settings", "models", "runs", "candidates"):
         columns = [

@@ -383,7 +383,7 @@ def students(teacher: psycopg.Connection) -> dict[str, str]:
         (GENTLE, list(COLUMNS)),
     )
     teacher.execute(
-        "SELECT distill_model('gentle', metric => 'agreement', min_accuracy => 0, time_budget_s => 8,"
+        "SELECT distill_model('gentle', metric => 'agreement', min_accuracy => 0, patience => 1, time_budget_s => 8,"
         " families => '{linear,tree,mlp}')"
     )
     found = teacher.execute(

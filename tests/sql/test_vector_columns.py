@@ -31,7 +31,7 @@ def log_and_distil(db: psycopg.Connection, more: str = "families => '{linear}', 
     db.execute(
         "SELECT distill.register_logged_model('log', '{p}', '{emb,size}', 'documents', 'spam', latency_ms => 5)"
     )
-    assert one(db, f"SELECT distill_model('log', min_accuracy => 0, {more}) IS NOT NULL")
+    assert one(db, f"SELECT distill_model('log', min_accuracy => 0, patience => 1, {more}) IS NOT NULL")
 
 
 @pytest.mark.one_server("pg18")
@@ -123,7 +123,9 @@ def test_2048_numbers_beside_500_columns(db: psycopg.Connection) -> None:
         "SELECT distill.register_logged_model('log', '{p}', %s, 'wide', 'spam', latency_ms => 50)",
         (["emb", *names],),
     )
-    db.execute("SELECT distill_model('log', families => '{linear}', min_accuracy => 0, time_budget_s => 30)")
+    db.execute(
+        "SELECT distill_model('log', families => '{linear}', min_accuracy => 0, patience => 1, time_budget_s => 30)"
+    )
     assert one(db, "SELECT count(*) FROM distill.candidates WHERE artifact IS NOT NULL") > 0
 
 

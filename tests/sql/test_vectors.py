@@ -240,7 +240,9 @@ def test_a_student_of_a_vector_answers_as_its_teacher(db: psycopg.Connection) ->
     documents.label = np.diff(np.maximum(documents.x @ hidden, 0) @ weights)[:, 0] > 0
     db.execute("UPDATE documents SET spam = (%s::bool[])[id + 1]", (documents.label.tolist(),))
     documents.register(db)
-    db.execute("SELECT distill_model('spam', metric => 'agreement', min_accuracy => 0, time_budget_s => 20)")
+    db.execute(
+        "SELECT distill_model('spam', metric => 'agreement', min_accuracy => 0, patience => 1, time_budget_s => 20)"
+    )
     accepted, fidelity = one(
         db, "SELECT accepted, fidelity FROM distill.run_report(distill.last_run('spam'))"
     )
@@ -298,7 +300,7 @@ def test_sql_and_logged_teachers_have_vectors_too(db: psycopg.Connection) -> Non
     )
     for teacher in ("formula", "logged"):
         db.execute(
-            "SELECT distill_model(%s, metric => 'agreement', families => '{linear,mlp}', min_accuracy => 0, time_budget_s => 20)",
+            "SELECT distill_model(%s, metric => 'agreement', families => '{linear,mlp}', min_accuracy => 0, patience => 1, time_budget_s => 20)",
             (teacher,),
         )
         fidelity = one(db, "SELECT fidelity FROM distill.run_report(distill.last_run(%s))", teacher)
@@ -342,7 +344,7 @@ def test_columns_of_pgvector_are_vectors(db: psycopg.Connection, kind: str) -> N
         found, one(db, f"SELECT array_agg({expression} ORDER BY id) FROM documents t"), atol=1e-6
     )
     db.execute(
-        "SELECT distill_model('near', families => '{linear,mlp}', metric => 'agreement', min_accuracy => 0, time_budget_s => 20)"
+        "SELECT distill_model('near', families => '{linear,mlp}', metric => 'agreement', min_accuracy => 0, patience => 1, time_budget_s => 20)"
     )
     with pytest.raises(errors.DataException):
         db.execute(f"SELECT f('[1,2]'::\"its own\".{kind})")

@@ -185,7 +185,7 @@ def test_metrics_count_what_there_is(
     )
     assert empty.fetchone() == (0, 0, 0, None, 0)
     load_cancer(db)
-    distil = "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 2, min_accuracy => %s)"
+    distil = "SELECT distill_model('cancer', families => '{linear}', time_budget_s => 3, patience => 1, min_accuracy => %s)"
     other = connect(autocommit=False)
     other.execute(distil, (0,))
     assert db.execute("SELECT trainings_active FROM distill.metrics").fetchone() == (1,)

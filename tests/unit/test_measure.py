@@ -352,7 +352,7 @@ def test_classes_in_another_order_are_found_and_nothing_else() -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_threshold_is_the_best_one_and_none_by_luck(metric: str, weighted: bool) -> None:
     rng = np.random.default_rng(0)
-    n = 3000
+    n = 1500
     latent = rng.normal(size=n)
     y = (latent + rng.normal(size=n) > 2.2).astype(int)
     p1 = 1 / (1 + np.exp(3.5 - 2 * latent)) * 0.45  # never above one half

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.slow  # it trains, or waits
 
 CLASS_NAMES = {"binary": ("a", "b"), "multiclass": ("a", "b", "c", "d"), "regression": ()}
 METRIC = {"binary": "roc_auc", "multiclass": "accuracy", "regression": "r2"}
-FAST = Config(target_latency_ms=5.0, families=("linear", "mlp"), epochs=1, time_budget_s=60.0, threads=2)
+FAST = Config(
+    target_latency_ms=5.0, families=("linear", "mlp"), epochs=1, time_budget_s=60.0, threads=2, patience=12
+)
 
 
 def problem(task: Task, n: int = 400, *, labels: bool = True) -> Problem:
@@ -175,7 +177,7 @@ def test_the_budget_is_kept_and_what_was_found_is_returned() -> None:
         return truth(frame, "binary")
 
     start = time.monotonic()
-    config = replace(FAST, time_budget_s=5.0, epochs=1000)
+    config = replace(FAST, time_budget_s=5.0, epochs=1000, patience=1000)
     found = stages.search(problem("binary", 3000), config, slow)
     assert time.monotonic() - start < 9.0
     assert any(c.on_frontier for c in found)

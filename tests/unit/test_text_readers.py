@@ -43,7 +43,7 @@ def _rows(tokeniser: Tokeniser, rows: list[str | None]) -> list[list[int]]:
 
 
 @given(st.lists(st.one_of(st.none(), plain, close), max_size=20))
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_many_texts_are_read_as_each_is(rows: list[str | None]) -> None:
     every = [LONG.ids(text) for text in rows]
     assert _rows(LONG, rows) == every
@@ -113,7 +113,7 @@ LIKE = Tokeniser(
         st.one_of(st.none(), awkward(), st.sampled_from(["zürich good", "good bad!", "東京"])), max_size=12
     )
 )
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_readers_of_one_column_share_their_work(rows: list[str | None]) -> None:
     parts = [(NGRAMS, 3), (LIKE, 1), (NGRAMS, 70), (Tokeniser((("good",),), "", ()), 2)]
     readers = [_reader(f"t{i}", tokeniser, width, i) for i, (tokeniser, width) in enumerate(parts)]

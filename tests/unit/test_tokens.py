@@ -177,7 +177,7 @@ def test_null_is_no_text_that_somebody_writes() -> None:
 
 
 @given(rows=st.lists(st.one_of(st.none(), texts(), st.just("a\0b"), st.text(max_size=8)), max_size=12))
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_many_at_once_are_read_as_one_after_the_other(rows: list[str | None]) -> None:
     for tokeniser in (TOKENISER, Tokeniser(TOKENISER.words, "", ()), Tokeniser((), "!", ())):
         bags = tokeniser.bags(rows)

@@ -96,7 +96,7 @@ def test_a_file_gives_its_reader_back(name: str) -> None:
 
 
 @given(rows=st.lists(st.one_of(st.none(), texts()), min_size=1, max_size=5))
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_a_reader_reads_as_its_nodes_do(rows: list[str | None]) -> None:
     _, (reader,) = cut_texts(FILE)
     feeds = {"texts": np.array([prepare(text) for text in rows], object).reshape(-1, 1)}

@@ -1,0 +1,49 @@
+"""What several processes of a test session need is made once: by whichever comes first, while the others wait for it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+FOLDER = "PG_DISTILL_TESTS_MADE"
+"""The variable of the environment that names the session's folder, which xdist's processes inherit."""
+
+T = TypeVar("T")
+
+
+def begin() -> bool:
+    """Make the session's folder; say whether it was this process that did."""
+    if FOLDER in os.environ:
+        return False
+    os.environ[FOLDER] = tempfile.mkdtemp(prefix="pg_distill_made_")
+    return True
+
+
+def end() -> None:
+    """Remove the session's folder."""
+    shutil.rmtree(os.environ.pop(FOLDER), ignore_errors=True)
+
+
+def once(name: str, make: Callable[[], T]) -> T:
+    """Give what ``make`` returned the first time in this session.
+
+    Where it raises, nothing is kept: the next who asks tries again. Outside of a session nothing is kept either.
+    """
+    if FOLDER not in os.environ:
+        return make()
+    place = Path(os.environ[FOLDER]) / name
+    with Path(f"{place}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if place.exists():
+            return pickle.loads(place.read_bytes())  # type: ignore[no-any-return]
+        made = make()
+        part = Path(f"{place}.part")
+        part.write_bytes(pickle.dumps(made))
+        part.rename(place)
+        return made
