@@ -223,3 +223,23 @@ def test_zeros_are_no_constraints() -> None:
     assert Options("t").cascade_wanted
     assert not Options("t", monotone={"a": 1}).cascade_wanted
     assert Options("t", monotone={"a": 0}, families=["cascade"]).cascade_wanted
+
+
+@pytest.mark.parametrize(("family", "size"), SIZES)
+def test_an_order_that_the_rows_bear_out_costs_nothing(family: str, size: dict[str, Any]) -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(4000, 4))
+    z = 1.5 * x[:, 0] - np.exp(x[:, 1] / 2) + np.sin(x[:, 2])
+    y = (rng.random(len(z)) < 1 / (1 + np.exp(-z))).astype(np.int64)
+    features = tuple(Feature(f"x{i}", "number") for i in range(4))
+    frame = Frame(features, {f"x{i}": x[:, i] for i in range(4)})
+    data = TransferSet(frame, None, y, None, np.zeros(len(y), np.uint8))
+    fit, select, test = (data.take(np.arange(*ends)) for ends in ((0, 1000), (1000, 1500), (1500, 4000)))
+    loss = []
+    for held in ({}, HELD):
+        student = load_family(family)(setup("binary", held), **size).fit(fit, select, deadline=None)
+        student.calibrate(select)
+        logits = student.predict_logits(test.frame)
+        assert test.y is not None
+        loss.append(float(np.logaddexp(0, (1 - 2 * test.y) * (logits[:, 1] - logits[:, 0])).mean()))
+    assert loss[1] < loss[0] + 0.001

@@ -20,12 +20,14 @@
             {{ return("") }}
         {%- endif -%}
     {%- endif -%}
+    {%- set monotone = tojson(monotone) if monotone is mapping else monotone -%}
     {%- set arguments = {
         "teacher": teacher, "student_name": student, "target_latency_ms": target_latency_ms, "min_accuracy": min_accuracy,
         "metric": metric, "sample": sample, "label": label, "max_rows": max_rows, "time_budget_s": time_budget_s,
         "families": families, "group_column": group_column, "time_column": time_column, "weight_column": weight_column,
         "trained_on": trained_on, "temperature": temperature, "epochs": epochs, "seed": seed, "prefer": prefer,
-        "text_columns": text_columns, "patience": patience, "refit_on_all": refit_on_all, "monotone": monotone
+        "text_columns": text_columns, "patience": patience, "refit_on_all": refit_on_all,
+        "monotone": monotone
     } -%}
     {# In the schema that CREATE EXTENSION named, which the search_path need not have. #}
     {%- set place = run_query(

@@ -1,11 +1,10 @@
-{# A value as SQL text: a string is quoted, a list becomes text[], a mapping jsonb, a relation its name as text. #}
+{# A value as SQL text: a string is quoted, a list becomes text[], a relation its name as text. #}
 {% macro sql_value(value) %}
     {%- if value is none -%} null
     {%- elif value is boolean or value is number -%} {{ value }}
     {%- elif value is string and "\\" in value -%} E'{{ value | replace("'", "''") | replace("\\", "\\\\") }}'
     {%- elif value is string -%} '{{ value | replace("'", "''") }}'
     {%- elif value.identifier is defined -%} '{{ (value ~ "") | replace("'", "''") }}'
-    {%- elif value is mapping -%} {{ pg_distill.sql_value(tojson(value)) | trim }}::jsonb
     {%- elif value | length == 0 -%} array[]::text[]
     {%- else -%}
         array[{% for item in value %}{{ pg_distill.sql_value(item ~ "") }}{{ ", " if not loop.last }}{% endfor %}]
