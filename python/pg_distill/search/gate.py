@@ -171,4 +171,6 @@ class Gate:
         """Record a candidate that is never trained."""
         entry = Entry(len(self.entries), family, size, Recipe(1.0, 1.0), {"family": family, **size})
         entry.reason, entry.latency_ms = reason, latency
+        if self.config.monotone and family in MONOTONE:
+            entry.configuration["monotone"] = dict(self.config.monotone)
         self.entries.append(entry)
