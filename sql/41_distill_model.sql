@@ -5,12 +5,12 @@ CREATE FUNCTION @extschema@.distill_model(
     max_rows int DEFAULT 100000, time_budget_s float8 DEFAULT 120, student_name text DEFAULT NULL, families text[] DEFAULT NULL,
     group_column text DEFAULT NULL, time_column text DEFAULT NULL, weight_column text DEFAULT NULL, trained_on text DEFAULT NULL,
     prefer text DEFAULT 'accurate', text_columns text[] DEFAULT NULL, patience int DEFAULT 32,
-    refit_on_all boolean DEFAULT false
+    refit_on_all boolean DEFAULT false, monotone jsonb DEFAULT NULL
 ) RETURNS uuid LANGUAGE plpython3u AS $$
 from pg_distill import sqlapi
 return sqlapi.distill_model(plpy, teacher, target_latency_ms, min_accuracy, temperature, epochs, seed, metric, sample, label,
                             max_rows, time_budget_s, student_name, families, group_column, time_column, weight_column, trained_on,
-                            prefer, text_columns, patience, refit_on_all)
+                            prefer, text_columns, patience, refit_on_all, monotone)
 $$;
-COMMENT ON FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text, text, text[], int, boolean) IS
+COMMENT ON FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text, text, text[], int, boolean, jsonb) IS
     'distil the teacher into a student that meets the latency target and improves the frontier; its id, or NULL with a warning';

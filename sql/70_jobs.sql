@@ -7,7 +7,9 @@ CREATE TABLE distill.job_queue (
     submitter        text NOT NULL DEFAULT current_user,
     submitter_oid    oid NOT NULL DEFAULT distill._current_role(),
     arguments        jsonb NOT NULL CHECK (jsonb_typeof(arguments) = 'object' AND octet_length(arguments::text) <= 1048576
-                         AND NOT jsonb_path_exists(arguments, '$.* ? (@.type() == "object" || @.type() == "array")')), -- lists of words are unwrapped
+                         AND NOT jsonb_path_exists(arguments - 'monotone', '$.* ? (@.type() == "object" || @.type() == "array")')
+                         AND coalesce(jsonb_typeof(arguments -> 'monotone'), 'null') IN ('null', 'object')
+                         AND NOT jsonb_path_exists(arguments, '$.monotone.* ? (@.type() == "object" || @.type() == "array")')), -- lists of words are unwrapped
     search_path      text NOT NULL DEFAULT current_setting('search_path') CHECK (octet_length(search_path) <= 10000),
     state            text NOT NULL DEFAULT 'queued' CHECK (state IN ('queued', 'running', 'done', 'failed', 'cancelled')),
     cancel_requested boolean NOT NULL DEFAULT false,
@@ -97,14 +99,14 @@ CREATE FUNCTION distill.submit(
     max_rows int DEFAULT 100000, time_budget_s float8 DEFAULT 120, student_name text DEFAULT NULL, families text[] DEFAULT NULL,
     group_column text DEFAULT NULL, time_column text DEFAULT NULL, weight_column text DEFAULT NULL, trained_on text DEFAULT NULL,
     prefer text DEFAULT 'accurate', text_columns text[] DEFAULT NULL, patience int DEFAULT 32,
-    refit_on_all boolean DEFAULT false
+    refit_on_all boolean DEFAULT false, monotone jsonb DEFAULT NULL
 ) RETURNS uuid LANGUAGE plpython3u AS $$
 from pg_distill import sqlapi
 return sqlapi.submit(plpy, teacher, target_latency_ms, min_accuracy, temperature, epochs, seed, metric, sample, label,
                      max_rows, time_budget_s, student_name, families, group_column, time_column, weight_column, trained_on,
-                     prefer, text_columns, patience, refit_on_all)
+                     prefer, text_columns, patience, refit_on_all, monotone)
 $$;
-COMMENT ON FUNCTION distill.submit(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text, text, text[], int, boolean) IS
+COMMENT ON FUNCTION distill.submit(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text, text, text[], int, boolean, jsonb) IS
     'queue a distillation for a worker; the id that its run will have, at once';
 
 CREATE FUNCTION distill.cancel(run_id uuid) RETURNS boolean

@@ -477,6 +477,8 @@ def _distill_arguments(arguments: Sequence[Any]) -> dict[str, Any]:
     given = dict(zip(Options.__dataclass_fields__, arguments, strict=True))
     for name in ("families", "text_columns"):
         given[name] = _texts(given[name], name)
+    if given["monotone"] is not None:
+        given["monotone"] = json.loads(given["monotone"])
     return given
 
 

@@ -209,7 +209,7 @@ END;
 -- Another argument, and another default of one.
 DROP FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text);
 -- include 41_distill_model.sql
-REVOKE ALL ON FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text, text, text[], int, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.distill_model(text, float8, float8, float8, int, bigint, text, text, text, int, float8, text, text[], text, text, text, text, text, text[], int, boolean, jsonb) FROM PUBLIC;
 -- They have more arguments.
 DROP FUNCTION distill.register_model(text, bytea, text[], text, text, text, text, text[]);
 DROP FUNCTION distill.register_model_file(text, text, text[], text, text, text, text, text[]);

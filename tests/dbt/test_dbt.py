@@ -166,9 +166,14 @@ def test_operations_are_committed_and_refusals_are_errors(
     code, output = operation("distill", **quick, min_accuracy=1.0)
     assert code == 1, output
     assert value(db, STUDENTS) == 0
-    code, output = operation("distill", **quick, min_accuracy=0.5)
+    held = {"age": -1, "fare": 1}
+    code, output = operation("distill", **quick, min_accuracy=0.5, monotone=held)
     assert code == 0, output
     assert value(db, STUDENTS) == 1
+    assert (
+        value(db, "SELECT input_schema->'monotone' FROM distill.models WHERE name = 'survival_distilled'")
+        == held
+    )
     # The same rows and seed: where noise in latency lets the same student in again, it makes no version more.
     steady = {"teacher": "survival", "student_name": "steady", "families": ["linear"], "time_budget_s": 30}
     for _ in range(2):

@@ -386,6 +386,8 @@ def test_what_a_worker_says_counts_for_its_role_alone(
         ({"teacher_id": claim}, few_teacher()),
         ({}, b"no file"),
         ({"student": {**student, "surprise": 1}}, few_teacher()),
+        ({"student": {**student, "monotone": {"x0": 1}}}, few_teacher()),
+        ({"student": {**student, "monotone": "x0"}}, few_teacher()),
         ({"candidates": [{"candidate": 1, "artifact": {"file": 7}}]}, few_teacher()),
         ({"run": {**run, "owner": "postgres"}}, few_teacher()),
         ({"run": {**run, "attested": True}}, few_teacher()),

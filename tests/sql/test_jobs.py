@@ -488,12 +488,22 @@ def test_a_cancel_is_heard_whatever_the_worker_does_next(db: psycopg.Connection,
 def test_a_job_that_nobody_submitted_ends_no_worker(db: psycopg.Connection, start_worker: Start) -> None:
     """A role may write rows of its own into the queue."""
     load_cancer(db)
-    with pytest.raises(errors.CheckViolation):
-        db.execute("INSERT INTO distill.job_queue (arguments) VALUES ('[]')")
+    for nested in (
+        "[]",
+        '{"monotone": []}',
+        '{"monotone": {"a": {}}}',
+        '{"monotone": {"a": [[1]]}}',
+        '{"seed": {"a": 1}}',
+    ):
+        with pytest.raises(errors.CheckViolation):
+            db.execute("INSERT INTO distill.job_queue (arguments) VALUES (%s)", (nested,))
     expected = {
         '{"teacher": "cancer", "nonsense": 1}': "22023",
         '{"teacher": "cancer", "time_budget_s": "soon"}': "22023",
         '{"teacher": "cancer", "epochs": []}': "22023",
+        '{"teacher": "cancer", "monotone": {"luck": 2}}': "22023",
+        '{"teacher": "cancer", "monotone": {"luck": [1]}}': "22023",
+        '{"teacher": "cancer", "monotone": {"luck": 1}}': "42703",
         "{}": "22023",
     }
     made = {

@@ -379,3 +379,21 @@ def test_cascades_are_planned_on_rows_that_their_student_has_not_learned() -> No
     right = np.where(asked, True, before.argmax(axis=1) == y)
     assert found["select_accuracy"] == right.mean() < 0.8
     assert workshop.cascades == {30: (7, found["threshold"])}
+
+
+def test_what_need_not_be_monotone_takes_no_place_of_what_is() -> None:
+    known, found = timings({0: 0.3}, t=0.1, m=0.1), figures(0.9, {0: 0.85}, {"m": 0.88})
+    held = replace(OPTIONS, monotone={"income": 1, "age": 0})
+
+    def accepted(options: Options, monotone: dict[str, int]) -> bool:
+        member = model("m", b"m", monotone=monotone)
+        order = [trial(0, 0.85)]
+        return verdict.decide(options, "accuracy", TEACHER, {"m": member}, order, known, found).accepted
+
+    assert not accepted(OPTIONS, {})
+    assert not accepted(OPTIONS, {"income": 1})
+    assert accepted(held, {})
+    assert accepted(held, {"income": -1})
+    assert accepted(held, {"age": 1})
+    assert not accepted(held, {"income": 1})
+    assert not accepted(held, {"income": 1, "age": -1})

@@ -73,6 +73,7 @@ class SearchRequest:
     sql: bool
     patience: int
     refit_on_all: bool
+    monotone: Mapping[str, int]
 
 
 class Reported(TypedDict, total=False):

@@ -146,6 +146,7 @@ def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], sql: Sequ
         f"- Registered: {model['created_at']:%Y-%m-%d} by {_markdown(model['owner'])}",
         f"- As plain SQL: {'yes' if '.sql' in sql else 'no'}"
         + ("; with pgvector: yes" if ".pgvector.sql" in sql else ""),
+        *_words_on_constraints(model),
         *(
             [f"- `{manifest['classes'][1]}` is named from a probability of {model['class_threshold']:.4g} on"]
             if model["class_threshold"] is not None
@@ -194,6 +195,19 @@ def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], sql: Sequ
         "",
     ]
     return "\n".join(lines)
+
+
+def _words_on_constraints(model: Mapping[str, Any]) -> Sequence[str]:
+    """Return how the answer goes with columns, where its training was held to that."""
+    ways = {"1": "never falls", "-1": "never rises"}
+    answer = "value" if model["task"] == "regression" else "probability of the last class"
+    held = model["input_schema"].get("monotone")
+    pairs = held.items() if isinstance(held, dict) else ()  # the row may be anybody's
+    return [
+        f"- Its {answer} {ways[str(sign)]} when {_code(name)} rises and all else stays"
+        for name, sign in pairs
+        if str(sign) in ways
+    ]
 
 
 def _words_on_features(model: Mapping[str, Any]) -> Sequence[str]:

@@ -73,6 +73,10 @@ OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
         _truth,
         "true: the registered file learns from the test rows too; figures are of its judged twin (default false)",
     ),
+    "monotone": (
+        str,
+        "JSON: by numeric column 1, the answer never falls when it rises, or -1, it never rises (default: none)",
+    ),
     "text_columns": (
         lambda text: [name for name in text.split(",") if name],
         "string columns that are read as texts, with commas between (default: those of several words that hardly repeat)",

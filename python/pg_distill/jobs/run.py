@@ -141,6 +141,8 @@ def _is_a(value: object, kind: Any) -> bool:
         return isinstance(value, kind)
     if get_origin(kind) is Sequence:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if get_origin(kind) is Mapping:
+        return isinstance(value, dict)
     if kind is NoneType:
         return value is None
     return any(_is_a(value, part) for part in get_args(kind))

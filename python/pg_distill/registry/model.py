@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 from pg_distill.database.protocol import Database, Row
@@ -118,6 +118,8 @@ class Model:
     """SQL type of each feature's column, where SQL is to be run over rows of them."""
     text_columns: Sequence[str] | None = None
     """Columns of strings that are texts, as whoever registered it said; None: its rows say."""
+    monotone: Mapping[str, int] = field(default_factory=dict)
+    """By column the direction that its training held its answers to."""
 
     @property
     def qualified_name(self) -> str:
@@ -165,8 +167,13 @@ def model_of_row(row: Row) -> Model:
         if row[what] is not None:
             said = f'the {what} of model "{row["name"]}:{row["version"]}"'
             row[what] = StoredSql(row[what], row["owner"], said)
+    held = input_schema.get("monotone")
     return Model(
-        signature=signature, types=stored_types(input_schema), text_columns=stored_texts(input_schema), **row
+        signature=signature,
+        types=stored_types(input_schema),
+        text_columns=stored_texts(input_schema),
+        monotone=held if isinstance(held, dict) else {},
+        **row,
     )
 
 

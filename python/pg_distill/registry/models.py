@@ -145,6 +145,7 @@ def insert_model(
     learned_from: Mapping[str, Any] | None = None,
     checked: bool = True,
     attested: bool = True,
+    monotone: Mapping[str, int] | None = None,
 ) -> Model:
     """Register a version and make it the active one.
 
@@ -156,6 +157,8 @@ def insert_model(
         Whether a child of this backend has checked the artifact together with the signature, which then has its cost.
     attested
         Whether this backend has measured, or will measure, its figures.
+    monotone
+        By column the direction of its answers, where it was held to one.
 
     Raises
     ------
@@ -171,6 +174,8 @@ def insert_model(
         input_schema["types"] = dict(types)
     if text_columns is not None:
         input_schema["text_columns"] = list(text_columns)
+    if monotone:
+        input_schema["monotone"] = dict(monotone)
 
     def insert() -> str:
         lock_names(db, [name])

@@ -122,6 +122,8 @@ def _candidate(
     if trial.signature is not None:
         columns["input_schema"], columns["output_schema"] = trial.signature.to_json()
         columns["input_schema"]["types"] = column_types(material, trial.signature)
+        if material.options.constraints:
+            columns["input_schema"]["monotone"] = material.options.constraints
     return columns
 
 

@@ -38,7 +38,7 @@ from pg_distill.runs.measured import Measured
 from pg_distill.runs.options import Options
 from pg_distill.runs.progress import Progress, Watch, latency_seconds
 from pg_distill.runs.record import Outcome, Report
-from pg_distill.runs.summary import ending, summarise, twin_caveat
+from pg_distill.runs.summary import ending, said_of_constraints, summarise, twin_caveat
 from pg_distill.runs.verdict import Verdict
 from pg_distill.serving.approval import trainer_limits
 from pg_distill.serving.sql_models import label_by_sql
@@ -196,6 +196,8 @@ def _search(
 
     # Search: latency first, so tell the child what predict costs around a model.
     clock.enter("search")
+    if options.constraints:
+        clock.say(said_of_constraints(options))
     began = time.monotonic()
     overhead = call_overhead(db, trainer, material.timing_rows, options.seed)
     # What rows of many columns or long texts take longer than others is the search's loss, not the caller's.
@@ -366,4 +368,5 @@ def _search_request(db: Database, options: Options, overhead_ms: float, labelled
         sql=options.sql_wanted,
         patience=options.patience,
         refit_on_all=options.refit_on_all,
+        monotone=options.constraints,
     )

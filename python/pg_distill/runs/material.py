@@ -11,7 +11,13 @@ import numpy.typing as npt
 
 from pg_distill.child.messages import ChosenBy
 from pg_distill.database.protocol import Database
-from pg_distill.errors import DatatypeMismatch, InvalidData, InvalidParameter
+from pg_distill.errors import (
+    DatatypeMismatch,
+    FeatureNotSupported,
+    InvalidData,
+    InvalidParameter,
+    UndefinedColumn,
+)
 from pg_distill.frame import Feature, FloatArray, Frame, Task
 from pg_distill.measure import metrics
 from pg_distill.measure.metrics import default_metric
@@ -214,6 +220,7 @@ def prepare(
     columns = logged_columns(teacher) if teacher.kind == "logged" else []
     source = logged.read_logged(source, columns, label)
     features = check_columns(source, teacher.signature.names)
+    _require_numbers(teacher, features, options.constraints)
     _require_same_kinds(teacher, source, features)
     extra = [*columns, *([options.weight_column] if options.weight_column is not None else [])]
     sample = draw_sample(
@@ -281,6 +288,27 @@ def prepare(
     )
     material.check_splits()
     return material
+
+
+def _require_numbers(teacher: Model, features: Sequence[Feature], monotone: Mapping[str, int]) -> None:
+    """Refuse monotone constraints on what is no feature, or no number, and where there is no one answer to rise or to fall."""
+    kinds = {f.name: f for f in features}
+    for name in monotone:
+        if name not in kinds:
+            raise UndefinedColumn(
+                f'model "{teacher.qualified_name}" has no feature "{name}" to be monotone in',
+                hint=f"Its features are {', '.join(kinds)}.",
+            )
+        if kinds[name].is_string or kinds[name].is_vector:
+            raise InvalidParameter(
+                f'column "{name}" has no order to be monotone in: it is a {kinds[name].kind}',
+                hint="Name columns of numbers, times or booleans in monotone.",
+            )
+    if monotone and teacher.task == "multiclass":
+        raise FeatureNotSupported(
+            f'students of model "{teacher.qualified_name}" have more than two classes, and no one answer to be monotone',
+            hint="Distil a teacher of two classes, or of values, or leave out monotone.",
+        )
 
 
 def _require_same_kinds(teacher: Model, source: Source, features: Sequence[Feature]) -> None:

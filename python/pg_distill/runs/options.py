@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pg_distill.errors import InvalidParameter, NullNotAllowed
+from pg_distill.errors import FeatureNotSupported, InvalidParameter, NullNotAllowed
 from pg_distill.registry.model import check_name
-from pg_distill.students.families import FAMILIES
+from pg_distill.students.families import FAMILIES, MONOTONE
 
-__all__ = ["PREFERENCES", "Options"]
+__all__ = ["PREFERENCES", "Options", "constraints_of"]
 
 FORMS = ("sql", "cascade")  # stand among the families: how a student answers, not what it is
 PREFERENCES = ("accurate", "knee", "fast")  # which of the candidates that meet target and floor is the answer
@@ -50,6 +51,7 @@ class Options:
     text_columns: Sequence[str] | None = None
     patience: int = 32
     refit_on_all: bool = False
+    monotone: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("teacher", "target_latency_ms", "temperature", "epochs", "seed", "max_rows", "time_budget_s",
@@ -70,6 +72,7 @@ class Options:
         _require(1 <= self.patience <= 1_000_000, "patience", self.patience, "from 1 to 1000000")
         if self.student_name is not None:
             check_name(self.student_name, "student name")
+        constraints_of(self.monotone)
         if self.families is not None:
             if not self.families:
                 raise InvalidParameter("families must name at least one family")
@@ -80,6 +83,8 @@ class Options:
                         hint=f"Families are {', '.join(FAMILIES)}, sql (students of any in SQL form), cascade.",
                     )
 
+            if self.constraints:
+                self._require_keeping(self.families)
         _require(self.prefer in PREFERENCES, "prefer", self.prefer, f"one of {', '.join(PREFERENCES)}")
 
     @property
@@ -88,14 +93,51 @@ class Options:
         return [f for f in self.families or () if f in FAMILIES] or list(FAMILIES)
 
     @property
+    def constraints(self) -> dict[str, int]:
+        """By column the direction that students are to keep."""
+        return constraints_of(self.monotone)
+
+    def _require_keeping(self, families: Sequence[str]) -> None:
+        """Refuse families of which none can keep monotone constraints, and a cascade: its teacher keeps none."""
+        hint = f"Families that can are {', '.join(f for f in FAMILIES if f in MONOTONE)}."
+        if "cascade" in families:
+            raise FeatureNotSupported(
+                "a cascade cannot keep monotone constraints: its teacher answers, too", hint=hint
+            )
+        if not MONOTONE.intersection(self.student_families):
+            raise FeatureNotSupported(
+                f"no family of {', '.join(families)} can keep monotone constraints", hint=hint
+            )
+
+    @property
     def cascade_wanted(self) -> bool:
         """Whether students that ask the teacher where they are not confident are candidates too."""
+        if self.constraints:
+            return False
         return self.families is None or "cascade" in self.families
 
     @property
     def sql_wanted(self) -> bool:
         """Whether the caller takes the SQL form of a student as the answer although predict would do as well."""
         return "sql" in (self.families or ())
+
+
+def constraints_of(given: object) -> dict[str, int]:
+    """Return by column 1 or -1, without those of 0; InvalidParameter where ``given`` does not say that."""
+    hint = (
+        """Write '{"income": 1, "age": -1}': the answer never falls with income, and never rises with age."""
+    )
+    if given is not None and not isinstance(given, Mapping):
+        raise InvalidParameter("monotone must be an object with a direction by column", hint=hint)
+    found = {}
+    for name, sign in (given or {}).items():
+        if isinstance(sign, bool) or not isinstance(sign, int | float) or sign not in (-1, 0, 1):
+            raise InvalidParameter(
+                f'monotone direction of column "{name}" must be 1, -1 or 0, not {json.dumps(sign)}', hint=hint
+            )
+        if sign:
+            found[str(name)] = int(sign)
+    return found
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

@@ -10,6 +10,7 @@ from pg_distill.frame import ModelForm
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.registry import locks, model, models, runs
 from pg_distill.registry.model import MeasuredOn
+from pg_distill.runs.options import constraints_of
 from pg_distill.serving.timing import predict_path, sql_path
 
 __all__ = ["promote"]
@@ -90,6 +91,7 @@ def promote(db: Database, run_id: str, number: int) -> str:
         label=resolved["label"],
         teacher_id=teacher.id,
         types=input_schema.get("types"),
+        monotone=constraints_of(input_schema.get("monotone")),
         checked=False,  # the row of a candidate may have been restored
         figures={
             **measured,

@@ -23,6 +23,7 @@ from pg_distill.runs.choice import offer_name, predict_name
 from pg_distill.runs.columns import Run, accuracy_columns, accuracy_origin, column_types
 from pg_distill.runs.material import Material
 from pg_distill.runs.measured import Measured
+from pg_distill.runs.options import constraints_of
 from pg_distill.serving.timing import Timing, how_timed, latency_figures
 
 __all__ = ["Outcome", "Report", "family", "store", "store_job", "student"]
@@ -86,6 +87,7 @@ def student(run: Run, name: str, chosen: Trial, material: Material, found: Measu
         "label": material.label,
         "teacher_id": found.teacher.id,
         "types": column_types(material, chosen.signature),
+        "monotone": run.options.constraints,
         "form": chosen.form,
         "threshold": chosen.threshold,
         "class_threshold": chosen.class_threshold,
@@ -136,7 +138,7 @@ _STUDENT = frozenset(
         "teacher_id",
         "types",
     }
-    | {"form", "threshold", "class_threshold", "learned_from", "figures"}
+    | {"form", "threshold", "class_threshold", "learned_from", "figures", "monotone"}
 )
 """What `student` returns."""
 
@@ -282,6 +284,8 @@ def store_job(db: Database, job: Job, report: Report, *, checked: Sequence[bytes
             raise InvalidParameter(f'a student has no "{min(surplus)}"')
         if surplus := set(made["figures"]) - models.REPORTED:
             raise InvalidParameter(f'figure "{min(surplus)}" of a student is not for its worker to say')
+        if made.get("monotone", {}) != constraints_of(job.read_arguments().get("monotone")):
+            raise InvalidParameter("the student is of other monotone constraints than its job")
         model.check_name(str(made.get("name")), "student name")
     return store(
         db,

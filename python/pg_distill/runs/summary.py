@@ -11,8 +11,9 @@ from pg_distill.runs.choice import latency_of_teacher, offer_name
 from pg_distill.runs.options import Options
 from pg_distill.runs.verdict import Verdict, floor
 from pg_distill.serving.timing import Timing
+from pg_distill.students.families import MONOTONE
 
-__all__ = ["ending", "headline", "summarise", "twin_caveat"]
+__all__ = ["ending", "headline", "said_of_constraints", "summarise", "twin_caveat"]
 SHORT = ("partial", "cut_short")  # what a training says of itself that had a part of its rows, or of its time
 
 
@@ -71,6 +72,17 @@ def ending(ended: Ended) -> str:
     """Return why the search ended, in a sentence."""
     why = ENDINGS[ended["by"]].format(**ended)
     return f"the search ended after {ended['seconds']:.0f} s and {ended['trained']} trainings: {why}"
+
+
+def said_of_constraints(options: Options) -> str:
+    """Return what students are held to, and which families that leaves out, in a sentence."""
+    ways = {1: "never fall when {} rises", -1: "never rise when {} rises"}
+    held = " and ".join(ways[sign].format(f'"{name}"') for name, sign in options.constraints.items())
+    out = [family for family in options.student_families if family not in MONOTONE]
+    if options.families is None:
+        out.append("cascade")
+    left_out = f"; {', '.join(out)} cannot keep that, and are not tried" if out else ""
+    return f"answers {held}{left_out}"
 
 
 def twin_caveat(not_registered: str | None) -> str:

@@ -119,11 +119,13 @@ def decide(
     One whose file the family has already under this name is the answer given before: nothing behind it may take that one's
     place. Under another name it is the same answer for who asks for this one, who gets it. Where the choice is to learn from
     the test rows too (``refit_on_all``) the answer given before is the member that was judged by its ``twins`` file, by id, and
-    the file itself, in the family as it is, is not in its way.
+    the file itself, in the family as it is, is not in its way. Where answers are to be monotone, what does not keep that, as the
+    teacher, cannot take a candidate's place.
     """
     if not candidates:
         return Verdict(False, None, "no candidate", None, {})
     refused: dict[int, str] = {}
+    asked = options.constraints
     family = [teacher, *members.values()]
     for trial in candidates:
         same = _same_file(trial, family, student_name, (twins or {}) if options.refit_on_all else None)
@@ -131,8 +133,12 @@ def decide(
         misses = _misses(options, metric, teacher, trial, timings, figures)
         if same is None:
             itself = _same_file(trial, list(members.values())) if options.refit_on_all else None
-            rivals = {key: m for key, m in members.items() if m is not itself}
-            better = _better(teacher, rivals, trial, timings, figures)
+            rivals = {
+                key: m
+                for key, m in members.items()
+                if m is not itself and (not asked or asked.items() <= m.monotone.items())
+            }
+            better = _better(None if asked else teacher, rivals, trial, timings, figures)
             if better:
                 misses.append(
                     f"it does not improve the family's frontier: {better[0]} is no slower and no worse"
@@ -210,7 +216,7 @@ def _same_file(
 
 
 def _better(
-    teacher: Model,
+    teacher: Model | None,
     members: Mapping[str, Model],
     trial: Trial,
     timings: Mapping[str, Timing],
@@ -224,10 +230,10 @@ def _better(
     latency_ms = timings[offer_name(trial.number)].latency.mean_ms
     number = str(trial.scored_as)
     ours = figures["candidates"][number]["score"]
-    teacher_ms = latency_of_teacher(teacher, timings)
+    teacher_ms = latency_of_teacher(teacher, timings) if teacher is not None else None
     rivals = []
     its_score = figures["teacher"]["score"]
-    if teacher_ms is not None and its_score is not None:
+    if teacher is not None and teacher_ms is not None and its_score is not None:
         rivals.append((teacher.qualified_name, teacher_ms, its_score, ours))
     for key, member in members.items():
         found = figures["members"].get(key)

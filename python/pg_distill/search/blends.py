@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,15 @@ class Blender:
     """Makes blends of trained students, and candidates of them."""
 
     def __init__(
-        self, problem: Problem, select: Select, budget: Budget, entries: list[Entry], allowed_ms: float
+        self,
+        problem: Problem,
+        select: Select,
+        budget: Budget,
+        entries: list[Entry],
+        allowed_ms: float,
+        monotone: Mapping[str, int],
     ) -> None:
+        self.monotone = monotone
         self.problem = problem
         self.select = select
         self.budget = budget
@@ -106,6 +113,8 @@ class Blender:
         weights = [1.0 / len(parts)] * len(parts)
         entry = Entry(len(self.entries), "blend", {}, Recipe(1.0, 1.0), {})
         entry.configuration = {"family": "blend", "weights": weights, "parts": numbers, "stage": "blend"}
+        if self.monotone:
+            entry.configuration["monotone"] = dict(self.monotone)
         entry.is_control = all(e.is_control for e in parts)
         entry.parts = tuple(numbers)
         self.entries.append(entry)
@@ -122,6 +131,9 @@ class Blender:
             difference = disagreement(artifact, frame, logits, self.problem.task)
             if not difference <= AGREEMENT:
                 entry.reason = f"ONNX Runtime and trainer differ by {difference:.1e}, over {AGREEMENT:.0e}"
+                return
+            if count := training.falls(artifact, frame, self.monotone, self.problem.task):
+                entry.reason = f"{training.NOT_KEPT} on {count} of {training.PAIRS} pairs of rows"
                 return
             entry.latency_ms = training.latency_ms(artifact, frame)
         except Exception as error:  # one broken candidate must not end the run

@@ -12,7 +12,7 @@ from pg_distill.search.entries import Entry
 from pg_distill.search.problem import Config, Problem
 from pg_distill.search.select import Select
 from pg_distill.search.training import Recipe, Training
-from pg_distill.students.families import ITERATIVE, Shape, load_family
+from pg_distill.students.families import ITERATIVE, MONOTONE, Shape, load_family
 
 __all__ = ["Gate"]
 
@@ -153,6 +153,9 @@ class Gate:
             n_rows=len(self.problem.fit),
             teacher=self.problem.teacher,
         )
+        if self.config.monotone and family not in MONOTONE:
+            self.note(family, {}, "not tried: it cannot keep monotone constraints")
+            return ()
         try:
             return load_family(family).sizes(shape)
         except (ImportError, AttributeError) as error:
@@ -168,4 +171,6 @@ class Gate:
         """Record a candidate that is never trained."""
         entry = Entry(len(self.entries), family, size, Recipe(1.0, 1.0), {"family": family, **size})
         entry.reason, entry.latency_ms = reason, latency
+        if self.config.monotone and family in MONOTONE:
+            entry.configuration["monotone"] = dict(self.config.monotone)
         self.entries.append(entry)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,6 +75,8 @@ class Config:
     threads: int = field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
     sql: bool = False
     refit_on_all: bool = False
+    monotone: Mapping[str, int] = field(default_factory=dict)
+    """By column the direction of students' answers; see `families.Setup`. Families that keep none are not tried."""
 
 
 @dataclass(frozen=True)

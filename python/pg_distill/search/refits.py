@@ -13,7 +13,7 @@ from pg_distill.search.gate import Gate
 from pg_distill.search.problem import Problem
 from pg_distill.search.runner import Runner
 from pg_distill.search.select import Select
-from pg_distill.search.training import AGREEMENT, Outcome, disagreement, sql_of
+from pg_distill.search.training import AGREEMENT, Outcome, disagreement, falls, sql_of
 from pg_distill.students.blend import Blend
 from pg_distill.students.families import Student
 from pg_distill.students.transfer_set import TransferSet, stack
@@ -130,12 +130,14 @@ class Refitter:
         return made
 
     def file_of(self, student: Student | Blend) -> tuple[bytes, str | None] | None:
-        """Return a student's file and SQL; None where the file does not answer the select rows as the student does."""
+        """Return a student's file and SQL; None where the file does not answer as the student does, or breaks a constraint."""
         frame = self.problem.select.frame
         artifact = (
             student.to_onnx(self.problem.fit.frame) if isinstance(student, Blend) else student.to_onnx()
         )
         if not disagreement(artifact, frame, student.predict_logits(frame), self.problem.task) <= AGREEMENT:
+            return None
+        if falls(artifact, frame, self.runner.config.monotone, self.problem.task):
             return None
         return artifact, sql_of(student)
 

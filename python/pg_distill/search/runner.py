@@ -85,6 +85,8 @@ class Runner:
                 "stage": stage,
                 "seed": self.config.seed + recipe.seed,
             }
+            if self.config.monotone:
+                entry.configuration["monotone"] = dict(self.config.monotone)
             entry.is_control = recipe.is_control
             known[key] = entry
             self.entries.append(entry)
@@ -115,6 +117,7 @@ class Runner:
                 epochs=self.config.epochs,
                 seed=self.config.seed + recipe.seed,
                 teacher=self.problem.teacher if load_family(family).uses_teacher else None,
+                monotone=self.config.monotone,
             ),
             seconds=0.0,
             calibrated=self.problem.metric != "agreement",

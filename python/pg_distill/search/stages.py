@@ -113,7 +113,9 @@ class Search:
         self.crossfitter = CrossFitter(
             problem, self.select, self.gate, self.runner, self.budget, self.entries, config.threads
         )
-        self.blender = Blender(problem, self.select, self.budget, self.entries, self.gate.allowed_ms)
+        self.blender = Blender(
+            problem, self.select, self.budget, self.entries, self.gate.allowed_ms, config.monotone
+        )
         constant_loss = self.select.judge(self.select.constant())[1]
         self.patience = Patience(config.patience, self.gate.allowed_ms, constant_loss, self.best_blend)
         self.counted = 0

@@ -33,6 +33,9 @@ AGREEMENT = 1e-4
 AGREEMENT_ROWS = 2000
 TEXT_ROWS = 50
 """Rows of which a file that reads texts is run as a whole: half a millisecond for 300 characters."""
+PAIRS = 1000
+"""Pairs of rows on which each file is held against its monotone constraints."""
+NOT_KEPT = "it does not keep its monotone constraints"
 NO_TIME = "time budget ended before its turn"
 NO_TIME_TO_REFIT = "no time to refit"
 
@@ -123,6 +126,8 @@ def train(task: Training, data: TransferSet, select: TransferSet) -> Outcome:
         difference = disagreement(artifact, select.frame, logits, task.setup.task)
         if not difference <= AGREEMENT:
             return failed(f"ONNX Runtime and trainer differ by {difference:.1e}, over {AGREEMENT:.0e}")
+        if count := falls(artifact, select.frame, task.setup.monotone, task.setup.task):
+            return failed(f"{NOT_KEPT} on {count} of {PAIRS} pairs of rows")
         expression = sql_of(student)
     except MemoryError:
         return failed("out of memory")
@@ -150,6 +155,39 @@ def _queued_seconds() -> float:
             return int(file.read().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
+
+
+def falls(artifact: bytes, frame: Frame, monotone: Mapping[str, int], task: Task) -> int:
+    """Return on how many of ``PAIRS`` pairs of rows a file breaks a monotone constraint; 0 where there is none.
+
+    The rows of a pair differ in one column alone: by a value that another row has there, by the least that float32 tells apart,
+    or by one beyond all rows.
+    """
+    if not monotone:
+        return 0
+    rng = np.random.default_rng(0)
+    broken = 0
+    served, readers = _served(artifact)
+    session = onnx_model.open_session(served)
+    for place, (name, sign) in enumerate(sorted(monotone.items())):
+        count = len(range(place, PAIRS, len(monotone)))
+        known = frame.number(name)
+        known = known[np.isfinite(known)]
+        if not len(known):
+            continue
+        rows = frame.take(rng.integers(0, len(frame), count))
+        low, other = rng.choice(known, (2, count))
+        with np.errstate(over="ignore"):
+            near = np.nextafter(low.astype(np.float32), np.float32(np.inf)).astype(np.float64)
+        ends = np.where(rng.random(count) < 0.5, 2 * known.min() - known.max(), 2 * known.max() - known.min())
+        high = np.choose(rng.integers(0, 3, count), [other, near, ends])
+        answers = []
+        for values in (np.minimum(low, high), np.maximum(low, high)):
+            moved = Frame(rows.features, {**rows.columns, name: values})
+            found = session.run(None, _feeds(session, moved, readers))[0]
+            answers.append(found[:, -1])
+        broken += int((sign * (answers[1] - answers[0]) < 0).sum())
+    return broken
 
 
 def sql_of(student: Student | Blend) -> str | None:

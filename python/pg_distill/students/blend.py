@@ -31,6 +31,11 @@ class Blend:
         self.task = task
         self.n_classes = n_classes
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether its parts keep monotone constraints: weights are above 0, and so a mean of them does."""
+        return any(student.setup.monotone for student in self.students)
+
     def sharpen(self, factor: float) -> None:
         """Multiply the mean of the logits by a factor."""
         self.weights = tuple(w * factor for w in self.weights)
@@ -47,12 +52,14 @@ class Blend:
         for weight, student in zip(self.weights, self.students, strict=True):
             scaled = graph.node("Mul", [student.add_to(graph), graph.constant(np.array(weight, np.float32))])
             total = graph.node("Add", [total, scaled]) if total else scaled
-        return graph.finish(total, self.task, self.n_classes, self.describe())
+        return graph.finish(total, self.task, self.n_classes, self.describe(), steady=self.is_steady)
 
     def to_sql(self, columns: Mapping[str, str] | None = None) -> str:
         """Return the blend as SQL, with pgvector or without it; see ``students.expression``."""
         return expression.either(
-            lambda vectors: expression.output(self.sql_sums(columns, vectors=vectors), self.task)
+            lambda vectors: expression.output(
+                self.sql_sums(columns, vectors=vectors), self.task, steady=self.is_steady
+            )
         )
 
     def sql_sums(

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.students.columns import Columns
 from pg_distill.students.ensemble import (
@@ -142,6 +143,12 @@ class Boosted(TreeStudent):
             "num_threads": 1,
             "verbosity": -1,
         }
+        directions = self.columns_.directions(self.setup.monotone)
+        if directions.any():
+            parameters |= {
+                "monotone_constraints": directions.tolist(),
+                "monotone_constraints_method": "basic",
+            }
         train = lightgbm.Dataset(matrix, params=parameters, free_raw_data=True)
         booster = lightgbm.Booster(parameters, train)
         stopper = None
@@ -173,7 +180,9 @@ class Boosted(TreeStudent):
         trees = _read_lightgbm(self.model_, outputs, self.columns_.missing) if self.rounds_ else []
         for tree in trees:
             tree.values[:] *= objective.scale
-        self.ensemble_ = Ensemble.join(trees, objective.base).scaled(self.sharpness_)
+        self.ensemble_ = Ensemble.join(trees, objective.base).scaled(self.sharpness_, self.setup.least_step)
+        if not self.ensemble_.keeps(directions):
+            raise FeatureNotSupported("LightGBM has not kept the monotone constraints")
         return self
 
     def predict_logits(self, frame: Frame) -> FloatArray:

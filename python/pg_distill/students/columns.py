@@ -100,6 +100,13 @@ class Columns:
         """How many of the columns are numbers; they come first."""
         return len(self.numbers.centre)
 
+    def directions(self, monotone: Mapping[str, int]) -> npt.NDArray[np.int8]:
+        """Return of each column of the matrix (d,) whether sums are to rise with it, 1, to fall, -1, or neither, 0."""
+        out = np.zeros(len(self.missing), np.int8)
+        for position, name in enumerate(self.numbers.own):
+            out[position] = monotone.get(name, 0)
+        return out
+
     def matrix(self, frame: Frame) -> Float32:
         """Return the rows (n, d) as the graph computes them, but +inf for NaN where no NULL was seen."""
         out = np.empty((len(frame), len(self.missing)), np.float32)

@@ -172,23 +172,43 @@ class Ensemble:
             out[:, k] = self.base[k] + found[:, (target == k) | (target == ALL), column].sum(axis=1)
         return out
 
-    def snapped(self) -> Ensemble:
+    def snapped(self, least: float = 0.0) -> Ensemble:
         """Return the same trees with leaf values and base on a grid that float32 adds exactly.
 
         The grid's step is 2**-24 of a bound on every partial sum, so a leaf moves by less than float32
-        resolves in a sum.
+        resolves in a sum; or ``least``, a power of two, where that is more.
         """
         bound = self.bound
         if bound == 0.0:
             return self
-        step = 2.0 ** (np.ceil(np.log2(bound)) + 1 - FLOAT32_BITS)
+        step = max(least, 2.0 ** (np.ceil(np.log2(bound)) + 1 - FLOAT32_BITS))
         return replace(
             self, values=np.round(self.values / step) * step, base=np.round(self.base / step) * step
         )
 
-    def scaled(self, factor: float) -> Ensemble:
+    def scaled(self, factor: float, least: float = 0.0) -> Ensemble:
         """Return the same trees with all sums multiplied by ``factor``, snapped again."""
-        return replace(self, values=self.values * factor, base=self.base * factor).snapped()
+        return replace(self, values=self.values * factor, base=self.base * factor).snapped(least)
+
+    def keeps(self, directions: npt.NDArray[np.int8]) -> bool:
+        """Whether no sum falls (1) or rises (-1) when a column of ``directions`` (d,) rises; NULL is no number.
+
+        It is enough that behind each split of such a column all leaves of larger numbers are no lower, or no higher. A split
+        behind all numbers parts them from NULL.
+        """
+        low, high = self.values.min(axis=1), self.values.max(axis=1)
+        for node in range(len(self.feature) - 1, -1, -1):  # children stand behind their parent
+            feature = self.feature[node]
+            if feature == LEAF:
+                continue
+            left, right = self.left[node], self.right[node]
+            sign = directions[feature]
+            if sign and self.threshold[node] < np.inf:
+                ordered = high[left] <= low[right] if sign > 0 else low[left] >= high[right]
+                if not ordered:
+                    return False
+            low[node], high[node] = min(low[left], low[right]), max(high[left], high[right])
+        return True
 
     def _bounds(self) -> FloatArray:
         """Return what no partial sum of each output exceeds in size, (outputs,)."""

@@ -20,6 +20,7 @@ from pg_distill.onnx_model.builder import Builder
 from pg_distill.onnx_model.texts import TEXT_KEY
 from pg_distill.onnx_model.tokens import WANTED, Tokeniser
 from pg_distill.onnx_model.tokens_graph import TEXT_OPSET, add_reader
+from pg_distill.students.families import STEADY
 from pg_distill.students.projection import Projection
 
 __all__ = ["STUDENT_KEY", "Graph", "Numbers"]
@@ -31,6 +32,9 @@ OPSET, ML_OPSET, IR_VERSION = 17, 3, 8
 """The oldest that have every operator used: any ONNX Runtime of the last years opens them."""
 TEXT_IR_VERSION = 9
 """The same for students that read texts: StringSplit is of 20."""
+
+STEADY_SHIFT = 1.5 * 2.0**23 * STEADY
+"""Added and taken off again it rounds a float32 of up to a third of it to a multiple of ``STEADY``: nearest, and so monotone."""
 
 FLOAT32_INTEGERS = 2.0**24
 """Beyond this size float32 steps over integers."""
@@ -199,8 +203,22 @@ class Graph(Builder):
         """The columns of texts."""
         return [f.name for f in self._inputs.features if f.kind == "text"]
 
-    def finish(self, scores: str, task: Task, n_classes: int, description: Mapping[str, object]) -> bytes:
-        """Close the graph over ``scores`` (logits, or values for regression) and return the file's bytes."""
+    def finish(
+        self,
+        scores: str,
+        task: Task,
+        n_classes: int,
+        description: Mapping[str, object],
+        *,
+        steady: bool = False,
+    ) -> bytes:
+        """Close the graph over ``scores`` (logits, or values for regression) and return the file's bytes.
+
+        With ``steady`` a probability rises with its log-odds to the last bit: these are rounded to steps of ``STEADY``.
+        """
+        if steady and task == "binary":
+            grid = self.constant(np.array(STEADY_SHIFT, np.float32))
+            scores = self.node("Sub", [self.node("Add", [scores, grid]), grid])
         if task == "regression":
             self.nodes.append(helper.make_node("Identity", [scores], ["value"]))
             self._elide_identity(scores, "value")

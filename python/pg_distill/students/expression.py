@@ -79,6 +79,8 @@ LARGEST_SCALE = 1e6
 """Scales within this, and its inverse, are left to the weights, which are float4 in a vector."""
 SAFE_EXPONENT = 300.0
 """No sum of exp() of up to this overflows, whatever the number of classes, and none of their shares underflows."""
+STEADY_SHIFT = 256.0
+"""Added and taken off again it rounds log-odds to steps of 2**-44, of which exp() certainly tells one from the next."""
 FLOAT32_LIMIT = 2.0**128 - 2.0**103
 """From here on float32 rounds to infinity."""
 
@@ -539,8 +541,13 @@ def stage_prefix(columns: Iterable[str]) -> str:
     return prefix
 
 
-def output(sums: Sums, task: Task) -> str:
+def output(sums: Sums, task: Task, *, steady: bool = False) -> str:
     """Return the prediction of a student's sums.
+
+    Parameters
+    ----------
+    steady
+        Whether the probability of the last of two classes has to rise with its log-odds to the last bit.
 
     Returns
     -------
@@ -559,6 +566,8 @@ def output(sums: Sums, task: Task) -> str:
         z = f"({sums.sql[0]}){scale}"
         if sums.bound * sums.unit > EXPONENT:
             z = f"GREATEST(LEAST({z}, {literal(EXPONENT)}), {literal(-EXPONENT)})"
+        if steady:
+            z = f"{z} + {literal(STEADY_SHIFT)} - {literal(STEADY_SHIFT)}"
         text = f"({literal(1.0)} / ({literal(1.0)} + pg_catalog.exp(-({z}))))"
     else:
         text = _softmax(sums, scale)

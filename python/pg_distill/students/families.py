@@ -7,7 +7,7 @@ a backend can check names without importing what training needs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pg_distill.students.expression import Sums
     from pg_distill.students.transfer_set import TransferSet
 
-__all__ = ["FAMILIES", "ITERATIVE", "Setup", "Shape", "Student", "load_family"]
+__all__ = ["FAMILIES", "ITERATIVE", "MONOTONE", "STEADY", "Setup", "Shape", "Student", "load_family"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,13 @@ class Setup:
     seed: int = 42
     teacher: bytes | None = None
     """The teacher's ONNX file, for families that use it."""
+    monotone: Mapping[str, int] = field(default_factory=dict)
+    """By column of numbers 1, the value or the last class's probability never falls when it rises, or -1, it never rises."""
+
+    @property
+    def least_step(self) -> float:
+        """What sums of trees are multiples of, at least, so that a probability rises with them; see ``STEADY``."""
+        return STEADY if self.monotone and self.task == "binary" else 0.0
 
 
 class Student(Protocol):
@@ -68,6 +75,7 @@ class Student(Protocol):
     learned ends in an underscore.
     """
 
+    setup: Setup
     family: ClassVar[str]
     softens: ClassVar[bool]
     """Whether ``temperature`` changes what this family learns; where not, only T = 1 is tried."""
@@ -157,6 +165,13 @@ FAMILIES: Mapping[str, str] = {
 }
 """Name of each family, and where its class is; the search tries them in this order."""
 
+
+MONOTONE = frozenset({"linear", "tree", "boosted"})
+"""Families that can be held to rise, or to fall, with a column."""
+
+STEADY = 2.0**-16
+"""Log-odds between which a probability certainly differs in the right direction. Of closer ones it may not: exp() and a quotient
+are rounded, and a runtime's exp() is an approximation. Half of it moves a probability by 2e-6."""
 
 ITERATIVE = frozenset({"mlp"})
 """Families that make passes (``epochs``) over their rows, so that repeated rows mean more steps."""

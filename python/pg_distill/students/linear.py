@@ -167,6 +167,7 @@ class Linear(Calibrated):
     ) -> Self:
         """Learn with each penalty while the loss on ``select`` falls, or without such rows down to the pair ``until``."""
         frame, matrix, objective = self._prepare(data)
+        signs = self.columns_.directions(self.setup.monotone)
         select_goal = resolve_targets(self, select)
         judge = None
         if select_goal.weight.any():
@@ -200,12 +201,24 @@ class Linear(Calibrated):
             whole = np.zeros(len(codes), np.int32), np.zeros(len(select_codes), np.int32)
             blocks: list[Block] = [Steps(*whole, np.full(1, FREE), intercept.copy())]
             if len(slopes):
-                blocks.append(Lines(dense, select_dense, strength, slopes.copy(), weight))
+                blocks.append(
+                    Lines(dense, select_dense, strength, slopes.copy(), weight, signs[: len(slopes)])
+                )
             for j, effect in enumerate(effects):
                 if len(effect) > 1:
                     ordered = len(self.thresholds_[j]) + 1 if j < self.columns_.n_numbers else 0
                     penalty = _penalty(len(effect), ordered, strength)
-                    blocks.append(Steps(codes[:, j], select_codes[:, j], penalty, effect.copy()))
+                    sign = int(signs[j])
+                    blocks.append(
+                        Steps(
+                            codes[:, j],
+                            select_codes[:, j],
+                            penalty,
+                            effect.copy(),
+                            ordered=ordered,
+                            sign=sign,
+                        )
+                    )
             for make, effect in zip(lines, words, strict=True):
                 blocks.append(make(text_strength, effect.copy()))
             loss = backfit(blocks, objective, judge, sweeps=max(1, self.setup.epochs), deadline=deadline)
@@ -223,11 +236,11 @@ class Linear(Calibrated):
         self.effects_ = [e * self.scale_ for e in effects]
         for part, effect in zip(parts, words, strict=True):
             part.effect = (part.settle(effect) if isinstance(part, TextEffect) else effect) * self.scale_
-        for effect, code in zip(self.effects_, codes.T, strict=True):
+        for effect, code, sign in zip(self.effects_, codes.T, signs, strict=True):
             # What no row showed (a NULL, a category) gets the mean effect, so that it moves nothing.
             count = np.bincount(code, minlength=len(effect))
             average = count @ effect / max(1, len(code))
-            effect[:] = np.where(count[:, None] > 0, effect - average, 0.0)
+            effect[:] = np.where((count[:, None] > 0) | bool(sign), effect - average, 0.0)
             self.base_ += average
         self._finish()
         self.complete_ = deadline is None or time.monotonic() < deadline
@@ -261,7 +274,7 @@ class Linear(Calibrated):
             for j, (thresholds, effect) in enumerate(zip(self.thresholds_, self.effects_, strict=True))
             if effect.any() or not hasattr(self, "penalties_")
         ]
-        self.ensemble_ = Ensemble.join(parts, self.base_).snapped()
+        self.ensemble_ = Ensemble.join(parts, self.base_).snapped(self.setup.least_step)
         for text in self.texts_:
             text.finish()
 
@@ -319,11 +332,13 @@ class Linear(Calibrated):
             output = "value" if self.task == "regression" else "probabilities"
             self.ensemble_.add_to(graph, self.columns_.add_to(graph), self.task, output=output)
             return graph.close(self.task, self.n_classes, self.describe())
-        return graph.finish(self.add_to(graph), self.task, self.n_classes, self.describe())
+        steady = bool(self.setup.monotone)
+        return graph.finish(self.add_to(graph), self.task, self.n_classes, self.describe(), steady=steady)
 
     def to_sql(self, columns: Mapping[str, str] | None = None) -> str:
         """Return the student as one SQL expression; see ``expression``."""
-        return expression.output(self.sql_sums(columns, vectors=False), self.task)
+        steady = bool(self.setup.monotone)
+        return expression.output(self.sql_sums(columns, vectors=False), self.task, steady=steady)
 
     def sql_sums(
         self, columns: Mapping[str, str] | None, *, vectors: bool, place: str = ""
@@ -364,6 +379,8 @@ class Linear(Calibrated):
             "epochs": self.setup.epochs,
             "seed": self.setup.seed,
         }
+        if self.setup.monotone:
+            out["monotone"] = dict(self.setup.monotone)
         if getattr(self, "texts_", None):
             out["ngrams"] = {text.name: text.tokeniser.size for text in self.texts_}
             out["shared"] = self.shared

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pg_distill.errors import InvalidData
 from pg_distill.frame import FloatArray, Task
+from pg_distill.students.bounded import increments, least_quadratic
 from pg_distill.students.ensemble import n_outputs
 from pg_distill.students.families import Setup
 from pg_distill.students.soft_labels import Targets, distillation_loss, fit_sharpness, softmax, targets
@@ -239,6 +240,8 @@ class Steps:
         A quadratic penalty on the effect: a matrix, or its diagonal.
     output
         The output that it adds to; None for all.
+    ordered, sign
+        The first so many steps are neighbours, and are to rise (1) or to fall (-1), where there is one output; 0 for no order.
     """
 
     def __init__(
@@ -248,7 +251,12 @@ class Steps:
         penalty: FloatArray,
         effect: FloatArray,
         output: int | None = None,
+        *,
+        ordered: int = 0,
+        sign: int = 0,
     ) -> None:
+        self.increments = increments(len(effect), ordered, sign) if sign else None
+        self.held = (np.arange(len(effect)) > 0) & (np.arange(len(effect)) < ordered)
         self.codes = codes
         self.select_codes = select_codes
         self.penalty = penalty
@@ -261,6 +269,15 @@ class Steps:
         own = slice(None) if self.output is None else [self.output]
         g, h = self._by_step(gradient[:, own]), self._by_step(hessian[:, own])
         change: Any
+        if self.increments is not None:
+            curvature = np.diag(h[:, 0]) + (penalty if penalty.ndim > 1 else np.diag(penalty))
+            slope = g[:, 0] - h[:, 0] * effect[:, 0]
+            made = self.increments
+            found = made @ least_quadratic(made.T @ curvature @ made, made.T @ slope, self.held)
+            change = found[:, None] - effect
+            effect[:, 0] = found
+            scores += change[self.codes]
+            return
         if penalty.ndim == 1:
             change = -(g + penalty[:, None] * effect[:, own]) / (h + penalty[:, None])
         else:
@@ -285,7 +302,8 @@ class Lines:
     """Straight lines of several columns at once: ``effect`` (columns, outputs).
 
     ``matrix`` and ``select_matrix`` (n, columns) are standardised. One output takes exact Newton steps,
-    several ones share the bound of the Hessian of Boehning 1992.
+    several ones share the bound of the Hessian of Boehning 1992. Where there is one, ``signs`` (columns,) says which slopes are
+    to be 0 or more, 1, or 0 or less, -1.
     """
 
     def __init__(
@@ -295,7 +313,9 @@ class Lines:
         penalty: float,
         effect: FloatArray,
         weight: FloatArray,
+        signs: npt.NDArray[np.int8] | None = None,
     ) -> None:
+        self.signs = signs if signs is not None and signs.any() else None
         self.output: int | None = None
         self.matrix = matrix
         self.select_matrix = select_matrix
@@ -308,11 +328,20 @@ class Lines:
     def improve(self, gradient: FloatArray, hessian: FloatArray, scores: FloatArray) -> None:
         """Take a Newton step, and add its change to ``scores`` (n, outputs)."""
         matrix, effect = self.matrix, self.effect
+        change: Any
         curvature = self.bound
         if curvature is None:
             curvature = matrix.T @ (matrix * hessian) + self.penalty * np.eye(len(effect))
-        change = -np.linalg.solve(curvature, matrix.T @ gradient + self.penalty * effect)
-        effect += change
+        slope = matrix.T @ gradient + self.penalty * effect
+        if self.signs is not None:
+            turn = np.where(self.signs < 0, -1.0, 1.0)
+            linear = (slope - curvature @ effect)[:, 0] * turn
+            found = turn * least_quadratic(curvature * np.outer(turn, turn), linear, self.signs != 0)
+            change = np.asarray(found[:, None] - effect)
+            effect[:, 0] = found
+        else:
+            change = -np.linalg.solve(curvature, slope)
+            effect += change
         scores += matrix @ change
 
     def of(self, *, select: bool) -> FloatArray:

@@ -78,7 +78,8 @@ class Tree(TreeStudent):
         objective = Objective(self.task, self.n_classes, 1.0, goal)
         matrix = self.columns_.training_matrix(frame, target, goal.weight)
         weight = objective.soft_weight + objective.hard_weight
-        grower = _Grower(matrix, target, weight, self.columns_.missing)
+        directions = self.columns_.directions(self.setup.monotone)
+        grower = _Grower(matrix, target, weight, self.columns_.missing, directions)
         effects = _leaf_effects(self.task, target, weight)
         select_goal = resolve_targets(self, select, temperature=1.0)
         judge = None
@@ -110,7 +111,8 @@ class Tree(TreeStudent):
                 best, kept = loss, len(grower.nodes)
         self.leaves_ = (kept + 1) // 2
         self.base_ = objective.base
-        self.ensemble_ = Ensemble.join([grower.tree(kept, effects)], self.base_).snapped()
+        tree = grower.tree(kept, effects)
+        self.ensemble_ = Ensemble.join([tree], self.base_).snapped(self.setup.least_step)
         return self
 
     def describe(self) -> dict[str, object]:
@@ -122,9 +124,13 @@ class Tree(TreeStudent):
 
 
 class _Node:
-    """A node while its tree grows: its rows, their sums a bin, and its best split."""
+    """A node while its tree grows: its rows, their sums a bin, its best split, and the ends that its mean has to keep within."""
 
-    def __init__(self, rows: npt.NDArray[np.intp], histogram: FloatArray) -> None:
+    def __init__(
+        self, rows: npt.NDArray[np.intp], histogram: FloatArray, low: float = -np.inf, high: float = np.inf
+    ) -> None:
+        self.low = low
+        self.high = high
         self.rows = rows
         self.histogram = histogram
         """(1 + outputs, columns, bins): weight, and weight times target; the last bin is NULL's."""
@@ -146,7 +152,10 @@ class _Grower:
         target: FloatArray,
         weight: FloatArray,
         missing: npt.NDArray[np.bool_],
+        directions: npt.NDArray[np.int8],
     ) -> None:
+        self.directions = directions
+        self.prior: FloatArray = np.average(target, axis=0, weights=weight)
         self.thresholds = [quantile_thresholds(column, BINS) for column in matrix.T]
         codes = cut(matrix, self.thresholds)
         self.bins = BINS + 1
@@ -156,6 +165,7 @@ class _Grower:
         self.weighted = np.column_stack([weight, target * weight[:, None]])
         self.least = max(1.0, min(float(LEAST_ROWS), len(matrix) / LEAST_ROWS))
         # A split behind the last value that was seen parts numbers from NULL.
+        self.last = last
         ends = last + missing
         self.allowed = np.arange(BINS) < ends[:, None]
         self.missing = missing
@@ -188,14 +198,52 @@ class _Grower:
                 fits &= self.missing[:, None]
             if not fits.any():
                 continue
-            weights = np.maximum(left[0], self.least), np.maximum(right[0], self.least)
-            score = (left[1:] ** 2).sum(axis=0) / weights[0] + (right[1:] ** 2).sum(axis=0) / weights[1]
+            if self.directions.any():
+                score, kept = self._bounded(node, left, right)
+                now, fits = self._squares(node.sums, self.mean(node)), fits & kept
+            else:
+                weights = np.maximum(left[0], self.least), np.maximum(right[0], self.least)
+                score = (left[1:] ** 2).sum(axis=0) / weights[0] + (right[1:] ** 2).sum(axis=0) / weights[1]
             score = np.where(fits, score, -np.inf)
             at = int(np.argmax(score))
             gain = float(score.ravel()[at]) - now
             if gain > node.gain and gain > LEAST_GAIN * now:
                 node.gain, node.missing_left = gain, missing_left
                 node.feature, node.bin = divmod(at, BINS)
+
+    def mean(self, node: _Node) -> FloatArray:
+        """Return a node's shrunk mean (outputs,), within its ends."""
+        return self._means(node, node.sums)
+
+    def _means(self, node: _Node, sums: FloatArray) -> FloatArray:
+        """Return the shrunk means of ``sums`` (1 + outputs, ...), within the ends of ``node``."""
+        prior = self.prior.reshape(-1, *[1] * (sums.ndim - 1))
+        means = (sums[1:] + LEAF_PRIOR * prior) / (sums[0] + LEAF_PRIOR)
+        return np.asarray(np.clip(means, node.low, node.high))
+
+    def _squares(self, sums: FloatArray, mean: FloatArray) -> Any:
+        """Return by how much an answer ``mean`` to rows of ``sums`` lowers the squared error."""
+        return (2.0 * mean * sums[1:] - sums[0] * mean**2).sum(axis=0)
+
+    def _bounded(
+        self, node: _Node, left: FloatArray, right: FloatArray
+    ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        """Return the gains (columns, bins) of splits whose sides keep within the node's ends, and which keep the directions."""
+        means = self._means(node, left), self._means(node, right)
+        rise = (means[1] - means[0])[0] * self.directions[:, None]
+        vacuous = np.arange(BINS) >= self.last[:, None]  # numbers apart from NULL
+        gains = self._squares(left, means[0]) + self._squares(right, means[1])
+        return np.asarray(gains), (rise >= 0.0) | vacuous
+
+    def _ends(self, node: _Node, parts: Sequence[FloatArray]) -> list[tuple[float, float]]:
+        """Return within which ends the means of a node's children have to be, of children with sums ``parts``."""
+        own = (node.low, node.high)
+        sign = int(self.directions[node.feature])
+        if not sign or node.bin >= self.last[node.feature]:
+            return [own, own]
+        middle = float(np.mean([self._means(node, sums)[0] for sums in parts]))
+        below, above = (node.low, middle), (middle, node.high)
+        return [below, above] if sign > 0 else [above, below]
 
     def split(self) -> int | None:
         """Split the leaf that gains most; return it, None where no split gains anything."""
@@ -209,10 +257,13 @@ class _Grower:
         small = 0 if len(parts[0]) <= len(parts[1]) else 1
         histogram = self._histogram(parts[small])
         pair = [histogram, node.histogram - histogram]
+        if small:
+            pair.reverse()
+        ends = self._ends(node, [part[:, 0].sum(axis=1) for part in pair])
         node.left, node.right, node.is_split = len(self.nodes), len(self.nodes) + 1, True
         node.histogram, node.rows = node.histogram[:, :0], node.rows[:0]
         for side in (0, 1):
-            child = _Node(parts[side], pair[0] if side == small else pair[1])
+            child = _Node(parts[side], pair[side], *ends[side])
             self._find(child)
             self.nodes.append(child)
         return chosen
@@ -260,6 +311,7 @@ def _leaf_effects(task: Task, target: FloatArray, weight: FloatArray) -> Callabl
     start = logits(prior)
 
     def effect(node: _Node) -> FloatArray:
-        return logits((node.sums[1:] + LEAF_PRIOR * prior) / (node.sums[0] + LEAF_PRIOR)) - start
+        mean = (node.sums[1:] + LEAF_PRIOR * prior) / (node.sums[0] + LEAF_PRIOR)
+        return logits(np.clip(mean, node.low, node.high)) - start
 
     return effect

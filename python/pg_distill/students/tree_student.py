@@ -34,7 +34,7 @@ class TreeStudent(Calibrated):
     ensemble_: Ensemble
 
     def _sharpen(self, factor: float) -> None:
-        self.ensemble_ = self.ensemble_.scaled(factor)
+        self.ensemble_ = self.ensemble_.scaled(factor, self.setup.least_step)
 
     def predict_logits(self, frame: Frame) -> FloatArray:
         """Return (n, K) logits, (n, 1) values for regression."""
@@ -73,6 +73,8 @@ class TreeStudent(Calibrated):
             "alpha": self.setup.alpha,
             "seed": self.setup.seed,
         }
+        if self.setup.monotone:
+            out["monotone"] = dict(self.setup.monotone)
         if hasattr(self, "sharpness_"):
             out["sharpness"] = self.sharpness_
         return out

@@ -2,7 +2,7 @@
     teacher, student_name=none, every=none, target_latency_ms=none, min_accuracy=none, metric=none, sample=none, label=none,
     max_rows=none, time_budget_s=none, families=none, group_column=none, time_column=none, weight_column=none,
     trained_on=none, temperature=none, epochs=none, seed=none, prefer=none, text_columns=none,
-    patience=none, refit_on_all=none
+    patience=none, refit_on_all=none, monotone=none
 ) %}
     {%- if not execute -%}{{ return("") }}{%- endif -%}
     {%- set student = student_name or teacher.split(":")[0] ~ "_distilled" -%}
@@ -20,12 +20,14 @@
             {{ return("") }}
         {%- endif -%}
     {%- endif -%}
+    {%- set monotone = tojson(monotone) if monotone is mapping else monotone -%}
     {%- set arguments = {
         "teacher": teacher, "student_name": student, "target_latency_ms": target_latency_ms, "min_accuracy": min_accuracy,
         "metric": metric, "sample": sample, "label": label, "max_rows": max_rows, "time_budget_s": time_budget_s,
         "families": families, "group_column": group_column, "time_column": time_column, "weight_column": weight_column,
         "trained_on": trained_on, "temperature": temperature, "epochs": epochs, "seed": seed, "prefer": prefer,
-        "text_columns": text_columns, "patience": patience, "refit_on_all": refit_on_all
+        "text_columns": text_columns, "patience": patience, "refit_on_all": refit_on_all,
+        "monotone": monotone
     } -%}
     {# In the schema that CREATE EXTENSION named, which the search_path need not have. #}
     {%- set place = run_query(
