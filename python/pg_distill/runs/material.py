@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pg_distill.child.messages import ChosenBy
 from pg_distill.database.protocol import Database
 from pg_distill.errors import DatatypeMismatch, InvalidData, InvalidParameter
-from pg_distill.frame import Feature, FloatArray, Frame, Task
+from pg_distill.frame import Feature, FloatArray, Frame, Task, has_label
 from pg_distill.measure import metrics
 from pg_distill.measure.metrics import default_metric
 from pg_distill.registry import models, runs, settings
@@ -153,7 +153,7 @@ class Material:
             "weights": self.weights,
             "teacher": (artifact, teacher.signature) if artifact is not None else None,
             "outputs": self.outputs,
-            "class_threshold": teacher.class_threshold,
+            "class_threshold": teacher.cut,
             "folds": self.sample.folds,
         }
 
@@ -170,7 +170,7 @@ class Material:
 
 def missing_of(task: Task, y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Return which rows have no label."""
-    return np.asarray(np.isnan(y) if task == "regression" else y < 0)
+    return ~has_label(y, task)
 
 
 def prepare(
@@ -212,7 +212,7 @@ def prepare(
     metric = options.metric if options.metric is not None else default_metric(teacher.task, label is not None)
     metrics.check_metric(metric, teacher.task, labelled=label is not None)
     columns = logged_columns(teacher) if teacher.kind == "logged" else []
-    source = logged.read_logged(source, columns, label)
+    source = logged.read_logged(source, columns, label, teacher.task)
     features = check_columns(source, teacher.signature.names)
     _require_same_kinds(teacher, source, features)
     extra = [*columns, *([options.weight_column] if options.weight_column is not None else [])]

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pg_distill.frame import FloatArray
+from pg_distill.frame import Cut, FloatArray
 from pg_distill.measure import confidence, pareto
+from pg_distill.onnx_model.label_thresholds import with_thresholds
 from pg_distill.search.problem import SELECT_FOLD, Candidate
 from pg_distill.search.training import Recipe
 
@@ -51,7 +52,7 @@ class Entry:
     expression: str | None = None
     metric: float = float("nan")
     jackknife: tuple[float, ...] = ()
-    class_threshold: float | None = None
+    class_threshold: Cut = None
     tie_break: float = float("nan")
     fidelity: float = float("nan")
     latency_ms: float = float("nan")
@@ -155,7 +156,7 @@ def candidates_of(
                 number=e.number,
                 family=e.family,
                 configuration=dict(e.configuration),
-                artifact=b"" if e.is_left_out else e.artifact,
+                artifact=b"" if e.is_left_out else with_thresholds(e.artifact, e.class_threshold),
                 expression=None if e.is_left_out else e.expression,
                 size_bytes=len(e.artifact),
                 metric_select=e.metric,

@@ -105,7 +105,7 @@ def to_sql(db: Database, name: str, *, pgvector: bool | None = None, function_na
     if model.kind == "logged" or model.expression is None:
         raise FeatureNotSupported(
             f'model "{model.qualified_name}" has no form as a SQL expression',
-            hint="Students have one, unless it would be too large.",
+            hint=_no_form(model),
         )
     text = model.expression.text_for_caller(db)
     if model.kind != "onnx":
@@ -133,9 +133,15 @@ def _script(db: Database, model: Model, function_name: str, pgvector: bool | Non
         row_type = f"{quote_identifier(schema)}.{quote_identifier(bare + ROW_TYPE)}"
         statements.append(f"CREATE TYPE {row_type} AS ({declared})")
         declared = f"features {row_type}"
-    returns = "double precision[]" if model.task == "multiclass" else "double precision"
+    returns = "double precision" if model.signature.one_number else "double precision[]"
     statements.append(creation("CREATE", f"{qualified}({declared})", returns, form))
     return "".join(f"{statement};\n" for statement in statements)
+
+
+def _no_form(model: Model) -> str:
+    if model.task == "multilabel":
+        return "A model of several labels has none: use distill.predict_proba or distill.predict_classes."
+    return "Students have one, unless it would be too large."
 
 
 _UTF8_ONLY = (
@@ -240,7 +246,7 @@ def _predict_body(model: Model, target: str, arguments: list[Argument], wide: bo
     given = f"ARRAY[{', '.join(numbers)}]::pg_catalog.float8[]"
     if strings:
         given += f", ARRAY[{', '.join(strings)}]::pg_catalog.text[]"
-    function = "predict_proba" if model.task == "multiclass" else "predict"
+    function = "predict" if model.signature.one_number else "predict_proba"
     if vectors:
         # Their bytes, of which a list would take 40 us.
         given = (
@@ -269,7 +275,7 @@ def native_form(
     if model.kind != "onnx" or model.expression is None:
         raise FeatureNotSupported(
             f'model "{model.qualified_name}" has no form as a SQL expression of its own',
-            hint="Students have one, unless it would be too large.",
+            hint=_no_form(model),
         )
     schema = schema_for(db, pgvector)
     form = chosen_form(model.expression.text_for_caller(db), schema, wanted=pgvector)

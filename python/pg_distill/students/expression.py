@@ -552,6 +552,8 @@ def output(sums: Sums, task: Task) -> str:
     LimitExceeded
         Where it would be longer than `MAX_BYTES`.
     """
+    if task == "multilabel":
+        raise FeatureNotSupported("a student of several labels has no form in SQL")
     scale = "" if sums.unit == 1.0 else f" * {literal(sums.unit)}"
     if task == "regression":
         text = f"({sums.sql[0]}{scale})::float"

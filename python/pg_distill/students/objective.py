@@ -13,7 +13,14 @@ from pg_distill.errors import InvalidData
 from pg_distill.frame import FloatArray, Task
 from pg_distill.students.ensemble import n_outputs
 from pg_distill.students.families import Setup
-from pg_distill.students.soft_labels import Targets, distillation_loss, fit_sharpness, softmax, targets
+from pg_distill.students.soft_labels import (
+    Targets,
+    distillation_loss,
+    fit_sharpness,
+    sigmoid,
+    softmax,
+    targets,
+)
 from pg_distill.students.transfer_set import AUGMENTED, TAIL, TransferSet
 
 LEAST_GAIN = 1e-3
@@ -71,7 +78,8 @@ class Objective:
             z, soft, hard = (np.column_stack([a, b]) for a, b in self._pairs(z))
         else:
             soft, hard = self.soft, self.hard
-        return distillation_loss(z, soft, hard, soft_weight, hard_weight, self.temperature)[0] / total
+        loss, _ = distillation_loss(z, soft, hard, soft_weight, hard_weight, self.temperature, task=self.task)
+        return loss / total
 
     def _pairs(self, z: FloatArray) -> Sequence[tuple[FloatArray, FloatArray]]:
         return [(np.zeros_like(z), z), (1.0 - self.soft, self.soft), (1.0 - self.hard, self.hard)]
@@ -88,10 +96,10 @@ class Objective:
         parts = ((self.soft, soft_weight, self.temperature), (self.hard, hard_weight, 1.0))
         for target, weight, temperature in parts:
             if weight.any():
-                p = _sigmoid(z / temperature) if self.task == "binary" else softmax(z, temperature)
+                p = softmax(z, temperature) if self.task == "multiclass" else sigmoid(z, temperature)
                 gradient += weight * temperature * (p - target)
                 hessian += weight * p * (1.0 - p)
-        if self.outputs > 1:
+        if self.task == "multiclass":
             hessian *= self.outputs / (
                 self.outputs - 1
             )  # Friedman 2001, for dropping the other classes' terms
@@ -102,18 +110,17 @@ class Objective:
         return z if self.task == "regression" else z + self.base
 
 
-def _sigmoid(z: FloatArray) -> FloatArray:
-    e = np.exp(-np.abs(z))
-    return np.where(z >= 0, 1.0, e) / (1.0 + e)
-
-
 def _start(task: Task, goal: Targets) -> tuple[FloatArray, float]:
     """Return the best constant sums, and the scale of the sums."""
     mean = np.average(goal.mean, axis=0, weights=goal.weight)
     if task == "regression":
         deviation = float(np.sqrt(np.average((goal.mean[:, 0] - mean[0]) ** 2, weights=goal.weight)))
         return mean, deviation if deviation > 0 else 1.0
-    logs = np.log(np.maximum(mean, 0.5 / len(goal.weight)))
+    least = 0.5 / len(goal.weight)
+    if task == "multilabel":
+        mean = np.clip(mean, least, 1.0 - least)
+        return np.log(mean) - np.log1p(-mean), 1.0
+    logs = np.log(np.maximum(mean, least))
     logs -= logs.mean()
     return (logs[1:] - logs[:1] if task == "binary" else logs), 1.0
 
@@ -168,7 +175,7 @@ def sharpness(student: Any, select: TransferSet) -> float:
     """Return the factor of a student's logits that calibrates it on the labels of ``select``; 1 for regression."""
     if student.task == "regression" or select.y is None or not len(select):
         return 1.0
-    return fit_sharpness(student.predict_logits(select.frame), select.y, select.weights)
+    return fit_sharpness(student.predict_logits(select.frame), select.y, select.weights, task=student.task)
 
 
 class Calibrated:
