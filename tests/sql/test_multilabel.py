@@ -313,6 +313,46 @@ def test_a_sql_teacher_gives_an_array(log: psycopg.Connection) -> None:
     assert said == pytest.approx([0.88, 0.88, 0.5], abs=0.1)
 
 
+def test_texts_and_vectors_tell_several_labels(log: psycopg.Connection) -> None:
+    rng = np.random.default_rng(4)
+    words = {"late": "waiting for weeks", "refund": "money back please", "damaged": "the box was broken"}
+    found = []
+    for i in range(900):
+        own = [name for name in words if rng.random() < 0.4]
+        v = rng.normal(size=6)
+        rest = " ".join(rng.choice(["hello", "shop", "order", "number", "today", "and", "the"], 6))
+        body = " ".join([rest, *(words[name] for name in own), str(i)])
+        found.append((body, v.tolist(), [*own, *(["vip"] if v[0] + v[1] > 0.5 else [])]))
+    load_table(log, "mails", {"body": "text", "v": "float4[]", "tags": "text[]"}, found)
+    for family in ("linear", "mlp"):
+        name = f"mails_{family}"
+        log.execute(
+            "SELECT distill.register_logged_model(%s, '{tags}', '{body,v}', 'mails', latency_ms => 20)",
+            (name,),
+        )
+        made = one(
+            log,
+            f"SELECT distill_model(%s, {BUDGET}, families => %s, student_name => %s, text_columns => '{{body}}')",
+            name,
+            [family],
+            f"{name}_student",
+        )
+        assert made is not None
+        right = one(
+            log,
+            "SELECT avg((c @> tags AND tags @> c)::int) FROM (SELECT tags, distill.predict_classes(%s, to_jsonb(m)) AS c"
+            " FROM mails m) a",
+            f"{name}_student",
+        )
+        assert right > 0.85
+    same = one(
+        log,
+        "SELECT bool_and(distill.predict_classes('mails_linear_student', '{}', ARRAY[body], v) ="
+        " distill.predict_classes('mails_linear_student', to_jsonb(m))) FROM mails m",
+    )
+    assert same
+
+
 def test_a_student_is_checked_against_rows(log: psycopg.Connection) -> None:
     found = log.execute("SELECT figure, recorded, fresh FROM distill.check('log_distilled')").fetchall()
     by_figure = {row[0]: row[1:] for row in found}
@@ -428,6 +468,14 @@ def test_a_graph_says_what_it_is(
             " classes => %s)",
             (graph(), task, classes),
         )
+
+
+def test_a_label_of_arrays_asks_for_the_task(log: psycopg.Connection) -> None:
+    with pytest.raises(errors.DatatypeMismatch) as raised:
+        log.execute(
+            "SELECT distill.register_sql_model('bad', 'x / 10 + 0.5', features => '{x}', sample => 'tickets', label => 'tags')"
+        )
+    assert "multilabel" in (raised.value.diag.message_hint or "")
 
 
 def test_what_is_expected_of_several_labels_is_no_column(log: psycopg.Connection) -> None:

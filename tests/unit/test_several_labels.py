@@ -195,6 +195,24 @@ def test_thresholds_are_in_the_file() -> None:
     assert with_thresholds(artifact, 0.3) == artifact  # of two classes: the registry's
 
 
+def test_thresholds_stay_with_a_file_that_reads_texts() -> None:
+    texts = [f"{a} and {b}" for a in ("late", "lost", "broken") for b in ("refund", "invoice", "thanks")] * 30
+    frame = Frame((Feature("body", "text"),), {"body": Strings.from_values(texts)})
+    own = np.array([["late" in t, "broken" in t, "refund" in t, "invoice" in t] for t in texts])
+    data = TransferSet(
+        frame, np.where(own, 4.0, -4.0), label_sets(own), None, np.full(len(own), REAL, np.uint8)
+    )
+    setup = Setup("multilabel", K, epochs=10)
+    for family, size in (("linear", {"bins": 0}), ("mlp", {"hidden": [16], "bins": 0})):
+        student = load_family(family)(setup, **size).fit(data, data, deadline=None)
+        assert ((student.predict_logits(frame) > 0) == own).mean() > 0.99
+        artifact = with_thresholds(student.to_onnx(), (0.4, 0.3, 0.2, 0.1))
+        signature = signature_of(artifact, frame)
+        assert signature.thresholds == (0.4, 0.3, 0.2, 0.1)
+        p = open_model(artifact, signature).run_frame(frame)
+        np.testing.assert_allclose(p, soft_labels.sigmoid(student.predict_logits(frame)), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "broken", ["[0.5]", "[0.1, 0.2, 0.3, 1.5]", "nothing", '[0.1, 0.2, 0.3, "x"]', "[0.1, 0.2, 0.3, NaN]"]
 )

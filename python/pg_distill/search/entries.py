@@ -151,14 +151,15 @@ def candidates_of(
             reason = f"{metric} is not defined on the rows that choose"
         elif not reason:
             reason = f"dominated by candidate {better[0].number}" if better else "equals another candidate"
+        artifact = with_thresholds(e.artifact, e.class_threshold)
         out.append(
             Candidate(
                 number=e.number,
                 family=e.family,
                 configuration=dict(e.configuration),
-                artifact=b"" if e.is_left_out else with_thresholds(e.artifact, e.class_threshold),
+                artifact=b"" if e.is_left_out else artifact,
                 expression=None if e.is_left_out else e.expression,
-                size_bytes=len(e.artifact),
+                size_bytes=len(artifact),
                 metric_select=e.metric,
                 fidelity_select=e.fidelity,
                 latency_ms=e.latency_ms,

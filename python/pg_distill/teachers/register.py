@@ -88,6 +88,7 @@ def _rows(
     db: Database, source: Source, features: Sequence[str], label: str | None, extra: Sequence[str] = ()
 ) -> tuple[Sequence[Feature], Frame, Label | None, Mapping[str, Column]]:
     columns = check_columns(source, features)
+    several.require_single(source, label)
     frame, labels, others = draw_rows(db, source, columns, label=label, extra=extra, seed=SEED, limit=ROWS)
     if len(frame) == 0:
         raise InvalidData("the sample has no rows" + (" with a label" if label else ""))

@@ -21,6 +21,7 @@ __all__ = [
     "is_several",
     "names_of",
     "read_several",
+    "require_single",
     "sets_of",
     "task_of_column",
     "with_several",
@@ -63,6 +64,15 @@ def with_several(source: Source, columns: Sequence[str | None]) -> Source:
                 " string_to_array of a list.",
             )
     return source.with_texts(known)
+
+
+def require_single(source: Source, label: str | None) -> None:
+    """Raise DatatypeMismatch where a label is of arrays, and the model not of several labels."""
+    if label is not None and is_several(source, label) and label not in source.as_text:
+        raise DatatypeMismatch(
+            f'label column "{label}" is of type {source.shown(label)}, where a row has one label',
+            hint="Where a row has several labels say so: task => 'multilabel'.",
+        )
 
 
 def check_classes(classes: Sequence[str] | None) -> list[str]:
