@@ -269,6 +269,20 @@ def test_probabilities_need_not_sum_to_one(
     assert f1(log, f"{name}_distilled") > 0.75
 
 
+def test_a_column_a_class(log: psycopg.Connection) -> None:
+    sample = "SELECT x, y, shop, tags, p[1] AS a, p[2] AS b, p[3] AS c, p[4] AS d FROM tickets"
+    more = ", task => 'multilabel', classes => '{billing,damaged,late,refund}', label => 'tags'"
+    register(log, "columns", "{a,b,c,d}", more, sample)
+    register(log, "arrays", "{p}", more)
+    figures = "SELECT metric, accuracy FROM distill.models WHERE name = %s"
+    assert one(log, figures, "columns") == one(log, figures, "arrays")
+    with pytest.raises(errors.DataException) as raised:
+        register(log, "bad", "{a,b,c,d}", more, sample.replace("p[4]", "p[4] + 1"))
+    assert raised.value.sqlstate == "22000"
+    with pytest.raises(errors.DatatypeMismatch):
+        register(log, "bad", "{a}", more, sample)
+
+
 def test_a_graph_of_sigmoids_is_a_teacher(log: psycopg.Connection) -> None:
     register_graph(log, "graph", ", label => 'tags'")
     register_graph(log, "graph_of_logits", artifact=graph(logits=True))
@@ -436,6 +450,7 @@ def test_a_class_that_nobody_has_is_told(log: psycopg.Connection) -> None:
         ("'{}'::text[]", errors.DataException),
         ("p", errors.DataException),
         ("shop", errors.DatatypeMismatch),
+        ("CASE WHEN id = 5 THEN 'null' ELSE scores END", errors.DataException),
     ],
 )
 def test_bad_labels_are_refused(log: psycopg.Connection, label: str, error: type[psycopg.Error]) -> None:

@@ -199,8 +199,13 @@ def sets_of(label: Strings, classes: Sequence[str]) -> npt.NDArray[np.int64]:
     Raises
     ------
     InvalidData
-        As `read_several`; probabilities that are neither 0 nor 1; every row has the same labels.
+        As `read_several`; JSON's null; probabilities that are neither 0 nor 1; every row has the same labels.
     """
+    if "null" in label.categories:
+        raise InvalidData(
+            "the label column has null as JSON",
+            hint="A row without a label has SQL's NULL there, and one without a class an empty array.",
+        )
     found = read_several(
         label, classes, lambda row: f"number {row + 1} of those drawn", "the label column has"
     )
