@@ -225,6 +225,8 @@ class Block(Protocol):
 
     effect: FloatArray
     output: int | None
+    coupled: bool
+    """Whether the outputs bear on each other, as those of a softmax do; `backfit` says so."""
 
     def improve(self, gradient: FloatArray, hessian: FloatArray, scores: FloatArray) -> None:
         """Change the effect, and add the change to ``scores`` (n, outputs)."""
@@ -256,6 +258,7 @@ class Steps:
         effect: FloatArray,
         output: int | None = None,
     ) -> None:
+        self.coupled = True
         self.codes = codes
         self.select_codes = select_codes
         self.penalty = penalty
@@ -291,8 +294,8 @@ class Steps:
 class Lines:
     """Straight lines of several columns at once: ``effect`` (columns, outputs).
 
-    ``matrix`` and ``select_matrix`` (n, columns) are standardised. One output takes exact Newton steps,
-    several ones share the bound of the Hessian of Boehning 1992.
+    ``matrix`` and ``select_matrix`` (n, columns) are standardised. Outputs by themselves take exact Newton steps,
+    those of a softmax share the bound of the Hessian of Boehning 1992.
     """
 
     def __init__(
@@ -304,6 +307,7 @@ class Lines:
         weight: FloatArray,
     ) -> None:
         self.output: int | None = None
+        self.coupled = True
         self.matrix = matrix
         self.select_matrix = select_matrix
         self.penalty = penalty
@@ -316,9 +320,14 @@ class Lines:
         """Take a Newton step, and add its change to ``scores`` (n, outputs)."""
         matrix, effect = self.matrix, self.effect
         curvature = self.bound
-        if curvature is None:
-            curvature = matrix.T @ (matrix * hessian) + self.penalty * np.eye(len(effect))
-        change = -np.linalg.solve(curvature, matrix.T @ gradient + self.penalty * effect)
+        slope = matrix.T @ gradient + self.penalty * effect
+        if curvature is not None and self.coupled:
+            change = -np.linalg.solve(curvature, slope)
+        else:
+            change = np.zeros_like(effect)
+            for k, own in enumerate(hessian.T):
+                curvature = matrix.T @ (matrix * own[:, None]) + self.penalty * np.eye(len(effect))
+                change[:, k] = -np.linalg.solve(curvature, slope[:, k : k + 1])[:, 0]
         effect += change
         scores += matrix @ change
 
@@ -341,6 +350,8 @@ def backfit(
     the rows fitted where that is None. Returns its loss.
     """
     judge, on_select = (objective, False) if select is None else (select, True)
+    for block in blocks:
+        block.coupled = objective.task == "multiclass"
 
     def total(*, select: bool) -> FloatArray:
         return np.asarray(sum(block.of(select=select) for block in blocks))
