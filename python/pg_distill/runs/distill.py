@@ -50,7 +50,7 @@ from pg_distill.serving.timing import (
 __all__ = ["Outcome", "distill", "identities_of_family", "known_to_registered", "outside_rows"]
 
 USUAL_PROBE_SECONDS = 4.0  # that finding this out takes beside the time budget
-NOT_OF_LABELS = frozenset({"cascade", "first_trees", "sql"})  # families that do not take the task multilabel
+NOT_OF_LABELS = frozenset({"cascade", "first_trees"})  # families that do not take the task multilabel
 TRANSFER_SHARE = 0.2  # of trainer_memory_mb, for augmented rows: 1.7 GB by default
 
 

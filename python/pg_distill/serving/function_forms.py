@@ -105,7 +105,7 @@ def to_sql(db: Database, name: str, *, pgvector: bool | None = None, function_na
     if model.kind == "logged" or model.expression is None:
         raise FeatureNotSupported(
             f'model "{model.qualified_name}" has no form as a SQL expression',
-            hint=_no_form(model),
+            hint="Students have one, unless it would be too large.",
         )
     text = model.expression.text_for_caller(db)
     if model.kind != "onnx":
@@ -136,12 +136,6 @@ def _script(db: Database, model: Model, function_name: str, pgvector: bool | Non
     returns = "double precision" if model.signature.one_number else "double precision[]"
     statements.append(creation("CREATE", f"{qualified}({declared})", returns, form))
     return "".join(f"{statement};\n" for statement in statements)
-
-
-def _no_form(model: Model) -> str:
-    if model.task == "multilabel":
-        return "A model of several labels has none: use distill.predict_proba or distill.predict_classes."
-    return "Students have one, unless it would be too large."
 
 
 _UTF8_ONLY = (
@@ -275,7 +269,7 @@ def native_form(
     if model.kind != "onnx" or model.expression is None:
         raise FeatureNotSupported(
             f'model "{model.qualified_name}" has no form as a SQL expression of its own',
-            hint=_no_form(model),
+            hint="Students have one, unless it would be too large.",
         )
     schema = schema_for(db, pgvector)
     form = chosen_form(model.expression.text_for_caller(db), schema, wanted=pgvector)

@@ -545,23 +545,20 @@ def output(sums: Sums, task: Task) -> str:
     Returns
     -------
     SQL of type float8: the value, or the probability of the last of two classes; of type float8[] for more
-    classes.
+    classes, and for several labels.
 
     Raises
     ------
     LimitExceeded
         Where it would be longer than `MAX_BYTES`.
     """
-    if task == "multilabel":
-        raise FeatureNotSupported("a student of several labels has no form in SQL")
     scale = "" if sums.unit == 1.0 else f" * {literal(sums.unit)}"
     if task == "regression":
         text = f"({sums.sql[0]}{scale})::float"
     elif task == "binary":
-        z = f"({sums.sql[0]}){scale}"
-        if sums.bound * sums.unit > EXPONENT:
-            z = f"GREATEST(LEAST({z}, {literal(EXPONENT)}), {literal(-EXPONENT)})"
-        text = f"({literal(1.0)} / ({literal(1.0)} + pg_catalog.exp(-({z}))))"
+        text = _sigmoid(sums, sums.sql[0], scale)
+    elif task == "multilabel":
+        text = f"ARRAY[{', '.join(_sigmoid(sums, z, scale) for z in sums.sql)}]"
     else:
         text = _softmax(sums, scale)
     if sums.source and task != "multiclass":
@@ -569,6 +566,14 @@ def output(sums: Sums, task: Task) -> str:
     if len(text) > MAX_BYTES:
         raise LimitExceeded(f"expression of {len(text)} bytes is over the limit of {MAX_BYTES}")
     return f"{_OF_TEXTS}{text}" if sums.reads_texts else text
+
+
+def _sigmoid(sums: Sums, z: str, scale: str) -> str:
+    """Return the probability of log-odds, one of the sums."""
+    z = f"({z}){scale}"
+    if sums.bound * sums.unit > EXPONENT:
+        z = f"GREATEST(LEAST({z}, {literal(EXPONENT)}), {literal(-EXPONENT)})"
+    return f"({literal(1.0)} / ({literal(1.0)} + pg_catalog.exp(-({z}))))"
 
 
 def _softmax(sums: Sums, scale: str) -> str:
