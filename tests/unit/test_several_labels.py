@@ -16,6 +16,7 @@ from pg_distill.onnx_model import derive
 from pg_distill.onnx_model.check import check_file
 from pg_distill.onnx_model.label_thresholds import THRESHOLDS_KEY, with_thresholds
 from pg_distill.onnx_model.signature import Signature
+from pg_distill.onnx_model.teacher import TeacherModel
 from pg_distill.onnx_model.text_model import open_model
 from pg_distill.students import soft_labels
 from pg_distill.students.families import Setup, Shape, load_family
@@ -166,6 +167,37 @@ def test_a_student_learns_classes_that_do_not_exclude_each_other(family: str, si
     np.testing.assert_allclose(open_model(artifact, signature).run_frame(test.frame), p, atol=1e-5)
     session = ort.InferenceSession(artifact)
     assert [o.name for o in session.get_outputs()] == ["probabilities"]
+
+
+@pytest.mark.parametrize("kind", ["one_vs_rest", "network"])
+def test_what_scikit_learn_exports_is_a_teacher(kind: str) -> None:
+    from skl2onnx import to_onnx
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.neural_network import MLPClassifier
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 3)).astype(np.float32)
+    y = (x @ rng.normal(size=(3, K)) + rng.normal(size=(300, K)) > 0.5).astype(int)
+    made = (
+        OneVsRestClassifier(LogisticRegression())
+        if kind == "one_vs_rest"
+        else MLPClassifier((8,), max_iter=3000)
+    )
+    model = made.fit(x, y)
+    opset = {"": 17, "ai.onnx.ml": 3}
+    artifact = to_onnx(
+        model, x[:1], options={id(model): {"zipmap": False}}, target_opset=opset
+    ).SerializeToString()
+    names = [f"c{i}" for i in range(3)]
+    columns = {name: x[:, i].astype(np.float64) for i, name in enumerate(names)}
+    frame = Frame(tuple(Feature(name, "number") for name in names), columns)
+    signature = signature_of(artifact, frame)
+    p = model.predict_proba(x)
+    np.testing.assert_allclose(open_model(artifact, signature).run_frame(frame), p, atol=1e-6)
+    np.testing.assert_allclose(
+        soft_labels.sigmoid(TeacherModel(artifact, signature, frame).logits(frame)), p, atol=1e-5
+    )
 
 
 def test_first_trees_leave_several_labels_to_others() -> None:
