@@ -612,7 +612,7 @@ def test_a_folder_is_registered(shared: psycopg.Connection, tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     assert one(shared, "SELECT input_schema->'max_tokens' FROM distill.models WHERE name = 'file'") == 16
     (folder / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
-    done = run("register", "several", str(folder))
+    done = run("register", "several", str(folder), "--features", "body")
     assert done.returncode == 0, done.stdout + done.stderr
     assert proba(shared, "several", TEXTS) == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)
     (folder / "config.json").unlink()
