@@ -3,7 +3,7 @@ CREATE TABLE distill.models (
     name             text NOT NULL CHECK (name <> '' AND octet_length(name) <= 63 AND name !~ '[:[:cntrl:]]'),
     version          text NOT NULL CHECK (version <> '' AND octet_length(version) <= 63 AND version !~ '[:[:cntrl:]]'),
     active           boolean NOT NULL,
-    task             text NOT NULL CHECK (task IN ('binary', 'multiclass', 'regression')),
+    task             text NOT NULL CHECK (task IN ('binary', 'multiclass', 'regression', 'multilabel')),
     kind             text NOT NULL CHECK (kind IN ('onnx', 'sql', 'logged')),
     artifact         bytea,
     expression       text,
@@ -52,7 +52,7 @@ COMMENT ON COLUMN distill.models.id IS 'the version''s key';
 COMMENT ON COLUMN distill.models.name IS 'model name, shared by its versions';
 COMMENT ON COLUMN distill.models.version IS 'version within the name';
 COMMENT ON COLUMN distill.models.active IS 'the version that the bare name means; one a name';
-COMMENT ON COLUMN distill.models.task IS 'binary, multiclass or regression';
+COMMENT ON COLUMN distill.models.task IS 'binary, multiclass, multilabel (several labels a row) or regression';
 COMMENT ON COLUMN distill.models.kind IS 'onnx: an artifact; sql: an expression; logged: columns that hold its predictions';
 COMMENT ON COLUMN distill.models.artifact IS 'the ONNX file, as registered';
 COMMENT ON COLUMN distill.models.expression IS 'kind sql: the expression; kind onnx: the same student as one SQL expression where it has one; kind logged: its columns as a JSON array';

@@ -143,3 +143,49 @@ CREATE FUNCTION distill.predict_class(model text, numbers float8[], strings text
 LANGUAGE sql STABLE
 RETURN distill._predict_class(model, numbers::distill._numbers, strings::distill._strings, ARRAY[distill._vector_bytes(vector)], pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
 COMMENT ON FUNCTION distill.predict_class(text, float8[], text[], float4[]) IS 'the most probable class, or by the model''s class_threshold, for a row of other numbers in order, strings in order, and one vector: the fastest way for it';
+
+-- Several labels a row: those that it has, as an array of names.
+
+CREATE FUNCTION distill._predict_classes(model text, features float8[], snapshot bytea) RETURNS text[]
+LANGUAGE plpython3u STABLE AS $$
+import pg_distill.sqlapi as sqlapi
+return sqlapi.predict_classes(plpy, model, features, snapshot)
+$$;
+COMMENT ON FUNCTION distill._predict_classes(text, float8[], bytea) IS 'internal: predict_classes, given the statement''s snapshot';
+CREATE FUNCTION distill.predict_classes(model text, features float8[]) RETURNS text[]
+LANGUAGE sql STABLE
+RETURN distill._predict_classes(model, features::distill._numbers, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+COMMENT ON FUNCTION distill.predict_classes(text, float8[]) IS 'the classes that a row has, in the order of the model''s classes, of a model of several labels (task multilabel) for a row of numeric features in order';
+
+CREATE FUNCTION distill._predict_classes(model text, "row" jsonb, snapshot bytea) RETURNS text[]
+LANGUAGE plpython3u STABLE AS $$
+import pg_distill.sqlapi as sqlapi
+return sqlapi.predict_classes(plpy, model, row, snapshot)
+$$;
+COMMENT ON FUNCTION distill._predict_classes(text, jsonb, bytea) IS 'internal: predict_classes, given the statement''s snapshot';
+CREATE FUNCTION distill.predict_classes(model text, "row" jsonb) RETURNS text[]
+LANGUAGE sql STABLE
+RETURN distill._predict_classes(model, "row", pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+COMMENT ON FUNCTION distill.predict_classes(text, jsonb) IS 'the classes that a row has, in the order of the model''s classes, of a model of several labels (task multilabel) for a row of named columns';
+
+CREATE FUNCTION distill._predict_classes(model text, numbers float8[], strings text[], snapshot bytea) RETURNS text[]
+LANGUAGE plpython3u STABLE AS $$
+import pg_distill.sqlapi as sqlapi
+return sqlapi.predict_classes_mixed(plpy, model, numbers, strings, snapshot)
+$$;
+COMMENT ON FUNCTION distill._predict_classes(text, float8[], text[], bytea) IS 'internal: predict_classes, given the statement''s snapshot';
+CREATE FUNCTION distill.predict_classes(model text, numbers float8[], strings text[]) RETURNS text[]
+LANGUAGE sql STABLE
+RETURN distill._predict_classes(model, numbers::distill._numbers, strings::distill._strings, pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+COMMENT ON FUNCTION distill.predict_classes(text, float8[], text[]) IS 'the classes that a row has, of a model of several labels (task multilabel). The row: numeric features in order, then string features in order';
+
+CREATE FUNCTION distill._predict_classes(model text, numbers float8[], strings text[], vectors bytea[], snapshot bytea) RETURNS text[]
+LANGUAGE plpython3u STABLE AS $$
+import pg_distill.sqlapi as sqlapi
+return sqlapi.predict_classes_vectors(plpy, model, numbers, strings, vectors, snapshot)
+$$;
+COMMENT ON FUNCTION distill._predict_classes(text, float8[], text[], bytea[], bytea) IS 'internal: predict_classes, given the bytes of vectors and the statement''s snapshot';
+CREATE FUNCTION distill.predict_classes(model text, numbers float8[], strings text[], vector float4[]) RETURNS text[]
+LANGUAGE sql STABLE
+RETURN distill._predict_classes(model, numbers::distill._numbers, strings::distill._strings, ARRAY[distill._vector_bytes(vector)], pg_catalog.pg_snapshot_send(pg_catalog.pg_current_snapshot()));
+COMMENT ON FUNCTION distill.predict_classes(text, float8[], text[], float4[]) IS 'the classes that a row has, of a model of several labels (task multilabel), for a row of other numbers in order, strings in order, and one vector';

@@ -8,7 +8,7 @@ BEGIN
         FOR function IN
             SELECT p.oid FROM pg_catalog.pg_proc p
             WHERE p.pronamespace = 'distill'::regnamespace
-              AND pg_catalog.ltrim(p.proname, '_') IN ('predict', 'predict_proba', 'predict_class', 'predict_batch', 'predict_class_batch',
+              AND pg_catalog.ltrim(p.proname, '_') IN ('predict', 'predict_proba', 'predict_class', 'predict_classes', 'predict_batch', 'predict_class_batch',
                                                        'choose_model')
         LOOP
             EXECUTE pg_catalog.format('ALTER FUNCTION %s PARALLEL SAFE', function);

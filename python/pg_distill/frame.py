@@ -16,9 +16,11 @@ import numpy.typing as npt
 
 __all__ = [
     "MAX_CATEGORIES",
+    "MAX_LABELS",
     "MAX_LENGTH",
     "MIN_COUNT",
     "STRINGS",
+    "Cut",
     "Feature",
     "FloatArray",
     "Frame",
@@ -28,6 +30,9 @@ __all__ = [
     "Strings",
     "Task",
     "VectorArray",
+    "has_label",
+    "label_sets",
+    "members",
     "show_vector",
 ]
 
@@ -37,15 +42,37 @@ STRINGS: frozenset[Kind] = frozenset({"string", "text"})
 """The kinds whose values are strings, not numbers."""
 ModelForm = Literal["predict", "sql", "cascade"]
 """How a model answers: by predict, as an expression that the statement holds, or by predict with its teacher behind it."""
-Task = Literal["binary", "multiclass", "regression"]
+Task = Literal["binary", "multiclass", "multilabel", "regression"]
+"""Of several labels each class is a question of its own: a row has none, some or all of them."""
+Cut = float | tuple[float, ...] | None
+"""The probability from which the last of two classes is named, or of several labels each; None is one half."""
 FloatArray = npt.NDArray[np.float64]
 VectorArray = npt.NDArray[np.floating[Any]]
+MAX_LABELS = 62
+"""Classes that a model of several labels has at most: a row's labels are the bits of one integer."""
 MAX_LENGTH = 2048
 """Numbers of a vector at most."""
 MIN_COUNT = 3
 """A value of a category in fewer rows says nothing by itself; its rows teach what is said of other values instead."""
 MAX_CATEGORIES = 1000
 """Most frequent values of a column that a student tells apart: more than a country's airports, less than keys."""
+
+
+def label_sets(chosen: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return (n,) each row's labels as one integer, bit k for class k, of (n, K) truth values."""
+    bits = np.left_shift(np.int64(1), np.arange(chosen.shape[1], dtype=np.int64))
+    return np.asarray((chosen != 0).astype(np.int64) @ bits, np.int64)
+
+
+def members(y: npt.NDArray[Any], n_classes: int) -> npt.NDArray[np.bool_]:
+    """Return (n, K) which classes each row of `label_sets` has; none of a row without a label, -1."""
+    known = np.where(y >= 0, y, 0).astype(np.int64)
+    return np.asarray(np.right_shift(known[:, None], np.arange(n_classes, dtype=np.int64)) & 1, bool)
+
+
+def has_label(y: npt.NDArray[Any], task: Task) -> npt.NDArray[np.bool_]:
+    """Return which of the (n,) values, class positions or `label_sets` are known."""
+    return np.asarray(np.isfinite(y) if task == "regression" else y >= 0)
 
 
 class OfKind:

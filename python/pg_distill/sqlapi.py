@@ -60,6 +60,9 @@ __all__ = [
     "predict_class_batch",
     "predict_class_mixed",
     "predict_class_vectors",
+    "predict_classes",
+    "predict_classes_mixed",
+    "predict_classes_vectors",
     "predict_mixed",
     "predict_proba",
     "predict_proba_mixed",
@@ -724,6 +727,38 @@ def predict_class_vectors(
 ) -> str:
     try:
         return serving.find(_serving(plpy), model, snapshot).class_name(_parts(numbers, strings, vectors))
+    except PgDistillError as error:
+        _raise(plpy, error)
+        raise
+
+
+def predict_classes(
+    plpy: Any, model: str | None, features: list[Any] | str | None, snapshot: bytes | None
+) -> list[str]:
+    try:
+        return serving.find(_serving(plpy), model, snapshot).label_names(features)
+    except PgDistillError as error:
+        _raise(plpy, error)
+        raise
+
+
+def predict_classes_mixed(
+    plpy: Any, model: str | None, numbers: list[Any] | None, strings: list[Any] | None, snapshot: bytes | None
+) -> list[str]:
+    try:
+        predictor = serving.find(_serving(plpy), model, snapshot)
+        return predictor.label_names(_mixed(numbers, strings))
+    except PgDistillError as error:
+        _raise(plpy, error)
+        raise
+
+
+def predict_classes_vectors(
+    plpy: Any, model: str | None, numbers: Any, strings: Any, vectors: Any, snapshot: bytes | None
+) -> list[str]:
+    try:
+        predictor = serving.find(_serving(plpy), model, snapshot)
+        return predictor.label_names(_parts(numbers, strings, vectors))
     except PgDistillError as error:
         _raise(plpy, error)
         raise

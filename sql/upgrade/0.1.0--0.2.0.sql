@@ -31,6 +31,11 @@ INSERT INTO distill.owners (name, role)
 SELECT r.rolname, r.oid FROM pg_catalog.pg_roles r
 WHERE r.rolname::text IN (SELECT m.owner FROM distill.models m UNION SELECT n.owner FROM distill.runs n);
 
+-- Several labels a row.
+ALTER TABLE distill.models DROP CONSTRAINT models_task_check;
+ALTER TABLE distill.models ADD CHECK (task IN ('binary', 'multiclass', 'regression', 'multilabel'));
+COMMENT ON COLUMN distill.models.task IS 'binary, multiclass, multilabel (several labels a row) or regression';
+
 -- Foreign keys between tables that pg_restore loads in parallel lose rows: triggers do what their ON DELETE did.
 ALTER TABLE distill.runs DROP CONSTRAINT runs_teacher_id_fkey, DROP CONSTRAINT runs_student_id_fkey;
 ALTER TABLE distill.candidates DROP CONSTRAINT candidates_run_id_fkey;

@@ -612,11 +612,13 @@ def test_a_folder_is_registered(shared: psycopg.Connection, tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     assert one(shared, "SELECT input_schema->'max_tokens' FROM distill.models WHERE name = 'file'") == 16
     (folder / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
-    assert run("register", "several", str(folder)).returncode != 0
+    done = run("register", "several", str(folder), "--features", "body")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert proba(shared, "several", TEXTS) == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)
     (folder / "config.json").unlink()
     (folder / "tokenizer.json").unlink()
     assert run("register", "none", str(folder)).returncode != 0
-    assert one(shared, "SELECT count(*) FROM distill.models WHERE name IN ('several', 'none')") == 0
+    assert one(shared, "SELECT count(*) FROM distill.models WHERE name = 'none'") == 0
 
 
 def test_files_of_the_server(shared: psycopg.Connection, server: servers.Server) -> None:

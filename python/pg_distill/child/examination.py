@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pg_distill.child.labelling import probabilities_of
 from pg_distill.child.wire import Message
-from pg_distill.frame import FloatArray
+from pg_distill.frame import Cut, FloatArray
 from pg_distill.onnx_model.signature import Signature
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ RESAMPLES = 1000  # bootstrap
 class Examination:
     """The test rows, and what the models say of them."""
 
-    def __init__(self, problem: Problem, rows: TransferSet, *, seed: int, teacher_cut: float | None) -> None:
+    def __init__(self, problem: Problem, rows: TransferSet, *, seed: int, teacher_cut: Cut) -> None:
         assert rows.y is not None and rows.teacher_logits is not None
         self.problem = problem
         self.rows = rows
@@ -38,9 +38,9 @@ class Examination:
         self.teacher_cut = teacher_cut
         self.judge: Judge
         self.outputs: dict[int, FloatArray] = {}
-        self.cuts: dict[int, float | None] = {}
+        self.cuts: dict[int, Cut] = {}
 
-    def add(self, number: int, own: FloatArray, threshold: float | None, cut: float | None) -> None:
+    def add(self, number: int, own: FloatArray, threshold: float | None, cut: Cut) -> None:
         """Note what a student says, with the teacher's word where it is below ``threshold``; ``cut`` is its class threshold."""
         self.outputs[number], self.cuts[number] = self._cascaded(own, threshold), cut
 
@@ -66,7 +66,7 @@ class Examination:
             baseline_weights=problem.fit.weights,
         )
 
-    def evaluate(self, request: Message, teacher_threshold: float | None) -> Evaluation:
+    def evaluate(self, request: Message, teacher_threshold: Cut) -> Evaluation:
         """Return the figures of the teacher, of the students so far, and of the models that ``request`` brings."""
         every = np.ones(len(self.rows), bool)
         self.judge = judge = self._judge_of(every)
@@ -85,7 +85,7 @@ class Examination:
         members = {
             key: _Member(
                 self._run(request, key),
-                cuts.get(key),
+                _cut(cuts.get(key)),
                 request.arrays.get(f"outside/{key}", every).astype(bool),
             )
             for key in request.fields["members"]
@@ -112,7 +112,7 @@ class Examination:
         rows, own = member.outside, member.outputs[member.outside]
         judge = self._judge_of(rows)
 
-        def beside(other: FloatArray, cut: float | None) -> Beside:
+        def beside(other: FloatArray, cut: Cut) -> Beside:
             return {
                 "score": judge.value(other[rows], cut),
                 "difference_error": judge.difference_error(own, other[rows], (member.cut, cut)),
@@ -146,10 +146,14 @@ class Examination:
         return self.judge.compare(outputs, cuts)
 
 
+def _cut(given: float | Sequence[float] | None) -> Cut:
+    return given if given is None or isinstance(given, float) else tuple(given)
+
+
 @dataclass(frozen=True)
 class _Member:
     """A model of the family: what it says of the test rows, and which of them it has not learned from."""
 
     outputs: FloatArray
-    cut: float | None
+    cut: Cut
     outside: npt.NDArray[np.bool_]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pg_distill.child.channel import Channel
 from pg_distill.child.wire import Message
 from pg_distill.errors import InvalidParameter
-from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.frame import Cut, FloatArray, Frame, Task
 
 __all__ = [
     "distinct_classes",
@@ -99,18 +99,16 @@ def label_within(
 
 def probabilities_of(logits: FloatArray, task: Task) -> FloatArray:
     """Return a teacher's logits as probabilities, of a regression its values."""
-    from pg_distill.students.soft_labels import softmax
+    from pg_distill.students import soft_labels
 
-    return logits if task == "regression" else softmax(logits, 1.0)
+    return soft_labels.probabilities_of(logits, task)
 
 
-def distinct_classes(outputs: FloatArray, task: Task, threshold: float | None = None) -> int | None:
-    """Return how many classes outputs name; of two the last from ``threshold`` on."""
+def distinct_classes(outputs: FloatArray, task: Task, threshold: Cut = None) -> int | None:
+    """Return how many classes outputs name, of several labels how many sets; of two the last from ``threshold`` on."""
     from pg_distill.measure import metrics
 
-    return (
-        None if task == "regression" else len(np.unique(metrics.decided(outputs, threshold).argmax(axis=1)))
-    )
+    return None if task == "regression" else len(np.unique(metrics.named(outputs, task, threshold)))
 
 
 def finite(value: float | None) -> float | None:

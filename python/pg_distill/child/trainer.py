@@ -46,7 +46,7 @@ from pg_distill.child.messages import (
 from pg_distill.child.process import ChildProcess, Limits
 from pg_distill.child.wire import Message
 from pg_distill.errors import TrainerDied
-from pg_distill.frame import Feature, FloatArray, Frame, Task
+from pg_distill.frame import Cut, Feature, FloatArray, Frame, Task
 from pg_distill.measure.scores import Compared, Evaluation
 from pg_distill.onnx_model.session import RUN_BYTES
 from pg_distill.onnx_model.signature import Signature
@@ -203,7 +203,7 @@ class Trainer:
         weights: FloatArray | None,
         teacher: tuple[bytes, Signature] | None,
         outputs: FloatArray | None,
-        class_threshold: float | None = None,
+        class_threshold: Cut = None,
         folds: npt.NDArray[np.uint8] | None = None,
     ) -> Loaded:
         """Send the rows and label them.
@@ -295,7 +295,7 @@ class Trainer:
         trials: Sequence[Trial],
         members: Mapping[str, tuple[bytes, Signature]],
         thresholds: Mapping[str, float],
-        class_thresholds: Mapping[str, float],
+        class_thresholds: Mapping[str, Cut],
         outside: Mapping[str, npt.NDArray[np.bool_]] | None = None,
     ) -> Evaluation:
         """Score candidates, the teacher and the family on the test rows.

@@ -33,7 +33,7 @@ from pg_distill.child.messages import (
 )
 from pg_distill.child.wire import Message
 from pg_distill.errors import InvalidData
-from pg_distill.frame import FloatArray, Frame, Task
+from pg_distill.frame import Cut, FloatArray, Frame, Task, has_label
 from pg_distill.onnx_model.signature import Signature
 
 if TYPE_CHECKING:
@@ -63,10 +63,10 @@ class Workshop:
         self.candidates: dict[int, Candidate] = {}
         self.signatures: dict[int, Signature] = {}
         self.cascades: dict[int, tuple[int, float]] = {}
-        self.class_thresholds: dict[int, float | None] = {}
+        self.class_thresholds: dict[int, Cut] = {}
         self.seed = 0
-        self.teacher_cut: float | None = None
-        self.teacher_threshold: float | None = None
+        self.teacher_cut: Cut = None
+        self.teacher_threshold: Cut = None
 
     def load(self, request: Message, channel: Channel) -> Message:
         from pg_distill.onnx_model import derive
@@ -82,12 +82,13 @@ class Workshop:
         weights = request.arrays.get("weights")
         folds = request.arrays.get("folds")
         self.seed = fields["seed"]
-        self.teacher_cut = fields.get("class_threshold")
+        cut = fields.get("class_threshold")
+        self.teacher_cut = tuple(cut) if isinstance(cut, list) else cut
         started = time.monotonic()
         logits_source = "probabilities"
 
         def to_logits(outputs: FloatArray) -> FloatArray:
-            return outputs if task == "regression" else logits_from_probabilities(outputs)
+            return logits_from_probabilities(outputs, task=task)
 
         if "teacher" in request.blobs:
             self.teacher_artifact = request.blobs["teacher"]
@@ -184,7 +185,7 @@ class Workshop:
         assert select.y is not None and problem.fit.y is not None
         found = judge.figures(outputs, self.teacher_cut)
         # What its probabilities would be worth to who cuts them as its students' are cut; predict_class does not.
-        self.teacher_threshold = judge.threshold(outputs) if problem.task == "binary" else None
+        self.teacher_threshold = self._cut(judge, outputs)
         reply: Surveyed = {
             "teacher": found["score"],
             "low": found["score_low"],
@@ -196,7 +197,7 @@ class Workshop:
             "falls": False,
         }
         regression = problem.task == "regression"
-        known = np.isfinite(select.y) if regression else select.y >= 0
+        known = has_label(select.y, problem.task)
         y, p = select.y[known], outputs[known]
         metric = request.fields["floor"]
         if metric == problem.metric or metric == metrics.AGREEMENT:
@@ -209,7 +210,7 @@ class Workshop:
             reply["floor_high"] = finite(interval.high)
         if len(y) and regression:
             reply["falls"] = falls(y, p)
-        elif len(y):
+        elif len(y) and problem.task != "multilabel":
             reply["order"] = decisions.class_order(y, p)
             labels = np.concatenate([problem.fit.y, select.y])
             counts = np.bincount(labels[labels >= 0].astype(np.int64), minlength=len(problem.classes))
@@ -298,7 +299,8 @@ class Workshop:
                 tie_break_select=finite(c.tie_break_select),
                 jackknife_select=[finite(value) for value in c.jackknife_select],
                 select_classes=classes,
-                class_threshold=c.class_threshold,
+                # Of several labels the file has them.
+                class_threshold=None if isinstance(c.class_threshold, tuple) else c.class_threshold,
             )
             rows.append(trial.to_reply())
         fields = {
@@ -334,6 +336,10 @@ class Workshop:
             baseline_weights=problem.fit.weights,
         )
         return judge, outputs
+
+    def _cut(self, judge: Judge, outputs: FloatArray) -> Cut:
+        """Return from which probability a class is named for the best value of the run's metric, where that decides."""
+        return judge.threshold(outputs) if self.problem.task in ("binary", "multilabel") else None
 
     def cascade(self, request: Message, channel: Channel) -> Message:
         judge, teacher = self._judge_of_select()
@@ -374,7 +380,7 @@ class Workshop:
             self.cascades[number] = f["student"], f["threshold"]
             own = student(f["student"])
             outputs = np.where(own.max(axis=1, keepdims=True) < f["threshold"], teacher, own)
-            cut = judge.threshold(outputs) if self.problem.task == "binary" else None
+            cut = self._cut(judge, outputs)
             self.class_thresholds[number] = cut
             f |= {
                 "class_threshold": cut,

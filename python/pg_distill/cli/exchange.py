@@ -152,6 +152,12 @@ def _model_card(model: Mapping[str, Any], manifest: Mapping[str, Any], sql: Sequ
             if model["class_threshold"] is not None
             else []
         ),
+        *(
+            f"- {_markdown(name)} is named from a probability of {threshold:.4g} on"
+            for name, threshold in zip(
+                manifest["classes"] or (), model["output_schema"].get("thresholds", ()), strict=False
+            )
+        ),
         "",
         "## Figures",
         "",
@@ -296,7 +302,7 @@ def _is_texts(value: object) -> bool:
 _MANIFEST: Mapping[str, Callable[[Any], bool]] = {
     "name": _is_text,
     "version": _is_text,
-    "task": lambda value: value in ("binary", "multiclass", "regression"),
+    "task": lambda value: value in ("binary", "multiclass", "multilabel", "regression"),
     "features": _is_texts,
     "kinds": _is_texts,
     "classes": lambda value: value is None or _is_texts(value),

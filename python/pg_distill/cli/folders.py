@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pg_distill.cli.terminal import read_file
-from pg_distill.errors import FeatureNotSupported, InvalidArtifact, InvalidParameter
+from pg_distill.errors import InvalidArtifact, InvalidParameter
 from pg_distill.onnx_model.tokenizer import DEFAULT_TOKENS
 from pg_distill.text import printable, storable
 
@@ -49,8 +49,6 @@ def read_folder(path: Path) -> Folder:
         There is no graph or no tokenizer, or more than one graph.
     InvalidArtifact
         A file of settings is not readable.
-    FeatureNotSupported
-        It says that a text may have several labels.
     """
     tokenizer = path / "tokenizer.json"
     if not tokenizer.is_file():
@@ -59,9 +57,9 @@ def read_folder(path: Path) -> Folder:
             hint="Save the fast tokenizer there: AutoTokenizer.from_pretrained(...).save_pretrained(folder).",
         )
     config, tokens = _settings(path / "config.json"), _settings(path / "tokenizer_config.json")
-    if config.get("problem_type") == "multi_label_classification":
-        raise FeatureNotSupported(f'the model of folder "{path}" gives several labels a text')
     classes, task = _classes(config, path)
+    if config.get("problem_type") == "multi_label_classification":
+        task = "multilabel"
     return Folder(read_file(_graph(path)), read_file(tokenizer), classes, task, _max_tokens(config, tokens))
 
 

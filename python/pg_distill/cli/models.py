@@ -50,7 +50,7 @@ def register_options(parser: argparse.ArgumentParser) -> None:
         "--features", type=lambda text: text.split(","), help="columns in order, with commas between"
     )
     parser.add_argument("--version")
-    parser.add_argument("--task", choices=("binary", "multiclass", "regression"))
+    parser.add_argument("--task", choices=("binary", "multiclass", "multilabel", "regression"))
     parser.add_argument(
         "--classes", type=lambda text: text.split(","), help="classes in order, with commas between"
     )
@@ -246,8 +246,13 @@ def predict(arguments: argparse.Namespace) -> int:
         if task == "regression":
             query = f"SELECT distill.predict(%s, %s::{form}) AS prediction"
         else:
+            named = (
+                "predict_classes(%s, x) AS classes"
+                if task == "multilabel"
+                else "predict_class(%s, x) AS class"
+            )
             query = (
-                f"SELECT distill.predict_class(%s, x) AS class, distill.predict_proba(m, x) AS probabilities"
+                f"SELECT distill.{named}, distill.predict_proba(m, x) AS probabilities"
                 f" FROM (SELECT %s::{form} AS x, %s::text AS m) s"
             )
         rows = []

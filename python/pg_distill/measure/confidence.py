@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pg_distill.frame import FloatArray
-from pg_distill.measure.metrics import ECE, METRICS, Labels, decided, full_weights
+from pg_distill.frame import Cut, FloatArray
+from pg_distill.measure.metrics import EXTRA, METRICS, Labels, decided, full_weights
 
 __all__ = [
     "Interval",
@@ -55,7 +55,7 @@ def resampled_each(
     outputs: Sequence[FloatArray],
     w: FloatArray,
     seed: int,
-    thresholds: Sequence[float | None] | None = None,
+    thresholds: Sequence[Cut] | None = None,
 ) -> dict[str, FloatArray]:
     """Return the (resamples, m) values of each metric, all of the same draws; what costs much gets the first of them only."""
     cuts = thresholds if thresholds is not None else [None] * len(outputs)
@@ -66,7 +66,7 @@ def resampled_each(
     classes = outputs[0].shape[1]
     values, measures = {}, {}
     for metric, wanted in resamples.items():
-        found = METRICS.get(metric, ECE)
+        found = METRICS[metric] if metric in METRICS else EXTRA[metric]
         passes = RANKING_PASSES * (classes if classes > 2 else 1) if found.ranks else 1
         size = max(min(wanted, MIN_RESAMPLES), min(wanted, MAX_CELLS // (n * passes)))
         values[metric] = np.empty((size, len(outputs)))

@@ -1,8 +1,8 @@
 """Latency and accuracy with their confidence: metrics, calibration, bootstrap, and latency as a statistic.
 
 Outputs are (n, K) probabilities for classification and (n, 1) values for regression; labels are (n,) class
-positions, or values. Every metric is such that higher is better. Metrics are those of scikit-learn under its names,
-with which the tests compare them.
+positions, values, or of several labels sets (`frame.label_sets`). Every metric is such that higher is better. Metrics are
+those of scikit-learn under its names, with which the tests compare them.
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.errors import InvalidParameter
-from pg_distill.frame import FloatArray, Task
+from pg_distill.frame import Cut, FloatArray, Task, label_sets, members
 
 __all__ = [
+    "AGREEMENT_METRICS",
     "METRICS",
     "brier",
     "check_metric",
     "decided",
     "default_metric",
     "ece",
+    "fitting",
     "is_unit_metric",
     "judged",
     "judges_classes",
+    "loss_of",
+    "named",
+    "per_class",
     "ranks",
     "score",
     "weighs_classes",
@@ -178,6 +183,64 @@ def _neg_rmse(y: Labels, p: FloatArray) -> Weighted:
     return lambda w: -np.sqrt(mean(w))
 
 
+def _label_counts(y: Labels, p: FloatArray) -> FloatArray:
+    """Return (n, 3, K): whether each label is rightly named, named, and had."""
+    own, guess = members(y, p.shape[1]), p >= 0.5
+    return np.stack([own & guess, guess, own], axis=1).astype(np.float64)
+
+
+def _f1_micro(y: Labels, p: FloatArray) -> Weighted:
+    """Take the F1 of all labels of all rows together; 0 where nothing is named and nothing had."""
+    counts = _label_counts(y, p).sum(axis=2)
+
+    def f1(w: FloatArray) -> FloatArray:
+        right, named, had = (w @ counts).T
+        return np.nan_to_num(ratio(2 * right, named + had))
+
+    return f1
+
+
+def _f1_macro(y: Labels, p: FloatArray) -> Weighted:
+    """Take the mean over the classes of the F1 of each, of those that are named or had anywhere."""
+    counts = _label_counts(y, p)
+    shape = counts.shape[1:]
+
+    def f1(w: FloatArray) -> FloatArray:
+        sums = (w @ counts.reshape(len(counts), -1)).reshape(-1, *shape)
+        return np.nan_to_num(_mean_of_known(ratio(2 * sums[:, 0], sums[:, 1] + sums[:, 2])))
+
+    return f1
+
+
+def _label_precision(y: Labels, p: FloatArray) -> Weighted:
+    """Take the mean over the classes that occur of the average precision of each."""
+    own = members(y, p.shape[1])
+    of_two = _ranking(_precision_area)
+    parts = [
+        of_two(own[:, k].astype(np.int64), np.column_stack([1.0 - p[:, k], p[:, k]]))
+        for k in range(p.shape[1])
+    ]
+    return lambda w: _mean_of_known(np.column_stack([part(w) for part in parts]))
+
+
+def _label_losses(y: Labels, p: FloatArray) -> FloatArray:
+    own = members(y, p.shape[1])
+    return np.asarray(-np.log(np.clip(np.where(own, p, 1.0 - p), CLIP, 1.0)).mean(axis=1))
+
+
+def _label_brier(y: Labels, p: FloatArray) -> FloatArray:
+    return np.asarray(((p - members(y, p.shape[1])) ** 2).mean(axis=1))
+
+
+def _label_calibration(y: Labels, p: FloatArray) -> Weighted:
+    """`_ece` of each label by itself, all together: of its probability, in bins."""
+    own, n = members(y, p.shape[1]), len(y)
+    bins = np.minimum((p * ECE_BINS).astype(int), ECE_BINS - 1)
+    gaps = np.zeros((n, ECE_BINS))
+    np.add.at(gaps, (np.repeat(np.arange(n), p.shape[1]), bins.reshape(-1)), (own - p).reshape(-1))
+    return lambda w: ratio(np.abs(w @ gaps).sum(axis=1), w.sum(axis=1) * p.shape[1])
+
+
 @dataclass(frozen=True)
 class _Metric:
     prepare: Callable[[Labels, FloatArray], Weighted]
@@ -187,7 +250,9 @@ class _Metric:
     ranks: bool = False
     """Whether it goes through the rows in the order of each class's outputs, which costs most."""
     names: bool = False
-    """Whether only the class that is named counts, which a threshold decides where there are two."""
+    """Whether only the class that is named counts, which a threshold decides where there are two, or several labels."""
+    labels: bool = False
+    """Whether it is of several labels, and of nothing else."""
 
 
 METRICS: Mapping[str, _Metric] = {
@@ -198,16 +263,68 @@ METRICS: Mapping[str, _Metric] = {
     "f1": _Metric(_f1, True, True, names=True),
     "neg_log_loss": _Metric(lambda y, p: _mean(-_log_losses(y, p)), True, False),
     "neg_brier_score": _Metric(lambda y, p: _mean(-_brier_terms(y, p)), True, False),
+    "f1_micro": _Metric(_f1_micro, True, True, names=True, labels=True),
+    "f1_macro": _Metric(_f1_macro, True, True, names=True, labels=True),
+    "average_precision_macro": _Metric(_label_precision, True, True, ranks=True, labels=True),
+    "neg_log_loss_labels": _Metric(lambda y, p: _mean(-_label_losses(y, p)), True, False, labels=True),
+    "neg_brier_score_labels": _Metric(lambda y, p: _mean(-_label_brier(y, p)), True, False, labels=True),
     "r2": _Metric(_r2, False, True),
     "neg_root_mean_squared_error": _Metric(_neg_rmse, False, False),
     "neg_mean_absolute_error": _Metric(lambda y, p: _mean(-np.abs(y - p[:, 0])), False, False),
 }
 
-ECE = _Metric(lambda y, p: _ece(y, p), True, False)
-"""No metric to choose by (lower is better, and a constant is calibrated), but one with an interval."""
+EXTRA: Mapping[str, _Metric] = {
+    "ece": _Metric(lambda y, p: _ece(y, p), True, False),
+    "ece_labels": _Metric(_label_calibration, True, False, labels=True),
+}
+"""No metrics to choose by (lower is better, and a constant is calibrated), but ones with an interval."""
 
 AGREEMENT = "agreement"
-"""The metric where there is no label: the share of rows in which student and teacher name the same class, or R2 against it."""
+"""The metric where there is no label: the share of rows in which student and teacher name the same class, or R2 against it; of
+several labels the micro F1 against those that the teacher names."""
+
+AGREEMENT_METRICS: Mapping[Task, str] = {
+    "binary": "accuracy",
+    "multiclass": "accuracy",
+    "multilabel": "f1_micro",
+    "regression": "r2",
+}
+"""The metric that agreement, and fidelity, is: with the teacher's answer as the truth."""
+
+
+def fitting(task: Task) -> list[str]:
+    """Return the names of the metrics that can be measured for ``task``."""
+    return [
+        name
+        for name, metric in METRICS.items()
+        if metric.classification == (task != "regression") and metric.labels == (task == "multilabel")
+    ]
+
+
+def loss_of(task: Task) -> str:
+    """Return the smooth metric that tells answers of one accuracy apart."""
+    if task == "multilabel":
+        return "neg_log_loss_labels"
+    return "neg_root_mean_squared_error" if task == "regression" else "neg_log_loss"
+
+
+def named(outputs: FloatArray, task: Task, threshold: Cut = None) -> Labels:
+    """Return what (n, K) outputs name, as labels are given: class positions, sets of several labels, or values."""
+    if task == "regression":
+        return outputs[:, 0]
+    found = decided(outputs, threshold)
+    return label_sets(found >= 0.5) if task == "multilabel" else found.argmax(axis=1)
+
+
+def per_class(y: Labels, outputs: FloatArray, weights: FloatArray | None = None) -> list[float | None]:
+    """Return the average precision of each class of several labels; None of one that no row has."""
+    own = members(y, outputs.shape[1])
+    found = []
+    for k in range(outputs.shape[1]):
+        p = np.column_stack([1.0 - outputs[:, k], outputs[:, k]])
+        value = score("average_precision", own[:, k].astype(np.int64), p, weights)
+        found.append(value if np.isfinite(value) else None)
+    return found
 
 
 def check_metric(metric: str, task: Task, *, labelled: bool) -> None:
@@ -218,8 +335,11 @@ def check_metric(metric: str, task: Task, *, labelled: bool) -> None:
         raise InvalidParameter(
             f'metric "{metric}" does not exist', hint=f"Metrics are {', '.join((*METRICS, AGREEMENT))}."
         )
-    if METRICS[metric].classification == (task == "regression"):
-        raise InvalidParameter(f'metric "{metric}" does not fit the task {task}')
+    if metric not in fitting(task):
+        raise InvalidParameter(
+            f'metric "{metric}" does not fit the task {task}',
+            hint=f"Metrics of this task are {', '.join((*fitting(task), AGREEMENT))}.",
+        )
     if not labelled:
         raise InvalidParameter(f'metric "{metric}" needs a label column', hint="Pass label => ... .")
 
@@ -236,7 +356,7 @@ def ranks(metric: str) -> bool:
 
 def weighs_classes(metric: str) -> bool:
     """Whether a few rows of a class decide over the metric as much as many of another."""
-    return ranks(metric) or metric in ("balanced_accuracy", "f1")
+    return ranks(metric) or metric in ("balanced_accuracy", "f1", "f1_macro")
 
 
 def judges_classes(metric: str) -> bool:
@@ -244,15 +364,20 @@ def judges_classes(metric: str) -> bool:
     return metric == AGREEMENT or METRICS[metric].names
 
 
-def decided(outputs: FloatArray, threshold: float | None) -> FloatArray:
-    """Return (n, 2) outputs whose larger one is the class that is named: the last one from ``threshold`` on, if there is one."""
+def decided(outputs: FloatArray, threshold: Cut) -> FloatArray:
+    """Return (n, 2) outputs whose larger one is the class that is named: the last one from ``threshold`` on, if there is one.
+
+    Of several labels, whose thresholds are as many as they, (n, K): 1 for those that are named.
+    """
     if threshold is None:
         return outputs
+    if isinstance(threshold, tuple):
+        return (outputs >= np.array(threshold)).astype(np.float64)
     last = (outputs[:, 1] >= threshold).astype(np.float64)
     return np.column_stack([1.0 - last, last])
 
 
-def judged(metric: str, outputs: FloatArray, threshold: float | None) -> FloatArray:
+def judged(metric: str, outputs: FloatArray, threshold: Cut) -> FloatArray:
     """Return the outputs that a metric sees: those of `decided` where it is of the classes that are named."""
     return decided(outputs, threshold) if METRICS[metric].names else outputs
 
@@ -262,7 +387,7 @@ def score(
     y: Labels,
     outputs: FloatArray,
     weights: FloatArray | None = None,
-    threshold: float | None = None,
+    threshold: Cut = None,
 ) -> float:
     """Return the metric of ``outputs`` (n, K) against labels ``y`` (n,), all of them known.
 
@@ -283,9 +408,10 @@ def brier(y: Labels, p: FloatArray, weights: FloatArray | None = None) -> float:
     return -score("neg_brier_score", y, p, weights)
 
 
-def ece(y: Labels, p: FloatArray, weights: FloatArray | None = None) -> float:
-    """Return the expected calibration error of the most probable class, in 15 bins (Guo et al. 2017)."""
-    return float(_ece(y, p)(full_weights(weights, len(y))[None, :])[0])
+def ece(y: Labels, p: FloatArray, weights: FloatArray | None = None, task: Task = "multiclass") -> float:
+    """Return the expected calibration error of the most probable class, or of all labels, in 15 bins (Guo et al. 2017)."""
+    metric = EXTRA["ece_labels" if task == "multilabel" else "ece"]
+    return float(metric.prepare(y, p)(full_weights(weights, len(y))[None, :])[0])
 
 
 def _ece(y: Labels, p: FloatArray) -> Weighted:
@@ -302,4 +428,4 @@ def default_metric(task: Task, labelled: bool) -> str:
     """Return the metric that is used where none is asked for."""
     if not labelled:
         return "agreement"
-    return "r2" if task == "regression" else "accuracy"
+    return AGREEMENT_METRICS[task]

@@ -14,7 +14,7 @@ __all__ = ["Against", "Beside", "Compared", "Difference", "Evaluation", "Scores"
 class Tuned(TypedDict):
     """A teacher cut as its students are, which predict_class does not do."""
 
-    class_threshold: float
+    class_threshold: float | Sequence[float]
     score: float | None
 
 
@@ -52,6 +52,8 @@ class Scores(TypedDict):
     brier: float | None
     ece: float | None
     distinct_classes: int | None
+    average_precision: NotRequired[Sequence[float | None]]
+    """Of several labels, in the order of the classes."""
     tuned: NotRequired[Tuned]
     against: NotRequired[Against]
 

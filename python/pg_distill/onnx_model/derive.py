@@ -19,6 +19,7 @@ from pg_distill.errors import (
 from pg_distill.frame import Feature, Frame, Strings, Task
 from pg_distill.onnx_model.cut import cut_texts
 from pg_distill.onnx_model.derive_inputs import assign_inputs, input_shape, whole_strings
+from pg_distill.onnx_model.label_thresholds import thresholds_of
 from pg_distill.onnx_model.limits import DEFAULT_LIMITS, Limits
 from pg_distill.onnx_model.nodes import (
     Producers,
@@ -113,6 +114,7 @@ def derive_signature(
     if rows is not None and not len(rows):
         raise InvalidData("no rows to try the model on")
     score, label, zipmap = find_outputs(model.graph)
+    label = None if task == "multilabel" and score is not None else label  # as a rule of one threshold
     producers = Producers(model.graph)
     wanted = [name for name in (score, label) if name]
     draft = replace(draft, cost=cost_of(found_costs, wanted, limits))
@@ -128,10 +130,10 @@ def derive_signature(
             raise InvalidParameter("classes do not fit a regression")
     else:
         found = class_names(producers, label, zipmap, scores, labels, output, classes)
-        check_task(task, len(found))
-        task = "binary" if len(found) == 2 else "multiclass"
+        task = check_task(task, len(found))
     cost = cost_of(found_costs, [output.name], limits)
-    signature = Signature(specs, inputs, output, task, found, cost, by_input)
+    thresholds = thresholds_of(model, len(found)) if task == "multilabel" else ()
+    signature = Signature(specs, inputs, output, task, found, cost, by_input, thresholds=thresholds)
     if scores is not None and labels is not None:
         check_labels(signature, scores, labels, frame, class_threshold)
     return replace(signature, features=_with_nulls(model, signature, frame))

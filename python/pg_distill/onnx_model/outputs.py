@@ -17,7 +17,7 @@ from pg_distill.errors import (
     InvalidData,
     InvalidParameter,
 )
-from pg_distill.frame import Frame, Task
+from pg_distill.frame import MAX_LABELS, Frame, Task
 from pg_distill.onnx_model.nodes import (
     SUM_TOLERANCE,
     Producers,
@@ -119,6 +119,11 @@ def form_of(
         assert label is not None
         if task == "regression":
             raise FeatureNotSupported("model gives a label only, which is no value to regress on")
+        if task == "multilabel":
+            raise FeatureNotSupported(
+                "model gives labels only, and no probability for each of several labels",
+                hint="Export it with its probabilities or logits as an output.",
+            )
         element: Literal["int64", "string"] = "int64"
         kind = next(v.type.tensor_type.elem_type for v in model.graph.output if v.name == label)
         if kind == TensorProto.STRING:
@@ -140,6 +145,13 @@ def form_of(
 
     if any(p.key == CONVERTED_KEY for p in model.metadata_props) and score in get_args(Form):
         return spec(cast(Form, score)), "regression" if score == "value" else task or "multiclass"
+    if task == "multilabel":
+        if width < 2 or zipmap:
+            raise InvalidParameter(
+                'task "multilabel" needs one output of a number for each of at least 2 classes',
+                hint="skl2onnx: export it with zipmap=False.",
+            )
+        return spec("probabilities" if inside else "logits"), task
     classifier = label is not None or zipmap or bool(classes) or task in ("binary", "multiclass")
     if task == "regression":
         if label is not None or zipmap:
@@ -162,17 +174,23 @@ def form_of(
         return spec("probabilities"), task or "multiclass"
     if ending == "Sigmoid":
         raise FeatureNotSupported(
-            f"model gives {width} independent probabilities a row: several labels are not supported"
+            f"model gives {width} independent probabilities a row, and so several labels",
+            hint="Say so: task => 'multilabel'.",
         )
     return spec("logits"), task or "multiclass"
 
 
-def check_task(task: Task, count: int) -> None:
-    """Raise where a model of ``count`` classes is not one of ``task``."""
+def check_task(task: Task, count: int) -> Task:
+    """Return the task of a model of ``count`` classes; raise where it is not ``task``."""
     if count < 2:
         raise InvalidData(f"model has {count} classes, expected at least 2")
     if task == "binary" and count != 2:
         raise InvalidParameter(f'task "binary" does not fit a model of {count} classes')
+    if task == "multilabel":
+        if count > MAX_LABELS:
+            raise FeatureNotSupported(f"model has {count} labels, limit is {MAX_LABELS}")
+        return task
+    return "binary" if count == 2 else "multiclass"
 
 
 def class_names(

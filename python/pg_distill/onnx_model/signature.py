@@ -13,7 +13,8 @@ from pg_distill.errors import (
     InvalidData,
     LimitExceeded,
 )
-from pg_distill.frame import MAX_LENGTH, Kind, OfKind, Strings, Task
+from pg_distill.frame import MAX_LABELS, MAX_LENGTH, Kind, OfKind, Strings, Task
+from pg_distill.onnx_model.label_thresholds import are_thresholds
 
 __all__ = [
     "MAX_TOKENS",
@@ -227,6 +228,13 @@ class Signature:
     readers: Mapping[str, Reader] = field(default_factory=dict, compare=False)
     """By input those that read texts: of the file, as ``cost`` is, and not stored beside it."""
     max_tokens: int | None = None
+    thresholds: tuple[float, ...] = ()
+    """Of several labels the probability from which each is named, in the order of the classes; none where that is one half."""
+
+    @property
+    def one_number(self) -> bool:
+        """Whether one number tells what it says of a row: the probability of the last of two classes, or a value."""
+        return self.task in ("binary", "regression")
 
     @property
     def width(self) -> int:
@@ -313,7 +321,8 @@ class Signature:
                 "inputs": [asdict(i) for i in self.inputs],
                 **tokens,
             },
-            {"task": self.task, "classes": list(self.classes), **asdict(self.output)},
+            {"task": self.task, "classes": list(self.classes), **asdict(self.output)}
+            | ({"thresholds": list(self.thresholds)} if self.thresholds else {}),
         )
 
     @classmethod
@@ -332,7 +341,16 @@ class Signature:
             features = tuple(FeatureSpec(**f) for f in input_schema["features"])
             output["labels"] = tuple(output.get("labels", ()))
             tokens = input_schema.get("max_tokens")
-            signature = cls(features, tuple(inputs), OutputSpec(**output), task, classes, max_tokens=tokens)
+            thresholds = tuple(output.pop("thresholds", ()))
+            signature = cls(
+                features,
+                tuple(inputs),
+                OutputSpec(**output),
+                task,
+                classes,
+                max_tokens=tokens,
+                thresholds=thresholds,
+            )
             valid = signature._is_valid()
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ArtifactCorrupted(
@@ -352,6 +370,7 @@ class Signature:
             and all(isinstance(c, str) for c in self.classes)
             and (output.form == "value") == (self.task == "regression") == (width == 0)
             and (width == 2 if self.task == "binary" or two else width != 1)
+            and self._are_labels()
             and isinstance(output.name, str)
             and output.form in widths
             and type(output.width) is int
@@ -392,6 +411,14 @@ class Signature:
                 for i in self.inputs
             )
         )
+
+    def _are_labels(self) -> bool:
+        """Return whether what is said of several labels is so."""
+        if self.task != "multilabel":
+            return self.thresholds == ()
+        form = self.output.form in ("probabilities", "logits") and self.output.width == len(self.classes)
+        known = self.thresholds == () or are_thresholds(self.thresholds, len(self.classes))
+        return form and known and len(self.classes) <= MAX_LABELS
 
     def _reads_tokens(self) -> bool:
         """Return whether inputs and features are a transformer's, so far as each of them is what it says."""

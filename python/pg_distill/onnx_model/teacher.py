@@ -152,6 +152,9 @@ class TeacherModel:
         predictions = self._model.run_frame(frame, batch)
         if self.logits_source == "values":
             return predictions
+        if self.signature.task == "multilabel":
+            p = np.clip(predictions, PROBABILITY_FLOOR, 1.0 - PROBABILITY_FLOOR)
+            return cast(FloatArray, np.log(p) - np.log1p(-p))
         return cast(FloatArray, np.log(np.clip(predictions, PROBABILITY_FLOOR, 1.0)))
 
 

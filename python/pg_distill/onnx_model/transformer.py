@@ -213,6 +213,7 @@ def derive_text(
         raise InvalidData("no rows to try the model on")
     inputs = text_inputs(model)
     score, label, zipmap = find_outputs(model.graph)
+    label = None if task == "multilabel" and score is not None else label
     wanted = [name for name in (score, label) if name]
     found, cost = walk(model, inputs, tokens.max_tokens, wanted, limits)
     hold_tokens(model, inputs, tokens)
@@ -225,8 +226,7 @@ def derive_text(
     names: tuple[str, ...] = ()
     if task != "regression":
         names = class_names(producers, label, zipmap, scores, labels, output, classes)
-        check_task(task, len(names))
-        task = "binary" if len(names) == 2 else "multiclass"
+        task = check_task(task, len(names))
     elif classes:
         raise InvalidParameter("classes do not fit a regression")
     spec = FeatureSpec(feature.name, "string", "empty")

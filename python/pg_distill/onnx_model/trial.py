@@ -349,7 +349,10 @@ def check_predictions(predictions: FloatArray, signature: Signature) -> None:
         )
     if signature.task == "regression":
         return
-    off = np.abs(predictions.sum(axis=1) - 1) > SUM_TOLERANCE
+    if signature.task == "multilabel":
+        off = (predictions > 1 + SUM_TOLERANCE).any(axis=1)
+    else:
+        off = np.abs(predictions.sum(axis=1) - 1) > SUM_TOLERANCE
     off |= (predictions < -SUM_TOLERANCE).any(axis=1)
     if off.any():
         row = int(np.argmax(off))

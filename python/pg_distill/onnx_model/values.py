@@ -31,6 +31,7 @@ __all__ = [
     "encode",
     "null_refused",
     "read_number",
+    "sigmoid",
     "softmax",
     "whole_number",
     "wrong_type",
@@ -122,7 +123,9 @@ def decode(signature: Signature, raw: npt.NDArray[Any], rows: int, *, logits: bo
     if output.form == "logits":
         if output.width == 1:
             values = np.concatenate([np.zeros_like(values), values], axis=1)
-        return values if logits else softmax(values)
+        if logits:
+            return values
+        return sigmoid(values) if signature.task == "multilabel" else softmax(values)
     if output.form == "positive":
         return np.concatenate([1.0 - values, values], axis=1)
     return values
@@ -210,6 +213,12 @@ def exact_integer(feature: FeatureSpec, value: object) -> int:
     if number is None or not -(2**63) <= number < 2**63:
         raise InvalidData(f'feature "{feature.name}" must be an integer of 64 bits, not "{text[:20]}"')
     return number
+
+
+def sigmoid(logits: FloatArray) -> FloatArray:
+    """Return the probabilities of (n, K) log-odds, each by itself."""
+    e = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1.0, e) / (1.0 + e)
 
 
 def softmax(logits: FloatArray) -> FloatArray:

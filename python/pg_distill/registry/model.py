@@ -13,7 +13,7 @@ from pg_distill.errors import (
     InsufficientPrivilege,
     InvalidName,
 )
-from pg_distill.frame import ModelForm, Task
+from pg_distill.frame import Cut, ModelForm, Task
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.rows.canonical import stored_texts, stored_types
 from pg_distill.text import name_fault, printable
@@ -125,6 +125,11 @@ class Model:
     def qualified_name(self) -> str:
         """``name:version``."""
         return f"{self.name}:{self.version}"
+
+    @property
+    def cut(self) -> Cut:
+        """From which probability it names the last of two classes, or each of several labels; None for one half."""
+        return self.class_threshold if self.class_threshold is not None else self.signature.thresholds or None
 
     @property
     def is_timed_as_sql(self) -> bool:

@@ -44,6 +44,7 @@ from pg_distill.quoting import array_text, number_array_text, quote_identifier, 
 __all__ = [
     "EXACT",
     "EXACT_SECONDS",
+    "SEVERAL",
     "TYPES_QUERY",
     "NamedColumn",
     "SqlType",
@@ -99,6 +100,9 @@ _KINDS: Mapping[str, Kind] = {
     "vector": "vector",
     "halfvec": "vector",
 }
+
+SEVERAL = frozenset({"array", "_float4", "_float8"})
+"""Types of several values, read as a string where they are labels and not features: JSON, whose NULL is NULL."""
 
 _PGVECTOR = ("vector", "halfvec", "sparsevec")
 
@@ -308,6 +312,8 @@ def to_canonical(
     """
     if kind in STRINGS:
         base = sql_type.base if sql_type is not None else ""
+        if base in SEVERAL:
+            return f"pg_catalog.to_jsonb({column})::pg_catalog.text"
         if base == "numeric":
             column = f"pg_catalog.trim_scale({column})"
         text = f"({column})::pg_catalog.text"

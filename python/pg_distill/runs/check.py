@@ -167,12 +167,12 @@ def _fidelity(db: Database, model: Model, found: FreshFigures) -> dict[str, Any]
     value, rows = runs.recorded_fidelity(db, model)
     interval = (
         confidence.share_interval(value, rows)
-        if value is not None and rows and model.task != "regression"
+        if value is not None and rows and model.task in ("binary", "multiclass")
         else None
     )
     recorded = (value, *((interval.low, interval.high) if interval is not None else (None, None)))
     fresh = (figures["fidelity"], figures["fidelity_low"], figures["fidelity_high"])
-    metric = "r2" if model.task == "regression" else "agreement"
+    metric = {"regression": "r2", "multilabel": "f1_micro"}.get(model.task, "agreement")
     return _row("fidelity", metric, recorded, fresh, None if value is not None else "no run recorded it")
 
 

@@ -282,6 +282,9 @@ def _compared(metric: str, ours: Scores | None, measured: Measured) -> dict[str,
     intervals, versus = compared["intervals"], compared["versus"]
     for name, figures in (("teacher", theirs), ("student", ours), ("control", its)):
         found[name] = {**figures, "intervals": intervals.get(name)} if figures is not None else None
+        if figures is not None and "average_precision" in figures:
+            by_class = zip(measured.teacher.signature.classes, figures["average_precision"], strict=True)
+            found[name]["average_precision"] = dict(by_class)
     if control is not None:
         found["control"]["candidate"] = control.number
     for other in ("teacher", "control"):

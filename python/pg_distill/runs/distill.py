@@ -50,6 +50,7 @@ from pg_distill.serving.timing import (
 __all__ = ["Outcome", "distill", "identities_of_family", "known_to_registered", "outside_rows"]
 
 USUAL_PROBE_SECONDS = 4.0  # that finding this out takes beside the time budget
+NOT_OF_LABELS = frozenset({"cascade", "first_trees"})  # families that do not take the task multilabel
 TRANSFER_SHARE = 0.2  # of trainer_memory_mb, for augmented rows: 1.7 GB by default
 
 
@@ -99,6 +100,11 @@ def _distill(
     teacher = models.find_model(db, options.teacher)
     student_name = options.student_name or model.check_name(f"{teacher.name}_distilled", "student name")
 
+    if teacher.task == "multilabel" and (asked := sorted(set(options.families or ()) & NOT_OF_LABELS)):
+        raise FeatureNotSupported(
+            f'family "{asked[0]}" does not take the task multilabel',
+            hint=f"Name others, or none: all but {', '.join(sorted(NOT_OF_LABELS))} do.",
+        )
     if options.families is not None and options.cascade_wanted and not _can_stand_behind(teacher):
         raise FeatureNotSupported(
             f'model "{teacher.qualified_name}" cannot stand behind a cascade',
@@ -123,6 +129,8 @@ def _distill(
             identities=identities_of_family(db, teacher),
         )
     clock.say(f'distilling "{teacher.qualified_name}": {material.counts_text}')
+    if teacher.task == "multilabel":
+        clock.say(f"several labels: not tried are {', '.join(sorted(NOT_OF_LABELS))}")
     if material.reading.notice is not None:
         clock.say(material.reading.notice)
     clock.warn(material.warnings)
@@ -247,7 +255,7 @@ def _search(
     candidates = ranked(options.prefer)
     scored = [*finalists, *choice.kept_by_search(trials), *(t for t in trials if t.is_scorable_control)]
     thresholds = {key: m.threshold for key, m in members.items() if m.threshold is not None}
-    cuts = {key: m.class_threshold for key, m in members.items() if m.class_threshold is not None}
+    cuts = {key: m.cut for key, m in members.items() if m.cut is not None}
     figures = trainer.evaluate(scored, {key: files[key] for key in outside}, thresholds, cuts, outside)
 
     # Decide.
@@ -287,7 +295,7 @@ def _relearned(trainer: Trainer, chosen: Trial) -> tuple[Trial | None, str | Non
 
 def _can_stand_behind(teacher: Model) -> bool:
     """Whether a teacher can be asked where a student is not sure."""
-    return teacher.kind != "logged" and teacher.task != "regression"
+    return teacher.kind != "logged" and teacher.task in ("binary", "multiclass")
 
 
 def _training_rows(db: Database, teacher: Model, options: Options) -> Source | None:

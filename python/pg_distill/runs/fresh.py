@@ -160,7 +160,7 @@ def fresh_rows(
     if label is None and model.label in source.types:
         label = model.label
     columns = logged_columns(teacher) if teacher.kind == "logged" else []
-    source = logged.read_logged(source, columns, label)
+    source = logged.read_logged(source, columns, label, teacher.task)
     features = check_columns(source, teacher.signature.names)
     # What the model's run kept on one side is told apart by the same columns, where the rows have them.
     by_group, by_time = (
@@ -255,11 +255,11 @@ def _measure_admitted(
             if teacher.kind == "onnx"
             else None,
             outputs=rows.outputs,
-            class_threshold=teacher.class_threshold,
+            class_threshold=teacher.cut,
         )
         files = {key: (registry.read_artifact(db, members[key]), members[key].signature) for key in outside}
         thresholds = {key: m.threshold for key, m in members.items() if m.threshold is not None}
-        cuts = {key: m.class_threshold for key, m in members.items() if m.class_threshold is not None}
+        cuts = {key: m.cut for key, m in members.items() if m.cut is not None}
         scored = trainer.evaluate([], files, thresholds, cuts, outside)
     contenders = {m.id: contender_for(db, m) for m in (teacher, *members.values()) if m.kind != "logged"}
     for m in members.values():

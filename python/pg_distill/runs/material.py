@@ -18,7 +18,7 @@ from pg_distill.errors import (
     InvalidParameter,
     UndefinedColumn,
 )
-from pg_distill.frame import Feature, FloatArray, Frame, Task
+from pg_distill.frame import Feature, FloatArray, Frame, Task, has_label
 from pg_distill.measure import metrics
 from pg_distill.measure.metrics import default_metric
 from pg_distill.registry import models, runs, settings
@@ -159,7 +159,7 @@ class Material:
             "weights": self.weights,
             "teacher": (artifact, teacher.signature) if artifact is not None else None,
             "outputs": self.outputs,
-            "class_threshold": teacher.class_threshold,
+            "class_threshold": teacher.cut,
             "folds": self.sample.folds,
         }
 
@@ -176,7 +176,7 @@ class Material:
 
 def missing_of(task: Task, y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Return which rows have no label."""
-    return np.asarray(np.isnan(y) if task == "regression" else y < 0)
+    return ~has_label(y, task)
 
 
 def prepare(
@@ -218,7 +218,7 @@ def prepare(
     metric = options.metric if options.metric is not None else default_metric(teacher.task, label is not None)
     metrics.check_metric(metric, teacher.task, labelled=label is not None)
     columns = logged_columns(teacher) if teacher.kind == "logged" else []
-    source = logged.read_logged(source, columns, label)
+    source = logged.read_logged(source, columns, label, teacher.task)
     features = check_columns(source, teacher.signature.names)
     _require_numbers(teacher, features, options.constraints)
     _require_same_kinds(teacher, source, features)
@@ -304,9 +304,9 @@ def _require_numbers(teacher: Model, features: Sequence[Feature], monotone: Mapp
                 f'column "{name}" has no order to be monotone in: it is a {kinds[name].kind}',
                 hint="Name columns of numbers, times or booleans in monotone.",
             )
-    if monotone and teacher.task == "multiclass":
+    if monotone and not teacher.signature.one_number:
         raise FeatureNotSupported(
-            f'students of model "{teacher.qualified_name}" have more than two classes, and no one answer to be monotone',
+            f'students of model "{teacher.qualified_name}" give more than one number, none of which is to be monotone',
             hint="Distil a teacher of two classes, or of values, or leave out monotone.",
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pg_distill.child.messages import Ended, Trial
-from pg_distill.measure.scores import Compared, Evaluation
+from pg_distill.measure.scores import Compared, Evaluation, Scores
 from pg_distill.registry.model import Model
 from pg_distill.runs.choice import latency_of_teacher, offer_name
 from pg_distill.runs.options import Options
@@ -96,6 +96,16 @@ def _is_short(trial: Trial) -> bool:
     return trial.configuration.get("stage") == "rescue" or any(trial.configuration.get(k) for k in SHORT)
 
 
+def _by_class(teacher: Model, scores: Scores) -> str:
+    """Return the ends of the average precision of several labels."""
+    by_class = zip(scores.get("average_precision", ()), teacher.signature.classes, strict=False)
+    known = sorted((value, name) for value, name in by_class if value is not None)
+    if not known:
+        return ""
+    (low, worst), (high, best) = known[0], known[-1]
+    return f'; average precision by class from {low:.4f} ("{worst}") to {high:.4f} ("{best}")'
+
+
 def summarise(
     options: Options,
     metric: str,
@@ -136,6 +146,11 @@ def summarise(
     cut = chosen.class_threshold
     if cut is not None:
         said += f'; predict_class says "{teacher.signature.classes[1]}" from a probability of {cut:.3g} on'
+        if "tuned" in theirs and theirs["tuned"]["score"] is not None:
+            said += f" (the teacher, cut likewise, would have {metric} {theirs['tuned']['score']:.4f})"
+    said += _by_class(teacher, ours)
+    if chosen.signature is not None and chosen.signature.thresholds:
+        said += "; predict_classes names each class from a probability of its own on"
         if "tuned" in theirs and theirs["tuned"]["score"] is not None:
             said += f" (the teacher, cut likewise, would have {metric} {theirs['tuned']['score']:.4f})"
     asked = floor(options, metric, teacher.task, theirs["score"], figures["majority"])

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pg_distill.frame import FloatArray
+from pg_distill.frame import Cut, FloatArray
 from pg_distill.measure import confidence, pareto
+from pg_distill.onnx_model.label_thresholds import with_thresholds
 from pg_distill.search.problem import SELECT_FOLD, Candidate
 from pg_distill.search.training import Recipe
 
@@ -51,7 +52,7 @@ class Entry:
     expression: str | None = None
     metric: float = float("nan")
     jackknife: tuple[float, ...] = ()
-    class_threshold: float | None = None
+    class_threshold: Cut = None
     tie_break: float = float("nan")
     fidelity: float = float("nan")
     latency_ms: float = float("nan")
@@ -150,14 +151,15 @@ def candidates_of(
             reason = f"{metric} is not defined on the rows that choose"
         elif not reason:
             reason = f"dominated by candidate {better[0].number}" if better else "equals another candidate"
+        artifact = with_thresholds(e.artifact, e.class_threshold)
         out.append(
             Candidate(
                 number=e.number,
                 family=e.family,
                 configuration=dict(e.configuration),
-                artifact=b"" if e.is_left_out else e.artifact,
+                artifact=b"" if e.is_left_out else artifact,
                 expression=None if e.is_left_out else e.expression,
-                size_bytes=len(e.artifact),
+                size_bytes=len(artifact),
                 metric_select=e.metric,
                 fidelity_select=e.fidelity,
                 latency_ms=e.latency_ms,

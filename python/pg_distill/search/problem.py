@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pg_distill.frame import FloatArray, Task
+from pg_distill.frame import Cut, FloatArray, Task, has_label
 from pg_distill.measure import confidence
 from pg_distill.students.families import FAMILIES
 from pg_distill.students.transfer_set import TransferSet, stack
@@ -103,8 +103,9 @@ class Candidate:
     seconds: float
     tie_break_select: float = float("nan")
     jackknife_select: tuple[float, ...] = ()
-    class_threshold: float | None = None
-    """The probability from which the last of two classes is named, where that is better on select than one half."""
+    class_threshold: Cut = None
+    """The probability from which the last of two classes, or each of several labels, is named, where that is better on select
+    than one half; of several labels the file knows them, too."""
     select_logits: FloatArray | None = field(default=None, compare=False, repr=False)
     """Its logits on the select rows, or those of ``folds``, before any refit: of ``artifact`` they may be training figures."""
     folds: tuple[int, ...] = (SELECT_FOLD,)
@@ -136,4 +137,4 @@ def any_label(rows: TransferSet, task: Task) -> bool:
     """Whether any of ``rows`` has a label."""
     if rows.y is None:
         return False
-    return bool(np.isfinite(rows.y).any() if task == "regression" else (rows.y >= 0).any())
+    return bool(has_label(rows.y, task).any())

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from pg_distill.errors import InvalidState
+from pg_distill.onnx_model.label_thresholds import with_thresholds
 from pg_distill.search.entries import Entry, best_of, choices, frontier
 from pg_distill.search.gate import Gate
 from pg_distill.search.problem import Problem
@@ -127,7 +128,7 @@ class Refitter:
         made = self.file_of(whole)
         if made is None:
             raise InvalidState("ONNX Runtime and trainer differ")
-        return made
+        return with_thresholds(made[0], entry.class_threshold), made[1]
 
     def file_of(self, student: Student | Blend) -> tuple[bytes, str | None] | None:
         """Return a student's file and SQL; None where the file does not answer as the student does, or breaks a constraint."""

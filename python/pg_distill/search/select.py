@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.frame import FloatArray, Task
+from pg_distill.frame import Cut, FloatArray, Task, has_label
 from pg_distill.measure import confidence, decisions, metrics
 from pg_distill.search.entries import Entry
 from pg_distill.search.problem import SELECT_FOLD, Problem, any_label
-from pg_distill.students.soft_labels import fit_sharpness, kl, one_hot, softmax
+from pg_distill.students.soft_labels import (
+    fit_sharpness,
+    indicators,
+    kl,
+    logits_from_probabilities,
+    probabilities_of,
+)
 from pg_distill.students.transfer_set import TransferSet
 
 __all__ = ["Select"]
@@ -29,7 +35,7 @@ class Select:
         self.n_classes = max(1, len(problem.classes)) if problem.task != "regression" else 1
         self.has_label = any_label(problem.select, problem.task)
         self.names_classes = (
-            problem.task == "binary"
+            problem.task in ("binary", "multilabel")
             and self.has_label
             and problem.metric != metrics.AGREEMENT
             and metrics.judges_classes(problem.metric)
@@ -44,44 +50,51 @@ class Select:
         """Return the factor of logits that the labels bear out; 1 where nothing is calibrated."""
         if self.task == "regression" or self.problem.metric == metrics.AGREEMENT or self.rows.y is None:
             return 1.0
-        return fit_sharpness(logits, self.rows.y, self.rows.weights)
+        return fit_sharpness(logits, self.rows.y, self.rows.weights, task=self.task)
 
     def truth(self) -> tuple[str, npt.NDArray[Any], npt.NDArray[np.bool_]]:
         """Return the metric that chooses, what it holds answers against on select, and the rows where that is known."""
-        select, metric, regression = self.rows, self.problem.metric, self.task == "regression"
+        select, metric = self.rows, self.problem.metric
         if self.has_label and metric != "agreement":
             assert select.y is not None
-            return metric, select.y, np.isfinite(select.y) if regression else select.y >= 0
+            return metric, select.y, has_label(select.y, self.task)
         teacher = select.teacher_logits
         assert teacher is not None
-        y = teacher[:, 0] if regression else teacher.argmax(axis=1)
-        return "r2" if regression else "accuracy", y, np.ones(len(y), bool)
+        y = self._named_by(teacher)
+        return metrics.AGREEMENT_METRICS[self.task], y, np.ones(len(y), bool)
 
-    def judge(self, logits: FloatArray, class_threshold: float | None = None) -> tuple[float, float, float]:
+    def _named_by(self, logits: FloatArray) -> npt.NDArray[Any]:
+        return metrics.named(self.outputs(logits), self.task)
+
+    def judge(self, logits: FloatArray, class_threshold: Cut = None) -> tuple[float, float, float]:
         """Return (metric, a smooth tie-break, fidelity) on select: log loss, or error, against label or teacher."""
         select = self.rows
         outputs = self.outputs(logits)
         teacher = select.teacher_logits
         fidelity = float("nan")
         if teacher is not None:
-            if self.task == "regression":
-                fidelity = metrics.score("r2", teacher[:, 0], outputs, select.weights)
-            else:
-                classes = teacher.argmax(axis=1)
-                fidelity = metrics.score("accuracy", classes, outputs, select.weights, class_threshold)
+            fidelity = metrics.score(
+                metrics.AGREEMENT_METRICS[self.task],
+                self._named_by(teacher),
+                outputs,
+                select.weights,
+                class_threshold,
+            )
         if not self.has_label or self.problem.metric == "agreement":
             assert teacher is not None
-            distance = (teacher - logits) ** 2 if self.task == "regression" else kl(teacher, logits)
+            distance = (
+                (teacher - logits) ** 2 if self.task == "regression" else kl(teacher, logits, task=self.task)
+            )
             return fidelity, -float(np.average(distance.reshape(-1), weights=select.weights)), fidelity
         metric, y, known = self.truth()
         weights = None if select.weights is None else select.weights[known]
         value = metrics.score(metric, y[known], outputs[known], weights, class_threshold)
-        loss = "neg_root_mean_squared_error" if self.task == "regression" else "neg_log_loss"
+        loss = metrics.loss_of(self.task)
         return value, metrics.score(loss, y[known], outputs[known], weights), fidelity
 
     def outputs(self, logits: FloatArray) -> FloatArray:
         """Return probabilities, or values, of logits."""
-        return logits if self.task == "regression" else softmax(logits)
+        return probabilities_of(logits, self.task)
 
     def score(self, entry: Entry, logits: FloatArray) -> None:
         """Note what an entry's logits on select are worth, by the threshold between two classes that is best there."""
@@ -91,7 +104,8 @@ class Select:
         weights = None if weights is None else weights[known]
         outputs = self.outputs(logits)[known]
         if self.names_classes:
-            entry.class_threshold = decisions.best_threshold(metric, y[known], outputs, weights)
+            find = decisions.best_thresholds if self.task == "multilabel" else decisions.best_threshold
+            entry.class_threshold = find(metric, y[known], outputs, weights)
             outputs = metrics.decided(outputs, entry.class_threshold)
         entry.metric, entry.tie_break, entry.fidelity = self.judge(logits, entry.class_threshold)
         left_out = confidence.jackknife(metric, y[known], outputs, weights)
@@ -104,8 +118,12 @@ class Select:
         if by_label and fit.y is not None and any_label(fit, self.task):
             if self.task == "regression":
                 answer = np.array([np.nanmean(fit.y)])
+            elif self.task == "multilabel":
+                own = indicators(fit.y[fit.y >= 0], self.n_classes, self.task)
+                shares = (own.sum(axis=0) + 0.5) / (len(own) + 1)
+                answer = logits_from_probabilities(shares[None], task=self.task)[0]
             else:
-                answer = np.log(np.maximum(one_hot(fit.y, self.n_classes).sum(axis=0), 0.5))
+                answer = np.log(np.maximum(indicators(fit.y, self.n_classes, self.task).sum(axis=0), 0.5))
         else:
             assert fit.teacher_logits is not None
             answer = fit.teacher_logits.mean(axis=0)

@@ -23,7 +23,7 @@ from pg_distill.onnx_model.texts import INPUT
 from pg_distill.onnx_model.tokens import prepare
 from pg_distill.students.blend import Blend
 from pg_distill.students.families import Setup, Student, load_family
-from pg_distill.students.soft_labels import softmax
+from pg_distill.students.soft_labels import probabilities_of
 from pg_distill.students.transfer_set import TransferSet
 
 WARM_UP_CALLS, TIMED_CALLS, TIMED_ROWS = 50, 400, 256
@@ -257,7 +257,7 @@ def _difference(
     expected = logits[rows]
     if task == "regression":
         return float(np.abs(found - expected).max() / max(float(np.std(logits)), 1e-12))
-    return float(np.abs(found - softmax(expected)).max())
+    return float(np.abs(found - probabilities_of(expected, task)).max())
 
 
 def latency_ms(artifact: bytes, frame: Frame) -> float:

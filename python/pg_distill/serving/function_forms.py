@@ -133,7 +133,7 @@ def _script(db: Database, model: Model, function_name: str, pgvector: bool | Non
         row_type = f"{quote_identifier(schema)}.{quote_identifier(bare + ROW_TYPE)}"
         statements.append(f"CREATE TYPE {row_type} AS ({declared})")
         declared = f"features {row_type}"
-    returns = "double precision[]" if model.task == "multiclass" else "double precision"
+    returns = "double precision" if model.signature.one_number else "double precision[]"
     statements.append(creation("CREATE", f"{qualified}({declared})", returns, form))
     return "".join(f"{statement};\n" for statement in statements)
 
@@ -240,7 +240,7 @@ def _predict_body(model: Model, target: str, arguments: list[Argument], wide: bo
     given = f"ARRAY[{', '.join(numbers)}]::pg_catalog.float8[]"
     if strings:
         given += f", ARRAY[{', '.join(strings)}]::pg_catalog.text[]"
-    function = "predict_proba" if model.task == "multiclass" else "predict"
+    function = "predict" if model.signature.one_number else "predict_proba"
     if vectors:
         # Their bytes, of which a list would take 40 us.
         given = (

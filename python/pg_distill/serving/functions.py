@@ -70,7 +70,7 @@ def create_function(
     comment = COMMENT + target
     arguments = [argument_of(f, model.types.get(f.name)) for f in model.signature.features]
     row_type = ""
-    returns = "double precision[]" if model.task == "multiclass" else "double precision"
+    returns = "double precision" if model.signature.one_number else "double precision[]"
     if as_sql:
         form = native_form(db, model, arguments, wide, pgvector, schema, bare)
         cost = native.planning_ms(form.body)

@@ -131,25 +131,57 @@ class Predictor:
 
     def require_number(self) -> None:
         """Raise FeatureNotSupported where one number cannot tell what the model says."""
+        if self.signature.task == "multilabel":
+            raise FeatureNotSupported(
+                f'model "{self.name}" gives several labels a row, which one number cannot tell',
+                hint="Use distill.predict_proba or distill.predict_classes.",
+            )
         if self.signature.task == "multiclass":
             raise FeatureNotSupported(
                 f'model "{self.name}" has {len(self.signature.classes)} classes, which one number cannot tell',
                 hint="Use distill.predict_class or distill.predict_proba; of many rows distill.score_class.",
             )
 
-    def require_classes(self) -> None:
+    def require_probabilities(self) -> None:
         """Raise FeatureNotSupported for a regression."""
         if self.signature.task == "regression":
             raise FeatureNotSupported(f'model "{self.name}" is a regression', hint="Use distill.predict.")
 
+    def require_classes(self) -> None:
+        """Raise FeatureNotSupported where a row has not one class: of a regression, and of several labels."""
+        self.require_probabilities()
+        if self.signature.task == "multilabel":
+            raise FeatureNotSupported(
+                f'model "{self.name}" gives several labels a row, and not one class',
+                hint="Use distill.predict_classes, or distill.predict_proba.",
+            )
+
     def probabilities(self, features: Features) -> FloatArray:
         """Return the (K,) probabilities of the classes for one row; FeatureNotSupported for a regression."""
-        self.require_classes()
+        self.require_probabilities()
         return self.run(features)
 
+    def label_names(self, features: Features) -> list[str]:
+        """Return those of several labels that a row has, in the order of the classes; none, some or all of them.
+
+        Raises
+        ------
+        FeatureNotSupported
+            The model gives no several labels.
+        """
+        if self.signature.task != "multilabel":
+            what = "is a regression" if self.signature.task == "regression" else "gives one class a row"
+            right = "distill.predict" if self.signature.task == "regression" else "distill.predict_class"
+            raise FeatureNotSupported(f'model "{self.name}" {what}, not several labels', hint=f"Use {right}.")
+        outputs = self.run(features).tolist()
+        thresholds = self.signature.thresholds or (0.5,) * len(outputs)
+        classes = self.signature.classes
+        return [name for name, p, t in zip(classes, outputs, thresholds, strict=True) if p >= t]
+
     def class_name(self, features: Features) -> str:
-        """Return the class for one row: see `class_names`; FeatureNotSupported for a regression."""
-        return self.class_names(self.probabilities(features)[None, :])[0]
+        """Return the class for one row: see `class_names`; FeatureNotSupported as `require_classes`."""
+        self.require_classes()
+        return self.class_names(self.run(features)[None, :])[0]
 
     def class_names(self, outputs: FloatArray) -> list[str]:
         """Return the classes for (n, K) probabilities.
@@ -185,7 +217,7 @@ class OnnxPredictor(Predictor):
 
     def _hurry(self) -> None:
         """Answer by the shortest way, which nobody guards, where the model is fast."""
-        if not self.session.is_slow and self.signature.task != "multiclass":
+        if not self.session.is_slow and self.signature.one_number:
             self.number = self._number  # type: ignore[method-assign]
 
     def number(self, numbers: list[Any], strings: list[Any] | None = None) -> float:
@@ -194,7 +226,7 @@ class OnnxPredictor(Predictor):
         return answer
 
     def vector(self, numbers: list[Any], strings: list[Any], vectors: list[bytes | None]) -> float:
-        if self._vector is None or self.session.is_slow or strings or self.signature.task == "multiclass":
+        if self._vector is None or self.session.is_slow or strings or not self.signature.one_number:
             return super().vector(numbers, strings, vectors)
         return float(self._vector(numbers, vectors))
 

@@ -65,6 +65,8 @@ def check_outputs(outputs: FloatArray, task: Task, classes: Sequence[str], rows:
         outputs = np.column_stack([1.0 - outputs[:, 0], outputs[:, 0]])
     if outputs.shape[1] != width:
         raise InvalidData(f"the teacher gives {outputs.shape[1]} values a row, where {width} are expected")
+    if task == "multilabel" and len(outputs) and outputs.min() >= 0.0 and outputs.max() <= 1.0:  # neither NaN
+        return outputs
     if _are_probabilities(outputs) if task != "regression" else np.isfinite(outputs).all():
         return outputs if task == "regression" else outputs / outputs.sum(axis=1, keepdims=True)
     faults = {"NULL, NaN or infinity": np.any(~np.isfinite(outputs), axis=1, keepdims=True)}
@@ -73,7 +75,8 @@ def check_outputs(outputs: FloatArray, task: Task, classes: Sequence[str], rows:
         faults["a probability outside 0..1"] = np.any(outside, axis=1, keepdims=True)
         with np.errstate(invalid="ignore"):  # infinities of both signs
             off = np.abs(outputs.sum(axis=1, keepdims=True) - 1)
-        faults["probabilities that do not sum to 1"] = off > SUM_TOLERANCE * max(1, width / 10)
+        if task != "multilabel":
+            faults["probabilities that do not sum to 1"] = off > SUM_TOLERANCE * max(1, width / 10)
     bad = np.hstack(list(faults.values()))
     if bad.any():
         position = int(np.argmax(bad.any(axis=1)))
@@ -85,6 +88,8 @@ def check_outputs(outputs: FloatArray, task: Task, classes: Sequence[str], rows:
     if task == "regression":
         return outputs
     clipped = np.clip(outputs, 0.0, 1.0)
+    if task == "multilabel":
+        return np.asarray(clipped, np.float64)
     return np.asarray(clipped / clipped.sum(axis=1, keepdims=True), np.float64)
 
 
@@ -121,7 +126,7 @@ def evaluate(db: Database, expression: str, model: Model, rows: Frame) -> FloatA
     out = np.empty((len(rows), model.signature.width))
     for start in range(0, len(rows), LABEL_BATCH):
         batch = rows.take(np.arange(start, min(start + LABEL_BATCH, len(rows))))
-        array = "e" if model.task == "multiclass" else "ARRAY[e::pg_catalog.float8]"
+        array = "ARRAY[e::pg_catalog.float8]" if model.signature.one_number else "e"
         # OFFSET 0 keeps the expression to one evaluation a row.
         statement = (
             f"SELECT ({array})::pg_catalog.float8[] AS outputs FROM (SELECT ({expression}\n) AS e FROM"
@@ -132,7 +137,7 @@ def evaluate(db: Database, expression: str, model: Model, rows: Frame) -> FloatA
             lambda statement=statement: db.query_once(statement),  # type: ignore[misc]
             expressions=True,
         )
-        expected = model.signature.width if model.task == "multiclass" else 1
+        expected = 1 if model.signature.one_number else model.signature.width
         given = [row["outputs"] for row in result]
         wrong = (p for p, g in enumerate(given) if g is None or len(g) != expected or isinstance(g[0], list))
         position = next(wrong, len(given))

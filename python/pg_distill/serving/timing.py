@@ -90,10 +90,11 @@ class Timing:
 def predict_path(signature: Signature) -> str:
     """Name the predict form that a query would use for a model.
 
-    Of more than two classes that is the class: PL/Python makes an array of their probabilities number by number, which takes
-    longer than a small student (16 us of 27 with 26 classes).
+    Of more than two classes that is the class, of several labels the classes: PL/Python makes an array of their probabilities
+    number by number, which takes longer than a small student (16 us of 27 with 26 classes).
     """
-    function = "predict_class" if signature.task == "multiclass" else "predict"
+    functions = {"multiclass": "predict_class", "multilabel": "predict_classes"}
+    function = functions.get(signature.task, "predict")
     arrays = "float8[]" if signature.is_numeric else "float8[], text[]"
     if sum(f.is_vector for f in signature.features) == 1:
         arrays = "float8[], text[], float4[]"

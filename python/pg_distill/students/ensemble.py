@@ -54,7 +54,7 @@ def floor_float32(values: FloatArray) -> Float32:
 
 def n_outputs(task: Task, n_classes: int) -> int:
     """Return the number of sums: one for regression and for the log-odds of two classes, else one a class."""
-    return n_classes if task == "multiclass" else 1
+    return n_classes if task in ("multiclass", "multilabel") else 1
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ class Ensemble:
             "base_values": [*[0.0] * shift, *self.base.astype(np.float32).tolist()],
         }
         if output is not None and task != "regression":
-            attributes["post_transform"] = "SOFTMAX"
+            attributes["post_transform"] = "LOGISTIC" if task == "multilabel" else "SOFTMAX"
         return graph.node("TreeEnsembleRegressor", [matrix], domain="ai.onnx.ml", output=output, **attributes)
 
     def to_sql(self, columns: Sequence[expression.Number | expression.Categories]) -> expression.Sums:

@@ -223,7 +223,9 @@ class Graph(Builder):
             self.nodes.append(helper.make_node("Identity", [scores], ["value"]))
             self._elide_identity(scores, "value")
         else:
-            self.node("Softmax", [scores], output="probabilities", axis=1)
+            attributes: dict[str, Any] = {} if task == "multilabel" else {"axis": 1}
+            link = "Sigmoid" if task == "multilabel" else "Softmax"
+            self.node(link, [scores], output="probabilities", **attributes)
         return self.close(task, n_classes, description)
 
     def _elide_identity(self, scores: str, name: str) -> None:

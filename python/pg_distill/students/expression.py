@@ -552,7 +552,7 @@ def output(sums: Sums, task: Task, *, steady: bool = False) -> str:
     Returns
     -------
     SQL of type float8: the value, or the probability of the last of two classes; of type float8[] for more
-    classes.
+    classes, and for several labels.
 
     Raises
     ------
@@ -563,12 +563,9 @@ def output(sums: Sums, task: Task, *, steady: bool = False) -> str:
     if task == "regression":
         text = f"({sums.sql[0]}{scale})::float"
     elif task == "binary":
-        z = f"({sums.sql[0]}){scale}"
-        if sums.bound * sums.unit > EXPONENT:
-            z = f"GREATEST(LEAST({z}, {literal(EXPONENT)}), {literal(-EXPONENT)})"
-        if steady:
-            z = f"{z} + {literal(STEADY_SHIFT)} - {literal(STEADY_SHIFT)}"
-        text = f"({literal(1.0)} / ({literal(1.0)} + pg_catalog.exp(-({z}))))"
+        text = _sigmoid(sums, sums.sql[0], scale, steady=steady)
+    elif task == "multilabel":
+        text = f"ARRAY[{', '.join(_sigmoid(sums, z, scale) for z in sums.sql)}]"
     else:
         text = _softmax(sums, scale)
     if sums.source and task != "multiclass":
@@ -576,6 +573,16 @@ def output(sums: Sums, task: Task, *, steady: bool = False) -> str:
     if len(text) > MAX_BYTES:
         raise LimitExceeded(f"expression of {len(text)} bytes is over the limit of {MAX_BYTES}")
     return f"{_OF_TEXTS}{text}" if sums.reads_texts else text
+
+
+def _sigmoid(sums: Sums, z: str, scale: str, *, steady: bool = False) -> str:
+    """Return the probability of log-odds, one of the sums; ``steady`` as in `output`."""
+    z = f"({z}){scale}"
+    if sums.bound * sums.unit > EXPONENT:
+        z = f"GREATEST(LEAST({z}, {literal(EXPONENT)}), {literal(-EXPONENT)})"
+    if steady:
+        z = f"{z} + {literal(STEADY_SHIFT)} - {literal(STEADY_SHIFT)}"
+    return f"({literal(1.0)} / ({literal(1.0)} + pg_catalog.exp(-({z}))))"
 
 
 def _softmax(sums: Sums, scale: str) -> str:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.students import expression
 from pg_distill.students.columns import Columns
-from pg_distill.students.ensemble import ALL, LEAF, Ensemble, cut, quantile_thresholds
+from pg_distill.students.ensemble import ALL, LEAF, Ensemble, cut, n_outputs, quantile_thresholds
 from pg_distill.students.export import Graph
 from pg_distill.students.families import Setup, Shape
 from pg_distill.students.objective import (
@@ -112,7 +112,7 @@ class Linear(Calibrated):
     def _prepare(self, data: TransferSet) -> tuple[Frame, Float32, Objective]:
         goal = resolve_targets(self, data)
         rows = np.flatnonzero(goal.weight > 0)
-        outputs = self.n_classes if self.task == "multiclass" else 1
+        outputs = n_outputs(self.task, self.n_classes)
         words = sum(usual_words(data.frame.strings(name)) for name in data.frame.text_names)
         columns = sum(f.width for f in data.frame.features) + words
         most = max(1000, MOST_CELLS // (columns * outputs))

@@ -106,7 +106,7 @@ class NetworkTrainer:
             loss, delta = distillation_value_loss(x[-1], soft, hard, soft_weight, hard_weight)
         else:
             loss, delta = distillation_loss(
-                x[-1], soft, hard, soft_weight, hard_weight, mlp.setup.temperature
+                x[-1], soft, hard, soft_weight, hard_weight, mlp.setup.temperature, task=mlp.task
             )
         delta *= np.float32(1.0 / b)
         for k in range(last, -1, -1):
@@ -194,7 +194,9 @@ class NetworkTrainer:
         if mlp.task == "regression":
             return distillation_value_loss(scores, *goal)[0] / max(weight, 1e-12)
         soft, hard, soft_weight, hard_weight = goal
-        loss, _ = distillation_loss(scores, soft, hard, soft_weight, hard_weight, mlp.setup.temperature)
+        loss, _ = distillation_loss(
+            scores, soft, hard, soft_weight, hard_weight, mlp.setup.temperature, task=mlp.task
+        )
         return loss / max(weight, 1e-12)
 
 

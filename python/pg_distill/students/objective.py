@@ -14,7 +14,14 @@ from pg_distill.frame import FloatArray, Task
 from pg_distill.students.bounded import increments, least_quadratic
 from pg_distill.students.ensemble import n_outputs
 from pg_distill.students.families import Setup
-from pg_distill.students.soft_labels import Targets, distillation_loss, fit_sharpness, softmax, targets
+from pg_distill.students.soft_labels import (
+    Targets,
+    distillation_loss,
+    fit_sharpness,
+    sigmoid,
+    softmax,
+    targets,
+)
 from pg_distill.students.transfer_set import AUGMENTED, TAIL, TransferSet
 
 LEAST_GAIN = 1e-3
@@ -72,7 +79,8 @@ class Objective:
             z, soft, hard = (np.column_stack([a, b]) for a, b in self._pairs(z))
         else:
             soft, hard = self.soft, self.hard
-        return distillation_loss(z, soft, hard, soft_weight, hard_weight, self.temperature)[0] / total
+        loss, _ = distillation_loss(z, soft, hard, soft_weight, hard_weight, self.temperature, task=self.task)
+        return loss / total
 
     def _pairs(self, z: FloatArray) -> Sequence[tuple[FloatArray, FloatArray]]:
         return [(np.zeros_like(z), z), (1.0 - self.soft, self.soft), (1.0 - self.hard, self.hard)]
@@ -89,10 +97,10 @@ class Objective:
         parts = ((self.soft, soft_weight, self.temperature), (self.hard, hard_weight, 1.0))
         for target, weight, temperature in parts:
             if weight.any():
-                p = _sigmoid(z / temperature) if self.task == "binary" else softmax(z, temperature)
+                p = softmax(z, temperature) if self.task == "multiclass" else sigmoid(z, temperature)
                 gradient += weight * temperature * (p - target)
                 hessian += weight * p * (1.0 - p)
-        if self.outputs > 1:
+        if self.task == "multiclass":
             hessian *= self.outputs / (
                 self.outputs - 1
             )  # Friedman 2001, for dropping the other classes' terms
@@ -103,18 +111,17 @@ class Objective:
         return z if self.task == "regression" else z + self.base
 
 
-def _sigmoid(z: FloatArray) -> FloatArray:
-    e = np.exp(-np.abs(z))
-    return np.where(z >= 0, 1.0, e) / (1.0 + e)
-
-
 def _start(task: Task, goal: Targets) -> tuple[FloatArray, float]:
     """Return the best constant sums, and the scale of the sums."""
     mean = np.average(goal.mean, axis=0, weights=goal.weight)
     if task == "regression":
         deviation = float(np.sqrt(np.average((goal.mean[:, 0] - mean[0]) ** 2, weights=goal.weight)))
         return mean, deviation if deviation > 0 else 1.0
-    logs = np.log(np.maximum(mean, 0.5 / len(goal.weight)))
+    least = 0.5 / len(goal.weight)
+    if task == "multilabel":
+        mean = np.clip(mean, least, 1.0 - least)
+        return np.log(mean) - np.log1p(-mean), 1.0
+    logs = np.log(np.maximum(mean, least))
     logs -= logs.mean()
     return (logs[1:] - logs[:1] if task == "binary" else logs), 1.0
 
@@ -169,7 +176,7 @@ def sharpness(student: Any, select: TransferSet) -> float:
     """Return the factor of a student's logits that calibrates it on the labels of ``select``; 1 for regression."""
     if student.task == "regression" or select.y is None or not len(select):
         return 1.0
-    return fit_sharpness(student.predict_logits(select.frame), select.y, select.weights)
+    return fit_sharpness(student.predict_logits(select.frame), select.y, select.weights, task=student.task)
 
 
 class Calibrated:
@@ -219,6 +226,8 @@ class Block(Protocol):
 
     effect: FloatArray
     output: int | None
+    coupled: bool
+    """Whether the outputs bear on each other, as those of a softmax do; `backfit` says so."""
 
     def improve(self, gradient: FloatArray, hessian: FloatArray, scores: FloatArray) -> None:
         """Change the effect, and add the change to ``scores`` (n, outputs)."""
@@ -255,6 +264,7 @@ class Steps:
         ordered: int = 0,
         sign: int = 0,
     ) -> None:
+        self.coupled = True
         self.increments = increments(len(effect), ordered, sign) if sign else None
         self.held = (np.arange(len(effect)) > 0) & (np.arange(len(effect)) < ordered)
         self.codes = codes
@@ -301,9 +311,9 @@ class Steps:
 class Lines:
     """Straight lines of several columns at once: ``effect`` (columns, outputs).
 
-    ``matrix`` and ``select_matrix`` (n, columns) are standardised. One output takes exact Newton steps,
-    several ones share the bound of the Hessian of Boehning 1992. Where there is one, ``signs`` (columns,) says which slopes are
-    to be 0 or more, 1, or 0 or less, -1.
+    ``matrix`` and ``select_matrix`` (n, columns) are standardised. Outputs by themselves take exact Newton steps,
+    those of a softmax share the bound of the Hessian of Boehning 1992. Where there is one, ``signs`` (columns,) says which slopes
+    are to be 0 or more, 1, or 0 or less, -1.
     """
 
     def __init__(
@@ -317,6 +327,7 @@ class Lines:
     ) -> None:
         self.signs = signs if signs is not None and signs.any() else None
         self.output: int | None = None
+        self.coupled = True
         self.matrix = matrix
         self.select_matrix = select_matrix
         self.penalty = penalty
@@ -328,20 +339,24 @@ class Lines:
     def improve(self, gradient: FloatArray, hessian: FloatArray, scores: FloatArray) -> None:
         """Take a Newton step, and add its change to ``scores`` (n, outputs)."""
         matrix, effect = self.matrix, self.effect
-        change: Any
         curvature = self.bound
-        if curvature is None:
-            curvature = matrix.T @ (matrix * hessian) + self.penalty * np.eye(len(effect))
         slope = matrix.T @ gradient + self.penalty * effect
-        if self.signs is not None:
-            turn = np.where(self.signs < 0, -1.0, 1.0)
-            linear = (slope - curvature @ effect)[:, 0] * turn
-            found = turn * least_quadratic(curvature * np.outer(turn, turn), linear, self.signs != 0)
-            change = np.asarray(found[:, None] - effect)
-            effect[:, 0] = found
+        if curvature is not None and self.coupled:
+            following = effect - np.linalg.solve(curvature, slope)
         else:
-            change = -np.linalg.solve(curvature, slope)
-            effect += change
+            following = np.empty_like(effect)
+            for k, own in enumerate(hessian.T):
+                curvature = matrix.T @ (matrix * own[:, None]) + self.penalty * np.eye(len(effect))
+                if self.signs is None:
+                    following[:, k] = effect[:, k] - np.linalg.solve(curvature, slope[:, k : k + 1])[:, 0]
+                    continue
+                turn = np.where(self.signs < 0, -1.0, 1.0)
+                linear = (slope[:, k] - curvature @ effect[:, k]) * turn
+                following[:, k] = turn * least_quadratic(
+                    curvature * np.outer(turn, turn), linear, self.signs != 0
+                )
+        change = following - effect
+        effect[:] = following
         scores += matrix @ change
 
     def of(self, *, select: bool) -> FloatArray:
@@ -363,6 +378,8 @@ def backfit(
     the rows fitted where that is None. Returns its loss.
     """
     judge, on_select = (objective, False) if select is None else (select, True)
+    for block in blocks:
+        block.coupled = objective.task == "multiclass"
 
     def total(*, select: bool) -> FloatArray:
         return np.asarray(sum(block.of(select=select) for block in blocks))

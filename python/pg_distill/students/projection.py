@@ -94,9 +94,17 @@ class Projection:
         return np.asarray(values.astype(np.float64) @ self.matrix + self.bias)
 
 
+def _are_apart(target: FloatArray) -> bool:
+    """Whether rows of ``target`` are probabilities of several labels, which need not sum to 1."""
+    return target.shape[1] > 1 and not np.allclose(target.sum(axis=1), 1.0, rtol=0, atol=1e-3)
+
+
 def _spread(target: FloatArray) -> FloatArray:
-    """Return targets as what a line may predict: probabilities as centred logarithms."""
-    if target.shape[1] > 1:
+    """Return targets as what a line may predict: probabilities as centred logarithms, of several labels as log-odds."""
+    if _are_apart(target):
+        p = np.clip(target, CLIP, 1.0 - CLIP)
+        target = np.log(p) - np.log1p(-p)
+    elif target.shape[1] > 1:
         target = np.log(np.clip(target, CLIP, 1.0))
         target = target - target.mean(axis=1, keepdims=True)
         if target.shape[1] == 2:
@@ -146,7 +154,7 @@ def _supervised(scores: FloatArray, variance: FloatArray, target: FloatArray, mo
         error = float((((target - fitted) / (1 - leverage[:, None])) ** 2).mean())
         if error < least:
             best, least, chosen = slopes * kept[:, None], error, penalty
-    if probabilities.shape[1] > 1:
+    if probabilities.shape[1] > 1 and not _are_apart(probabilities):
         best = _logistic(scores, variance, probabilities, chosen, best)
     left, strength, _ = np.linalg.svd(best, full_matrices=False)
     some = strength > 1e-9 * max(float(strength[0]), 1e-300)

@@ -187,6 +187,7 @@ class NgramLines:
 
     def __init__(self, matrix: Any, select_matrix: Any, penalty: float, effect: FloatArray) -> None:
         self.output: int | None = None
+        self.coupled = True
         self.matrix = matrix
         self.select_matrix = select_matrix
         self.penalty = penalty
@@ -200,7 +201,7 @@ class NgramLines:
         """Take a Newton step, and add its change to ``scores`` (n, outputs)."""
         matrix, transposed, penalty = self.matrix, self._transposed, self.penalty
         outputs = self.effect.shape[1]
-        if outputs > 1:
+        if outputs > 1 and self.coupled:
             # Twice the diagonal is no less than the whole Hessian, whose rows sum to 0 (Gershgorin); what `Objective`
             # gives is the diagonal times K / (K - 1), with which steps overshoot where two classes compete.
             hessian = hessian * (2 * (outputs - 1) / outputs)

@@ -302,7 +302,7 @@ def _leaf_effects(task: Task, target: FloatArray, weight: FloatArray) -> Callabl
     def logits(mean: FloatArray) -> FloatArray:
         if task == "regression":
             return mean
-        if task == "binary":
+        if task in ("binary", "multilabel"):
             clipped = np.clip(mean, floor, 1 - floor)
             return np.asarray(np.log(clipped / (1 - clipped)))
         logs = np.log(np.maximum(mean, floor))

@@ -36,6 +36,7 @@ class VectorLines:
         self, matrix: Float32, select_matrix: Float32, penalty: float, effect: FloatArray, gram: FloatArray
     ) -> None:
         self.output: int | None = None
+        self.coupled = True
         self.matrix = matrix
         self.select_matrix = select_matrix
         self.penalty = penalty
@@ -49,7 +50,7 @@ class VectorLines:
 
         matrix, penalty = self.matrix, self.penalty
         outputs = self.effect.shape[1]
-        if outputs > 1:
+        if outputs > 1 and self.coupled:
             hessian = hessian * (2 * (outputs - 1) / outputs)  # as for n-grams
         if self._factor is None:
             curvature = self._gram * max(float(hessian.mean()), 1e-6)

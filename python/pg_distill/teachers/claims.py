@@ -231,7 +231,8 @@ def _predict(
         answers, labels = f"array[distill.predict($1, u.r::{kind})]", "null::pg_catalog.text"
     else:
         answers = f"distill.predict_proba($1, u.r::{kind})"
-        labels = f"distill.predict_class($1, u.r::{kind})"
+        several = model.task == "multilabel"
+        labels = "null::pg_catalog.text" if several else f"distill.predict_class($1, u.r::{kind})"
     found = db.query(
         f"select {answers} as outputs, {labels} as label"
         " from pg_catalog.unnest($2) with ordinality u(r, n) order by u.n",
@@ -239,7 +240,7 @@ def _predict(
         ("text[]", list(rows)),
     )
     outputs = np.array([row["outputs"] for row in found], np.float64).reshape(len(rows), -1)
-    if model.task == "regression":
+    if model.task in ("multilabel", "regression"):
         return outputs, None
     return outputs, np.array([row["label"] for row in found], object)
 

@@ -19,6 +19,7 @@ from pg_distill.measure import decisions, latency
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.rows.canonical import match_labels
 from pg_distill.rows.labels import Label
+from pg_distill.teachers.several import check_classes, sets_of
 
 __all__ = ["MAX_CLASSES", "as_labelled", "positions", "task_of", "warn_of_classes"]
 
@@ -26,7 +27,7 @@ MAX_CLASSES = 100
 
 
 def positions(label: Label | Strings, task: Task, classes: Sequence[str]) -> npt.NDArray[Any]:
-    """Return labels as class positions, -1 for NULL; or as values, NaN for NULL.
+    """Return labels as class positions or sets of several, -1 for NULL; or as values, NaN for NULL.
 
     A label and a class are the same as `match_labels` says.
 
@@ -46,6 +47,8 @@ def positions(label: Label | Strings, task: Task, classes: Sequence[str]) -> npt
         return values
     texts = label.texts if isinstance(label, Label) else label
     assert texts is not None
+    if task == "multilabel":
+        return sets_of(texts, classes)
     seen = _seen(texts)
     found = match_labels(seen, classes)
     unknown = next((text for text in seen if text not in found), None)
@@ -86,7 +89,7 @@ def warn_of_classes(
     db: Database, name: str, task: Task, classes: Sequence[str], label: Label | None, outputs: FloatArray
 ) -> None:
     """Warn where the model's answers and the label are turned round: classes in another order, values with another sign."""
-    if label is None:
+    if label is None or task == "multilabel":
         return
     y = positions(label, task, classes)[: len(outputs)]
     known = np.isfinite(y) if task == "regression" else y >= 0
@@ -112,6 +115,8 @@ def task_of(
     task: Task | None, classes: Sequence[str] | None, label: Label | None, width: int
 ) -> tuple[Task, list[str]]:
     """Derive task and classes of a model without a graph from what the caller said and the label column."""
+    if task == "multilabel":
+        return task, check_classes(classes)
     if task is None:
         if classes is not None:
             task = "binary" if len(classes) == 2 else "multiclass"

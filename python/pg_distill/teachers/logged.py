@@ -17,10 +17,10 @@ from pg_distill.rows.canonical import match_labels, number_text
 from pg_distill.rows.source import NO_ANSWER, Source
 from pg_distill.serving.sql_models import check_outputs
 from pg_distill.teachers.labels import MAX_CLASSES
+from pg_distill.teachers.several import JSON, names_of, read_several, with_several
 
 __all__ = ["Answers", "class_names", "read_answers", "read_logged"]
 
-JSON = ("json", "jsonb")
 WHOLE = ("int2", "int4", "int8")
 MOST_SHOWN = 5
 LEAST_KNOWN = 0.5
@@ -40,8 +40,17 @@ class Answers:
         return np.asarray(np.isfinite(self.outputs).all(axis=1))
 
 
-def read_logged(source: Source, columns: Sequence[str], label: str | None) -> Source:
-    """Return the source with columns of JSON among a log's as their texts, and NULL told from NaN in the others."""
+def read_logged(
+    source: Source, columns: Sequence[str], label: str | None, task: Task | None = None
+) -> Source:
+    """Return the source with columns of JSON among a log's as their texts, and NULL told from NaN in the others.
+
+    Of several labels those of arrays are JSON too, and the label.
+    """
+    if task == "multilabel":
+        source = with_several(source, [*(columns if len(columns) == 1 else ()), label])
+        if len(columns) == 1:
+            return source
     source = source.with_answers(name for name in columns if name != label)
     return source.with_texts(
         name for name in columns if name in source.columns and source.columns[name].base in JSON
@@ -49,7 +58,12 @@ def read_logged(source: Source, columns: Sequence[str], label: str | None) -> So
 
 
 def class_names(
-    db: Database, source: Source, columns: Sequence[str], given: Sequence[str]
+    db: Database,
+    source: Source,
+    columns: Sequence[str],
+    given: Sequence[str],
+    task: Task | None = None,
+    label: str | None = None,
 ) -> list[str] | None:
     """Return the classes that a log names, all of its rows read, in order; None where it names none.
 
@@ -62,6 +76,8 @@ def class_names(
     InvalidData
         It names none, or one.
     """
+    if task == "multilabel":
+        return names_of(db, source, [*columns, label] if len(columns) == 1 else [label])
     if len(columns) != 1 or columns[0] not in source.columns:
         return None
     found, name = source.columns[columns[0]], quote_identifier(columns[0])
@@ -114,6 +130,9 @@ def read_answers(
         Values that are no probabilities; no answer at all, one class only, mostly unknown classes.
     """
     first = extra[columns[0]]
+    if len(columns) == 1 and task == "multilabel":
+        assert isinstance(first, Strings)
+        return _several(Answers(read_several(first, classes, rows.show_row)), columns[0], classes)
     if len(columns) == 1 and task != "regression":
         base = source.columns[columns[0]].base
         if isinstance(first, Strings):
@@ -154,6 +173,25 @@ def _checked(answers: Answers, column: str, classes: Sequence[str] = ()) -> Answ
         if len(named) == 1 and given.sum() > 1:
             raise InvalidData(f'every answer of the teacher is "{classes[int(named[0])]}"')
     return answers
+
+
+def _several(answers: Answers, column: str, classes: Sequence[str]) -> Answers:
+    """Raise InvalidData where several labels are all the same; warn of classes that no row has."""
+    given = _checked(answers, column).outputs[answers.given]
+    if ((given == 0) | (given == 1)).all() and len(given) > 1 and len(np.unique(given, axis=0)) == 1:
+        names = ", ".join(name for name, own in zip(classes, given[0], strict=True) if own)
+        raise InvalidData(
+            f"every answer of the teacher is {{{names}}}",
+            hint="A row that the teacher has not answered has NULL there, not an empty array.",
+        )
+    never = [name for name, most in zip(classes, given.max(axis=0), strict=True) if most == 0]
+    warnings = _doubles(classes)
+    if never:
+        warnings.append(
+            f'column "{column}" never names {", ".join(never[:MOST_SHOWN])}: nothing can be learned of'
+            f" {'it' if len(never) == 1 else f'these {len(never)}'}"
+        )
+    return Answers(answers.outputs, warnings)
 
 
 def _names(column: Strings, name: str, classes: Sequence[str]) -> Answers:

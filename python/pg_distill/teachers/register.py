@@ -15,6 +15,7 @@ from pg_distill.child.labelling import label_within
 from pg_distill.child.messages import Inspection
 from pg_distill.database.protocol import Database
 from pg_distill.errors import (
+    FeatureNotSupported,
     InvalidData,
     InvalidParameter,
     LimitExceeded,
@@ -39,7 +40,7 @@ from pg_distill.serving.timing import (
     measure_latency,
     measured_here,
 )
-from pg_distill.teachers import claims, logged
+from pg_distill.teachers import claims, logged, several
 from pg_distill.teachers.labels import as_labelled, positions, task_of, warn_of_classes
 from pg_distill.teachers.reading import check_texts
 from pg_distill.teachers.registration import Registration
@@ -87,6 +88,7 @@ def _rows(
     db: Database, source: Source, features: Sequence[str], label: str | None, extra: Sequence[str] = ()
 ) -> tuple[Sequence[Feature], Frame, Label | None, Mapping[str, Column]]:
     columns = check_columns(source, features)
+    several.require_single(source, label)
     frame, labels, others = draw_rows(db, source, columns, label=label, extra=extra, seed=SEED, limit=ROWS)
     if len(frame) == 0:
         raise InvalidData("the sample has no rows" + (" with a label" if label else ""))
@@ -152,6 +154,11 @@ def register_onnx(
         raise NullNotAllowed("artifact must not be NULL")
     if asked.label is not None and asked.sample is None:
         raise InvalidParameter("a label column needs a sample that has it")
+    if expected is not None and asked.task == "multilabel":
+        raise FeatureNotSupported(
+            "what a model of several labels is to predict cannot be given as a column",
+            hint="Register it without expected, and compare predict_classes with the column in a query.",
+        )
     if expected is not None and asked.sample is None:
         raise InvalidParameter("a column of expected predictions needs a sample that has it")
     if class_threshold is not None and not 0 < class_threshold < 1:
@@ -195,6 +202,8 @@ def register_onnx(
         found = inspect(features)
     else:
         source = resolve_source(db, asked.sample, stored=True)
+        if asked.task == "multilabel":
+            source = several.with_several(source, [asked.label])
         if features is None:
             # A graph with an input a column names its columns; one with a tensor takes what the sample has.
             signature = inspect().signature if tokenizer is None else None
@@ -231,7 +240,7 @@ def register_onnx(
     if class_threshold is not None and signature.task != "binary":
         raise InvalidParameter("class_threshold is of a model of two classes")
     own_classes = asked.classes is None or (claim is not None and claim.own_classes)
-    if labels is not None and own_classes and signature.task != "regression":
+    if labels is not None and own_classes and signature.task in ("binary", "multiclass"):
         renamed = as_labelled(signature, labels)
         if claim is not None:
             claim = claim.renamed(dict(zip(signature.classes, renamed.classes, strict=True)))
@@ -316,6 +325,8 @@ def register_sql(
     if expression is None or asked.features is None or asked.sample is None:
         raise NullNotAllowed("expression, features and sample must not be NULL")
     source = resolve_source(db, asked.sample, stored=True)
+    if asked.task == "multilabel":
+        source = several.with_several(source, [asked.label])
     columns, frame, labels, _ = _rows(db, source, asked.features, asked.label)
     if beyond := integers_beyond(source, frame):
         source = _read_as_text(db, source, beyond)
@@ -386,17 +397,19 @@ def register_logged(
         raise InvalidParameter("a logged model has at least one output column")
     if latency_ms is not None and not (latency_ms > 0 and np.isfinite(latency_ms)):
         raise InvalidParameter(f"latency_ms must be above 0, not {latency_ms}")
-    source = logged.read_logged(resolve_source(db, asked.sample, stored=True), outputs, asked.label)
+    source = resolve_source(db, asked.sample, stored=True)
+    task = several.task_of_column(db, source, outputs, asked.task)
+    source = logged.read_logged(source, outputs, asked.label, task)
     columns, frame, labels, extra = _rows(db, source, asked.features, asked.label, outputs)
     if beyond := integers_beyond(source, frame):
         source = _read_as_text(db, source, beyond)
         columns, frame, labels, extra = _rows(db, source, asked.features, asked.label, outputs)
     check_texts(columns, asked.text_columns)
     classes = asked.classes
-    if classes is None and asked.task != "regression":
+    if classes is None and task != "regression":
         known = labels.names() if labels is not None and labels.texts is not None else []
-        classes = logged.class_names(db, source, outputs, known)
-    found_task, found_classes = task_of(asked.task, classes, labels, len(outputs))
+        classes = logged.class_names(db, source, outputs, known, task, asked.label)
+    found_task, found_classes = task_of(task, classes, labels, len(outputs))
     answers = logged.read_answers(extra, outputs, source, found_task, found_classes, frame)
     for text in answers.warnings:
         db.warning(text)

@@ -60,9 +60,9 @@ def checked(
     rights.require_name(db, name)
     if version is not None:
         check_name(version, "version")
-    if task not in (None, "binary", "multiclass", "regression"):
+    if task not in (None, "binary", "multiclass", "multilabel", "regression"):
         raise InvalidParameter(
-            f'task "{task}" does not exist', hint="Tasks are binary, multiclass and regression."
+            f'task "{task}" does not exist', hint="Tasks are binary, multiclass, multilabel and regression."
         )
     if features is not None and not features:
         raise InvalidParameter("features must name at least one column")

@@ -17,7 +17,8 @@
     {%- endif -%}
     {%- set of = pg_distill.sql_value(teacher or found["teacher"] if found else "") -%}
     {%- set is_value = found and found["task"] == "regression" -%}
-    {%- set function = "distill.predict" if is_value else "distill.predict_class" -%}
+    {%- set are_labels = found and found["task"] == "multilabel" -%}
+    {%- set function = "distill.predict" if is_value else "distill.predict_classes" if are_labels else "distill.predict_class" -%}
 with fresh as (
     select * from {{ model }}
 ),
