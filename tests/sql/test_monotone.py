@@ -48,9 +48,12 @@ def offers(server: servers.Server, template: str) -> Iterator[psycopg.Connection
             income, age.tolist(), x[:, 1].tolist(), (x[:, 1] > 0).tolist(), kind.tolist(), (z > 0).astype(int).tolist(), z.tolist()
         )  # fmt: skip
         load_table(db, "offers", {**COLUMNS, "taken": "int", "amount": "float8"}, zip(*columns, strict=True))
+        # The last two are for students that have to be accepted: their families have no others.
         for name, expression, label in (
             ("taker", f"1 / (1 + exp(-3 * ({WAVES})))", "taken"),
             ("amounts", WAVES, "amount"),
+            ("clerk", f"1 / (1 + exp(-3 * ({WAVES})))", "taken"),
+            ("surveyor", WAVES, "amount"),
         ):
             db.execute(
                 "SELECT distill.register_sql_model(%s, %s, %s, 'offers', %s)",
@@ -234,7 +237,7 @@ def test_no_direction_is_no_constraint(offers: psycopg.Connection) -> None:
 def test_a_file_that_knows_the_test_rows_keeps_them_and_its_card_says_so(
     offers: psycopg.Connection, server: servers.Server, tmp_path: Path
 ) -> None:
-    run = distil(offers, "amounts", "boosted,linear", ", refit_on_all => true, student_name => 'whole'")
+    run = distil(offers, "surveyor", "boosted,linear", ", refit_on_all => true, student_name => 'whole'")
     assert run["accepted"], run["summary"]
     assert run["figures"]["refit_on_all"]["reason"] is None
     assert count_broken(offers, PREDICT, "whole")[:2] == (PAIRS, 0)
@@ -255,7 +258,7 @@ def test_a_worker_and_the_command_line_take_them(offers: psycopg.Connection, ser
     dsn = server.conninfo(dbname=DATABASE)
     command = [
         "distill",
-        "taker",
+        "clerk",
         "--families",
         "linear",
         "--time-budget-s",
