@@ -10,24 +10,16 @@ from typing import TYPE_CHECKING
 
 from pg_distill.errors import InvalidArtifact
 from pg_distill.onnx_model.protobuf import field
+from pg_distill.onnx_model.signature import are_thresholds
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["THRESHOLDS_KEY", "are_thresholds", "thresholds_of", "with_thresholds"]
+__all__ = ["THRESHOLDS_KEY", "thresholds_of", "with_thresholds"]
 
 THRESHOLDS_KEY = "pg_distill.label_thresholds"
 """Key of ``metadata_props`` under which they stand: JSON, an array in the order of the classes."""
 _METADATA = 14  # ModelProto.metadata_props, of StringStringEntryProto: key 1, value 2
-
-
-def are_thresholds(found: object, n_classes: int) -> bool:
-    """Return whether these are a probability for each class."""
-    return (
-        isinstance(found, list | tuple)
-        and len(found) == n_classes
-        and all(isinstance(t, float) and 0.0 < t < 1.0 for t in found)
-    )
 
 
 def with_thresholds(artifact: bytes, thresholds: object) -> bytes:

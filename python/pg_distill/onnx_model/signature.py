@@ -14,7 +14,6 @@ from pg_distill.errors import (
     LimitExceeded,
 )
 from pg_distill.frame import MAX_LABELS, MAX_LENGTH, Kind, OfKind, Strings, Task
-from pg_distill.onnx_model.label_thresholds import are_thresholds
 
 __all__ = [
     "MAX_TOKENS",
@@ -27,6 +26,7 @@ __all__ = [
     "Null",
     "OutputSpec",
     "Signature",
+    "are_thresholds",
 ]
 
 NULL_STRING = "\x1f<NULL>"
@@ -432,3 +432,12 @@ class Signature:
             and all((i.rank, i.batch, i.features) == (2, 1, (0,)) for i in self.inputs)
             and all(i.element in ("int64", "int32") for i in self.inputs)
         )
+
+
+def are_thresholds(found: object, n_classes: int) -> bool:
+    """Return whether these are a probability for each class."""
+    return (
+        isinstance(found, list | tuple)
+        and len(found) == n_classes
+        and all(isinstance(t, float) and 0.0 < t < 1.0 for t in found)
+    )
