@@ -203,6 +203,11 @@ def test_families_that_cannot_are_refused(log: psycopg.Connection, asked: str) -
     assert raised.value.diag.message_hint
 
 
+def test_constraints_on_one_answer_are_refused(log: psycopg.Connection) -> None:
+    with pytest.raises(errors.FeatureNotSupported):
+        one(log, """SELECT distill_model('log', monotone => '{"x": 1}', time_budget_s => 5)""")
+
+
 def test_a_typed_function_gives_a_number_a_class(log: psycopg.Connection) -> None:
     log.execute("SELECT distill.create_function('log_distilled', 'tag_shares')")
     differ = one(
