@@ -10,6 +10,7 @@ import psycopg
 import pytest
 import servers
 from conftest import create_database, drop_database
+from sql.conftest import remember
 from sql.test_privilege_matrix import GRANTS
 from sql.test_serving import register, value
 
@@ -21,8 +22,12 @@ DATABASE = "pg_distill_stale"
 
 def two_versions(connection: psycopg.Connection, name: str = "m") -> None:
     """Register two versions of a model with SQL forms that say x + 1 and x + 2."""
-    for number in (1, 2):
-        register(connection, number, name)
+
+    def make() -> None:
+        for number in (1, 2):
+            register(connection, number, name)
+
+    remember(connection, name, make, "two versions")
     connection.execute("ALTER TABLE distill.models DISABLE TRIGGER protect_model")
     connection.execute(
         "UPDATE distill.models SET expression = '\"x\"::float + ''' || version || '''::float' WHERE name = %s",

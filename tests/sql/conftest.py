@@ -78,28 +78,52 @@ def held_place(connection: psycopg.Connection) -> Iterator[None]:
     connection.execute(block.format("GD.pop('place').close()"))
 
 
-_registered: dict[tuple[Any, ...], bytes] = {}
+_registered: dict[tuple[Any, ...], tuple[bytes, list[tuple[Any, ...]]]] = {}
 
 
 def register(
     connection: psycopg.Connection, teacher: str, statement: str, arguments: tuple[Any, ...]
 ) -> None:
-    """Register a teacher; once a server and role, as it takes seconds: from then on put back the row that this made."""
+    """Register a teacher; once a server and role, as it takes seconds."""
+    remember(connection, teacher, lambda: connection.execute(statement, arguments))  # type: ignore[arg-type]
+
+
+def remember(
+    connection: psycopg.Connection, name: str, make: Callable[[], Any], key: str | None = None
+) -> None:
+    """Register the versions of a name by ``make``, once a server and role: a process of its own checks each file.
+
+    From then on put back what this left: the rows of the models, and that their files were checked on this server. ``key`` tells
+    apart what has the same name; the name itself by default.
+    """
     found = connection.execute(
         # Of other columns in another release.
         "SELECT current_user, array_agg(attname::text ORDER BY attnum) FROM pg_attribute"
         " WHERE attrelid = 'distill.models'::regclass AND attnum > 0"
     ).fetchone()
     assert found is not None
-    key = (connection.info.host, connection.info.port, teacher, found[0], *found[1])
-    if key in _registered:
+    place = (connection.info.host, connection.info.port, key or name, found[0], *found[1])
+    if place in _registered:
+        models, checked = _registered[place]
         with connection.cursor().copy("COPY distill.models FROM STDIN (FORMAT binary)") as copy:
-            copy.write(_registered[key])
+            copy.write(models)
+        for row in checked:
+            connection.execute(
+                "INSERT INTO distill.checked (sha256, schema_digest, rules, cost, checked_at)"
+                " VALUES (%s, %s, %s, %s::jsonb, %s) ON CONFLICT DO NOTHING",
+                row,
+            )
         return
-    connection.execute(statement, arguments)  # type: ignore[arg-type]
-    row = "COPY (SELECT * FROM distill.models WHERE name = %s) TO STDOUT (FORMAT binary)"
-    with connection.cursor().copy(row, (teacher,)) as copy:
-        _registered[key] = b"".join(copy)
+    make()
+    rows = "COPY (SELECT * FROM distill.models WHERE name = %s ORDER BY created_at) TO STDOUT (FORMAT binary)"
+    with connection.cursor().copy(rows, (name,)) as copy:
+        models = b"".join(copy)
+    checked = connection.execute(
+        "SELECT sha256, schema_digest, rules, cost::text, checked_at FROM distill.checked"
+        " WHERE sha256 IN (SELECT sha256 FROM distill.models WHERE name = %s)",
+        (name,),
+    ).fetchall()
+    _registered[place] = models, checked
 
 
 @cache
@@ -139,7 +163,9 @@ def _digits() -> tuple[Any, Any, bytes]:
 
     x, y = load_digits(return_X_y=True)
     half = np.random.default_rng(0).permutation(len(y))[: len(y) // 2]
-    model = MLPClassifier((1024, 512), tol=0.01, random_state=0).fit(x[half].astype(np.float32), y[half])
+    model = MLPClassifier((1024, 512), tol=0.01, n_iter_no_change=1, random_state=0).fit(
+        x[half].astype(np.float32), y[half]
+    )
     return (
         x,
         y,

@@ -8,7 +8,7 @@ import time
 import psycopg
 import pytest
 from psycopg import errors
-from sql.conftest import distil, load_diabetes_table, load_digits_table
+from sql.conftest import distil, load_diabetes_table, load_digits_table, register
 from sql.test_serving import cascade_over, sigmoid, value
 
 THRESHOLD = 0.7
@@ -24,7 +24,9 @@ def answer(x: float) -> float:
 def cascade(db: psycopg.Connection) -> psycopg.Connection:
     """A session in a database with the cascade "both" of "student" and "teacher"."""
     for name, slope in (("teacher", 5.0), ("student", 1.0)):
-        db.execute(
+        register(
+            db,
+            name,
             "SELECT distill.register_model(%s, %s, features => '{x}', task => 'binary', classes => '{no,yes}')",
             (name, sigmoid(slope)),
         )

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 import servers
 from psycopg import errors
+from sql.conftest import remember
 
 pytestmark = pytest.mark.every_server
 
@@ -46,8 +47,12 @@ def value(connection: psycopg.Connection, statement: str = PREDICT, *arguments: 
 @pytest.fixture
 def versions(db: psycopg.Connection) -> psycopg.Connection:
     """A session in a database where "m" has versions 1 and 2, which predict x + 1 and x + 2; 2 is active."""
-    register(db, 1)
-    register(db, 2)
+
+    def make() -> None:
+        register(db, 1)
+        register(db, 2)
+
+    remember(db, "m", make, "versions")
     return db
 
 

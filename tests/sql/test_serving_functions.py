@@ -16,7 +16,7 @@ from pg_distill.quoting import quote_identifier
 from pg_distill.students import expression as native
 from pg_distill.students.network_expression import Perceptron
 from psycopg import errors
-from sql.conftest import load_survival
+from sql.conftest import load_survival, remember
 from sql.test_serving import register, set_expression, value
 from student_rows import CLASSES, edge_rows, make, rows, transfer
 
@@ -27,7 +27,7 @@ COLUMNS = "cabin => cabin, port => port, age => age, fare => fare"
 
 def insert_student(connection: psycopg.Connection, expression: str) -> None:
     """Give model "m" a SQL form that says x + 1, as the ONNX file of version 1 does."""
-    register(connection, 1)
+    remember(connection, "m", lambda: register(connection, 1), "the first version alone")
     set_expression(connection, "m", expression)
 
 

@@ -5,18 +5,28 @@ from __future__ import annotations
 import pipelines
 import pytest
 
-# A third of the time of all: no part of make quick.
+# Nearly half of the time of all: no part of make quick.
 SLOW = {
     "CalibratedClassifierCV, isotonic, deep forest",
+    "CalibratedClassifierCV, sigmoid",
     "CalibratedClassifierCV, three classes",
+    "CatBoost, early stopping",
     "GaussianProcessRegressor",
+    "HalvingGridSearchCV",
+    "HistGradientBoosting, numbered categories",
     "HistGradientBoostingClassifier on NULL",
+    "HistGradientBoostingRegressor(poisson)",
+    "IterativeImputer",
     "KNNImputer",
+    "KNeighborsClassifier(weights='distance')",
     "SVC(probability=True)",
     "SVR",
+    "SplineTransformer",
     "StackingClassifier",
     "StackingRegressor",
     "TunedThresholdClassifierCV",
+    "VotingRegressor",
+    "words beside numbers, logistic",
 }
 LIBRARIES = {"LightGBM": "lightgbm", "XGBoost": "xgboost", "CatBoost": "catboost"}
 
