@@ -239,12 +239,13 @@ def test_a_pipeline_labels_texts_that_were_made_for_a_student(db: psycopg.Connec
     sample = "SELECT id, body, y FROM mails"
     register("m", text_pipelines.fitted(TfidfVectorizer()), "--sample", sample, "--label", "y")
     db.execute(
-        "SELECT distill_model('m', sample => %s, families => '{linear}', time_budget_s => 8, min_accuracy => 0)",
+        "SELECT distill_model('m', sample => %s, families => '{linear}', time_budget_s => 60, patience => 6,"
+        " min_accuracy => 0)",
         (sample,),
     )
     candidates = db.execute(
         "SELECT configuration->'transfer_set', (configuration->>'rows')::int FROM distill.candidates"
-        " WHERE run_id = distill.last_run('m') AND configuration->'transfer_set' IS NOT NULL AND NOT is_control"
+        " WHERE run_id = distill.last_run('m') AND size_bytes IS NOT NULL AND NOT is_control AND configuration ? 'rows'"
     ).fetchall()
     real = [rows for recipe, rows in candidates if recipe.keys() == {"real"}]
     made = [rows for recipe, rows in candidates if {"word_dropout", "span_exchange"} <= recipe.keys()]
