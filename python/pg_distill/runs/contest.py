@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -40,9 +41,12 @@ __all__ = [
 ]
 
 PROBES, PROBE_SECONDS = 3, 0.5  # for what predict costs around a model: how often that is timed, and how long
-CASCADE_SECONDS = 4.0  # for cascades
+CASCADE_SECONDS = 3.0  # for cascades
 CASCADE_SHARE = 0.9  # of the target that a cascade is planned for: its mean depends on which rows come
 MAX_CASCADES = 2
+MOST_STATEMENT_MS = (
+    250.0  # for one row: what takes longer to plan is timed in queries only for who asks for SQL
+)
 MAX_MEMBERS = 12  # students and versions of the family that are measured again: its frontier and the newest
 _PROBE = "\x1fprobe"  # a name that no registered model can have
 
@@ -72,7 +76,11 @@ def fits(member: Model, teacher: Model, rows: Frame) -> bool:
 
 
 def sql_forms_of(db: Database, trials: Sequence[Trial], material: Material) -> list[Trial]:
-    """Return candidates in SQL form, each with the latency of a statement that holds it."""
+    """Return candidates in SQL form, each with the latency of a statement that holds it.
+
+    One that takes long to plan is none, unless SQL is asked for: each block of its timing would take as long.
+    """
+    most_ms = math.inf if material.options.sql_wanted else MOST_STATEMENT_MS
     forms = []
     pgvector = pgvector_schema(db)
     for trial in choice.sql_forms(trials, pgvector=pgvector is not None):
@@ -80,7 +88,8 @@ def sql_forms_of(db: Database, trials: Sequence[Trial], material: Material) -> l
         assert trial.expression is not None
         expression, rows = expression_of(trial.expression, pgvector), material.timing_rows
         took = statement_latency_ms(db, expression, trial.signature, material.source.types, rows)
-        forms.append(replace(trial, statement_latency_ms=took))
+        if took <= most_ms:
+            forms.append(replace(trial, statement_latency_ms=took))
     return forms
 
 
