@@ -129,13 +129,7 @@ def test_the_pairs_find_a_teacher_that_goes_up_and_down(offers: psycopg.Connecti
 
 @pytest.mark.parametrize(
     ("teacher", "families"),
-    [
-        ("taker", "linear"),
-        ("taker", "tree,boosted"),
-        ("taker", None),
-        ("amounts", "linear"),
-        ("amounts", "tree,boosted"),
-    ],
+    [("taker", None), ("amounts", "linear,tree,boosted")],
 )
 def test_students_keep_them_by_predict_and_as_sql(
     offers: psycopg.Connection, teacher: str, families: str | None

@@ -239,7 +239,7 @@ def test_a_pipeline_labels_texts_that_were_made_for_a_student(db: psycopg.Connec
     sample = "SELECT id, body, y FROM mails"
     register("m", text_pipelines.fitted(TfidfVectorizer()), "--sample", sample, "--label", "y")
     db.execute(
-        "SELECT distill_model('m', sample => %s, families => '{linear}', time_budget_s => 60, patience => 6,"
+        "SELECT distill_model('m', sample => %s, families => '{linear}', time_budget_s => 60, patience => 3,"
         " min_accuracy => 0)",
         (sample,),
     )

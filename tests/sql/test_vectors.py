@@ -298,10 +298,10 @@ def test_sql_and_logged_teachers_have_vectors_too(db: psycopg.Connection) -> Non
     db.execute(
         "SELECT distill.register_logged_model('logged', '{p}', '{kind,emb,size}', 'documents', 'spam', latency_ms => 5)"
     )
-    for teacher in ("formula", "logged"):
+    for teacher, families in (("formula", ["linear"]), ("logged", ["linear", "mlp"])):
         db.execute(
-            "SELECT distill_model(%s, metric => 'agreement', families => '{linear,mlp}', min_accuracy => 0, patience => 1, time_budget_s => 20)",
-            (teacher,),
+            "SELECT distill_model(%s, metric => 'agreement', families => %s, min_accuracy => 0, patience => 1, time_budget_s => 20)",
+            (teacher, families),
         )
         fidelity = one(db, "SELECT fidelity FROM distill.run_report(distill.last_run(%s))", teacher)
         assert fidelity > 0.75, teacher
