@@ -481,7 +481,10 @@ def _distill_arguments(arguments: Sequence[Any]) -> dict[str, Any]:
     for name in ("families", "text_columns"):
         given[name] = _texts(given[name], name)
     if given["monotone"] is not None:
-        given["monotone"] = json.loads(given["monotone"])
+        try:
+            given["monotone"] = json.loads(given["monotone"])
+        except (ValueError, RecursionError):  # a number of 5,000 digits, a thousand brackets
+            raise InvalidParameter("monotone is not readable") from None
     return given
 
 

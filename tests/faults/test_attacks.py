@@ -389,6 +389,8 @@ def test_what_a_worker_says_counts_for_its_role_alone(
         ({"student": {**student, "monotone": {"x0": 1}}}, few_teacher()),
         ({"student": {**student, "monotone": "x0"}}, few_teacher()),
         ({"candidates": [{"candidate": 1, "artifact": {"file": 7}}]}, few_teacher()),
+        ({"candidates": [{"artifact": None, "input_schema": {"monotone": {"x0": 1}}}]}, few_teacher()),
+        ({"candidates": [{"artifact": None, "input_schema": '{"monotone": {"x0": 1}}'}]}, few_teacher()),
         ({"run": {**run, "owner": "postgres"}}, few_teacher()),
         ({"run": {**run, "attested": True}}, few_teacher()),
         ({"student": {**student, "figures": {**student["figures"], "attested": True}}}, few_teacher()),

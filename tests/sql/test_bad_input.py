@@ -109,6 +109,7 @@ CASES: list[tuple[str, str, str, dict[str, Any]]] = [
     ("monotone no JSON", "22P02", "SELECT distill_model('cancer', monotone => 'up')", {}),
     ("monotone in no column", "42703", """SELECT distill_model('cancer', monotone => '{"luck": 1}')""", {}),
     ("monotone by two", "22023", """SELECT distill_model('cancer', monotone => '{"luck": 2}')""", {}),
+    ("monotone too deep", "22023", "SELECT distill_model('cancer', monotone => (repeat('[', 3000) || repeat(']', 3000))::jsonb)", {}),
     ("monotone a list", "22023", """SELECT distill.submit('cancer', monotone => '[1]')""", {}),
     ("no time", "22023", "SELECT distill_model('cancer', time_budget_s => 0)", {}),
     ("unknown metric", "22023", "SELECT distill_model('cancer', metric => 'luck')", {}),

@@ -292,6 +292,30 @@ def test_a_teacher_that_fails_on_augmented_rows(db: psycopg.Connection) -> None:
     assert one(db, "SELECT count(*) FROM distill.runs") == 0
 
 
+@pytest.mark.parametrize(
+    "score", ["(body::jsonb->>'score')::float8", "substring(body from 'score.: ([0-9.]+)')::float8"]
+)
+def test_a_teacher_that_fails_on_made_texts(db: psycopg.Connection, score: str) -> None:
+    """Texts that were made up are none of the caller's: what cannot read them is taught by the real ones."""
+    db.execute(
+        """
+        CREATE TABLE notes AS SELECT format('{"score": %s, "note": "it says %s and %s here"}', round(x::numeric, 3), md5(i::text), i) AS body
+        FROM (SELECT i, 0.5 + 0.4 * sin(i) AS x FROM generate_series(1, 400) i) s
+        """
+    )
+    db.execute(
+        "SELECT distill.register_sql_model('reader', %s, '{body}', 'notes', task => 'regression')", (score,)
+    )
+    db.execute(
+        "SELECT distill_model('reader', min_accuracy => 0, time_budget_s => 3, patience => 2, families => '{linear}',"
+        " text_columns => '{body}')"
+    )
+    assert one(
+        db,
+        f"SELECT count(*) FROM distill.candidates WHERE run_id = {last('reader')} AND reason LIKE '%made-up texts%'",
+    )
+
+
 def test_a_budget_too_short_for_its_candidates(db: psycopg.Connection) -> None:
     load_cancer(db)
     db.execute("SELECT distill_model('cancer', min_accuracy => 0, time_budget_s => 0.001)")

@@ -15,7 +15,7 @@ from pg_distill.measure import decisions, metrics
 from pg_distill.onnx_model import derive
 from pg_distill.onnx_model.check import check_file
 from pg_distill.onnx_model.label_thresholds import THRESHOLDS_KEY, with_thresholds
-from pg_distill.onnx_model.signature import Signature
+from pg_distill.onnx_model.signature import Signature, are_thresholds
 from pg_distill.onnx_model.teacher import TeacherModel
 from pg_distill.onnx_model.text_model import open_model
 from pg_distill.students import soft_labels
@@ -110,6 +110,15 @@ def test_no_other_thresholds_are_better(metric: str) -> None:
 def test_thresholds_stay_where_nothing_is_gained() -> None:
     own, _ = answers()
     assert decisions.best_thresholds("f1_micro", label_sets(own), np.where(own, 0.9, 0.1)) is None
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 5e-324), (float(np.nextafter(1.0, 0.0)), 1.0)])
+def test_thresholds_are_such_as_a_file_may_have(low: float, high: float) -> None:
+    own, _ = answers()
+    p = np.where(own, 0.9, 0.1)
+    p[:, 0] = np.where(own[:, 0], high, low)
+    found = decisions.best_thresholds("f1_macro", label_sets(own), p)
+    assert found is None or are_thresholds(found, K)
 
 
 def test_sharpness_brings_back_what_was_made_softer() -> None:
@@ -246,8 +255,9 @@ def test_thresholds_stay_with_a_file_that_reads_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", ["[0.5]", "[0.1, 0.2, 0.3, 1.5]", "nothing", '[0.1, 0.2, 0.3, "x"]', "[0.1, 0.2, 0.3, NaN]"]
-)
+    "broken", ["[0.5]", "[0.1, 0.2, 0.3, 1.5]", "nothing", '[0.1, 0.2, 0.3, "x"]', "[0.1, 0.2, 0.3, NaN]",
+     "[" * 100_000]
+)  # fmt: skip
 def test_broken_thresholds_are_refused(broken: str) -> None:
     artifact, frame = file_of_labels()
     model = onnx.load_from_string(artifact)
@@ -257,12 +267,12 @@ def test_broken_thresholds_are_refused(broken: str) -> None:
 
 
 def test_rows_of_labels_are_read() -> None:
-    texts = ['["b", "a"]', "[]", "[0.25, 1, 0.5]", '{"c": 0.75, "a": true}', None, "[0, 1, 0]"]
+    texts = ['["b", "a"]', "[0.25, 1, 0.5]", '{"c": 0.75, "a": true}', None, "[0, 1, 0]"]
     found = read_several(Strings.from_values(texts), "abc", str)
-    np.testing.assert_array_equal(
-        found,
-        [[1, 1, 0], [0, 0, 0], [0.25, 1, 0.5], [1, 0, 0.75], [np.nan] * 3, [0, 1, 0]],
-    )
+    np.testing.assert_array_equal(found, [[1, 1, 0], [0.25, 1, 0.5], [1, 0, 0.75], [np.nan] * 3, [0, 1, 0]])
+    assert read_several(Strings.from_values(['["b"]', "[]"]), "abc", str).tolist() == [[0, 1, 0], [0, 0, 0]]
+    with pytest.raises(InvalidData):  # a row of probabilities without any is no row without classes
+        read_several(Strings.from_values(["[0.25, 1, 0.5]", "[]"]), "abc", str)
     sets = sets_of(Strings.from_values(['["b", "a"]', None, "[]"]), "abc")
     assert sets.tolist() == [3, -1, 0]
 
@@ -270,11 +280,18 @@ def test_rows_of_labels_are_read() -> None:
 @pytest.mark.parametrize(
     "bad",
     ['["d"]', '["a", "a"]', '["a", null]', "[0.1, 0.2]", "[0.1, 0.2, 1.5]", "[0.1, 0.2, -0.1]", '[0.1, "NaN", 0.2]',
-     '"a"', "0.5", '{"d": 0.1}', '{"a": 2}', '{"a": null}', '{"a": "x"}', '[["a"], ["b"]]', "[true, false]"],
+     '"a"', "0.5", '{"d": 0.1}', '{"a": 2}', '{"a": null}', '{"a": "x"}', '[["a"], ["b"]]', "[true, false]",
+     "[" * 5000 + "]" * 5000, "[" + "9" * 5000 + "]"],
 )  # fmt: skip
 def test_what_is_no_row_of_labels_is_refused(bad: str) -> None:
     with pytest.raises(InvalidData):
         read_several(Strings.from_values(['["a"]', bad]), "abc", str)
+
+
+def test_names_that_look_alike_stay_apart() -> None:
+    assert read_several(Strings.from_values(['["1.0"]', "[]"]), ("1", "2"), str).tolist() == [[1, 0], [0, 0]]
+    with pytest.raises(InvalidData):
+        read_several(Strings.from_values(['["01"]', '["1"]']), ("1", "2"), str)
 
 
 @pytest.mark.parametrize("label", [['["a"]', '["a"]'], ["[]", "[]"], ["[0.5, 0, 1]", "[]"]])

@@ -65,6 +65,7 @@ RELEARN_SECONDS = (
     3600.0  # a training on all rows has its own limit, by what the first one took; beyond this it hangs
 )
 LOOK_SECONDS = 60.0  # importing all that training needs takes 2 s, and 10 on a busy machine
+MAX_FAULT = 500  # characters of why a teacher cannot label
 INSPECT_SECONDS = 120.0  # checking and loading a model that takes longer than this is refused
 
 
@@ -97,6 +98,7 @@ class Trainer:
         self._check_interrupts = check_interrupts
         self._report = report
         self._label = label
+        self._searching = False
 
     def __enter__(self) -> Self:
         self._child.__enter__()
@@ -109,7 +111,14 @@ class Trainer:
 
     def _answer(self, message: Message) -> Message | None:
         if message.kind == "label" and self._label is not None:
-            return Message("labels", {}, {"outputs": self._label(unpack(message, "rows/"))}, {})
+            rows = unpack(message, "rows/")
+            try:
+                return Message("labels", {}, {"outputs": self._label(rows)}, {})
+            except Exception as error:
+                # What reads a text in a way of its own (a number behind a word, JSON) cannot read one that was made up.
+                if not (self._searching and rows.text_names and _is_of_data(error)):
+                    raise
+                return Message("labels", {"fault": str(error)[:MAX_FAULT]}, {}, {})
         if message.kind == "progress":
             self._report(cast(Reported, message.fields))
             return None
@@ -242,7 +251,11 @@ class Trainer:
     def search(self, request: SearchRequest) -> Searched:
         """Train candidates."""
         seconds = request.time_budget_s * OVERRUN + SEARCH_GRACE_SECONDS
-        reply = self._call(Message("search", asdict(request), {}, {}), seconds)
+        self._searching = True
+        try:
+            reply = self._call(Message("search", asdict(request), {}, {}), seconds)
+        finally:
+            self._searching = False
         trials = [
             Trial.of_reply(fields, reply.blobs.get(str(fields["number"])))
             for fields in reply.fields["candidates"]
@@ -343,3 +356,8 @@ class Trainer:
             "control": control.scored_as if control is not None else None,
         }
         return cast(Compared, self._call(Message("compare", fields, {}, {}), EVALUATION_SECONDS).fields)
+
+
+def _is_of_data(error: Exception) -> bool:
+    """Whether an error, PostgreSQL's or ours, is of the values that were read, and not a cancel or a fault of anything else."""
+    return str(getattr(error, "sqlstate", "")).startswith(("22", "23", "P0001"))  # data, constraints, RAISE

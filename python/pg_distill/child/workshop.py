@@ -107,6 +107,8 @@ class Workshop:
                 question = Message("label", {}, {}, {})
                 pack(rows, question.fields, question.arrays, "rows/")
                 answer = channel.ask(question)
+                if "fault" in answer.fields:
+                    raise InvalidData(f"the teacher cannot label made-up texts: {answer.fields['fault']}")
                 return to_logits(answer.arrays["outputs"])
 
             self.label = ask

@@ -13,6 +13,8 @@ __all__ = ["best_threshold", "best_thresholds", "class_order", "falls"]
 
 TUNING_ERRORS = 2.0  # paired standard errors by which another threshold than one half has to be better on the rows that choose
 MIN_POSITIVE_ROWS = 5  # of a label and without it, below which its threshold stays one half
+# Thresholds of several labels stay within: 0 names everything, 1 next to nothing, and the file answers in float32.
+LEAST_CUT, MOST_CUT = 2.0**-126, 1.0 - 2.0**-24
 MOST_ROUNDS = 20  # of finding the F1 that its own thresholds have; three are usual
 MIN_ORDER_ROWS = 20  # on fewer nothing is said about the order of a model's classes
 # Share of the rows that another order of the classes has to set right, and of a correlation below 0.
@@ -116,7 +118,7 @@ def _cuts(
     order = np.argsort(-p, kind="stable")
     ranked = p[order]
     places = np.flatnonzero(np.diff(ranked) < 0)  # between a row and the next
-    middles = (ranked[places] + ranked[places + 1]) / 2
+    middles = np.clip((ranked[places] + ranked[places + 1]) / 2, LEAST_CUT, MOST_CUT)
     right, named = np.cumsum((w * own)[order])[places], np.cumsum(w[order])[places]
     return (
         np.append(half, middles),

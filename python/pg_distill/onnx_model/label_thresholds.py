@@ -43,7 +43,7 @@ def thresholds_of(model: onnx.ModelProto, n_classes: int) -> tuple[float, ...]:
         return ()
     try:
         found = json.loads(values[0])
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if len(values) > 1 or not are_thresholds(found, n_classes):
         raise InvalidArtifact(

@@ -273,6 +273,11 @@ def store_job(db: Database, job: Job, report: Report, *, checked: Sequence[bytes
         report.run
     ):
         raise InvalidParameter(f'column "{min(decided)}" of a run is not for its worker to say')
+    asked = constraints_of(job.read_arguments().get("monotone"))
+    for row in report.candidates:  # any of which can be promoted later
+        schema = row.get("input_schema")
+        if schema is not None and (not isinstance(schema, dict) or schema.get("monotone", {}) != asked):
+            raise InvalidParameter("a candidate is of other monotone constraints than its job")
     if made is not None:
         if (
             made.get("teacher_id") != teacher.id
@@ -284,7 +289,7 @@ def store_job(db: Database, job: Job, report: Report, *, checked: Sequence[bytes
             raise InvalidParameter(f'a student has no "{min(surplus)}"')
         if surplus := set(made["figures"]) - models.REPORTED:
             raise InvalidParameter(f'figure "{min(surplus)}" of a student is not for its worker to say')
-        if made.get("monotone", {}) != constraints_of(job.read_arguments().get("monotone")):
+        if made.get("monotone", {}) != asked:
             raise InvalidParameter("the student is of other monotone constraints than its job")
         model.check_name(str(made.get("name")), "student name")
     return store(

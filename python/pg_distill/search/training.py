@@ -173,7 +173,7 @@ def falls(artifact: bytes, frame: Frame, monotone: Mapping[str, int], task: Task
         count = len(range(place, PAIRS, len(monotone)))
         known = frame.number(name)
         known = known[np.isfinite(known)]
-        if not len(known):
+        if not len(known) or not count:
             continue
         rows = frame.take(rng.integers(0, len(frame), count))
         low, other = rng.choice(known, (2, count))

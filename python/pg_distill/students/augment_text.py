@@ -11,10 +11,11 @@ All else of a row, its NULLs too, stays as it is in the real row.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,8 @@ DROP_P = 0.2
 LEAST_SPAN, MOST_SPAN = 0.1, 0.5
 """Share of a text's words that are exchanged, at least and at most."""
 POOL = 4096
-"""Rows among which a neighbour is looked for; a fresh draw each time."""
+"""Rows among which a neighbour is looked for; a fresh draw each time. The words of the first draw are those that count: of all
+rows they would take several times their memory, and their time before a single row is made."""
 CHUNK = 2048
 POINT = 256
 """Numbers of the point that stands for a text where neighbours are looked for."""
@@ -46,7 +48,9 @@ class TextAugmenter:
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
         self._texts = {name: frame.strings(name).to_objects() for name in frame.text_names}
-        self._points: npt.NDArray[np.float32] | None = None
+        self._weights: Mapping[str, tuple[int, float]] | None = None
+        self._points = np.zeros((len(frame), POINT), np.float32)
+        self._placed = np.zeros(len(frame), bool)
 
     def make_from(
         self, kind: str, base: npt.NDArray[np.int64], rng: np.random.Generator
@@ -72,11 +76,12 @@ class TextAugmenter:
 
     def _neighbours(self, base: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
         """Return for each row the row of a random pool that has most, and the rarest, words in common with it."""
-        if self._points is None:
-            self._points = _points(
-                [" ".join(t or "" for t in row) for row in zip(*self._texts.values(), strict=True)]
-            )
         pool = rng.permutation(len(self.frame))[:POOL]
+        if self._weights is None:
+            self._weights = _weights(map(self._text, pool.tolist()), len(pool))
+        for row in np.union1d(pool, base).tolist():
+            if not self._placed[row]:
+                self._points[row], self._placed[row] = _point(self._text(row), self._weights), True
         out = np.empty(len(base), np.int64)
         for start in range(0, len(base), CHUNK):
             rows = base[start : start + CHUNK]
@@ -85,24 +90,33 @@ class TextAugmenter:
             out[start : start + CHUNK] = pool[likeness.argmax(axis=1)]
         return out
 
+    def _text(self, row: int) -> str:
+        return " ".join(texts[row] or "" for texts in self._texts.values())
 
-def _points(texts: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Return a point of length 1 a text: its words weighed by how rare they are, hashed to ``POINT`` numbers with a sign."""
-    words = [{word.strip().lower() for word in _pieces(text)} for text in texts]
-    count = Counter(word for some in words for word in some)
-    known = {
-        word: (zlib.crc32(word.encode("utf-8", "replace")), np.log(len(texts) / n))
-        for word, n in count.items()
-        if n > 1
+
+def _words(text: str) -> list[str]:
+    """Return the words of a text, each once, in an order that does not depend on hashes: sums are rounded."""
+    return list(dict.fromkeys(word.strip().lower() for word in _pieces(text)))
+
+
+def _weights(texts: Iterable[str], n: int) -> dict[str, tuple[int, float]]:
+    """Return the code, and the weight by how rare it is, of each word that more than one of ``n`` texts has."""
+    count = Counter(word for text in texts for word in _words(text))
+    return {
+        word: (zlib.crc32(word.encode("utf-8", "replace")), math.log(n / had))
+        for word, had in count.items()
+        if had > 1
     }
-    out = np.zeros((len(texts), POINT), np.float32)
-    for place, some in enumerate(words):
-        for word in some:
-            if word in known:
-                code, weight = known[word]
-                out[place, code % POINT] += weight if code >> 16 & 1 else -weight
-    out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-9)
-    return out
+
+
+def _point(text: str, weights: Mapping[str, tuple[int, float]]) -> npt.NDArray[np.float32]:
+    """Return a point of length 1: a text's words by their weights, hashed to ``POINT`` numbers with a sign."""
+    out = np.zeros(POINT, np.float32)
+    known = [weights[word] for word in _words(text) if word in weights]
+    codes = np.array([code for code, _ in known], np.int64)
+    signs = np.where(codes >> 16 & 1, 1.0, -1.0)
+    np.add.at(out, codes % POINT, signs * np.array([weight for _, weight in known]))
+    return np.asarray(out / max(float(np.linalg.norm(out)), 1e-9), np.float32)
 
 
 def _pieces(text: str) -> list[str]:

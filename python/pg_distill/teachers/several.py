@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -122,7 +123,8 @@ def read_several(
     """Return (n, K) probabilities of a column of JSON, rows of NaN for NULL.
 
     An array of names has probability 1 for these and 0 for all others; one of numbers a probability for each class, in
-    their order; an object the probability of each class that it names, and 0 for all others.
+    their order, and where any row has such an empty one says nothing; an object the probability of each class that it names,
+    and 0 for all others.
 
     Parameters
     ----------
@@ -137,12 +139,17 @@ def read_several(
     column = column.compact()
     first = {int(code): place for place, code in reversed(list(enumerate(column.codes.tolist())))}
     table = np.full((len(column.categories) + 1, len(classes)), np.nan)
-    for code, text in enumerate(column.categories):
-        given = json.loads(text)
+    read = [_parsed(text) for text in column.categories]
+    # Of all rows at once: two names that are written apart somewhere are two names everywhere.
+    places = match_labels(sorted({name for given in read for name in _named(given)}), classes)
+    of_numbers = any(isinstance(given, list) and any(_is_number(v) for v in given) for given in read)
+    for code, (given, text) in enumerate(zip(read, column.categories, strict=True)):
         if given is None:
             continue
         try:
-            table[code] = _row(given, classes)
+            if of_numbers and given == []:
+                raise ValueError(f"no probabilities, where {len(classes)} are expected,")
+            table[code] = _row(given, places, len(classes))
         except ValueError as error:
             raise InvalidData(
                 f"{what} {error} for a row",
@@ -152,41 +159,53 @@ def read_several(
     return table[column.codes]
 
 
-def _row(given: object, classes: Sequence[str]) -> FloatArray:
+def _parsed(text: str) -> object:
+    """Return a value of JSON; an Ellipsis, which is no row, of what PostgreSQL takes and Python does not, as 5,000 digits."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return ...
+
+
+def _named(given: object) -> Iterator[str]:
+    """Yield the names in a row."""
+    if isinstance(given, dict | list):
+        yield from (name for name in given if isinstance(name, str))
+
+
+def _row(given: object, places: Mapping[str, int], n_classes: int) -> FloatArray:
     """Return (K,) the probabilities of a row; ValueError, with a phrase, where it is no row of these classes."""
-    out = np.zeros(len(classes))
-    names: list[str]
+    out = np.zeros(n_classes)
     if isinstance(given, dict):
-        names = list(given)
-        places = _places(names, classes)
         for name, value in given.items():
-            out[places[name]] = _probability(value)
+            out[_place(name, places)] = _probability(value)
         return out
     if not isinstance(given, list):
         raise ValueError("neither an array nor an object of probabilities by class")
     if any(value is None for value in given):
         raise ValueError("an array with NULL")
     if all(isinstance(value, str) for value in given):
-        names = [str(value) for value in given]
-        if len(set(names)) < len(names):
+        if len(set(given)) < len(given):
             raise ValueError("a class twice")
-        out[list(_places(names, classes).values())] = 1.0
+        out[[_place(name, places) for name in given]] = 1.0
         return out
-    if len(given) != len(classes):
-        raise ValueError(f"{len(given)} probabilities, where {len(classes)} are expected,")
+    if len(given) != n_classes:
+        raise ValueError(f"{len(given)} probabilities, where {n_classes} are expected,")
     return np.array([_probability(value) for value in given])
 
 
-def _places(names: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
-    found = match_labels(names, classes)
-    for name in names:
-        if name not in found:
-            raise ValueError(f'class "{name[:40]}", which is none of its classes,')
-    return found
+def _place(name: str, places: Mapping[str, int]) -> int:
+    if name not in places:
+        raise ValueError(f'class "{name[:40]}", which is none of its classes,')
+    return places[name]
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, bool | int | float)
 
 
 def _probability(value: object) -> float:
-    if not isinstance(value, bool | int | float):
+    if not _is_number(value):
         raise ValueError("a probability that is no number")
     if not 0 <= value <= 1:
         raise ValueError("a probability outside 0..1")

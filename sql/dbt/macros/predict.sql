@@ -6,6 +6,10 @@
     {{- pg_distill.prediction("predict_class", model, features, row) -}}
 {% endmacro %}
 
+{% macro predict_classes(model, features=none, row=none) %}
+    {{- pg_distill.prediction("predict_classes", model, features, row) -}}
+{% endmacro %}
+
 {% macro predict_proba(model, features=none, row=none) %}
     {{- pg_distill.prediction("predict_proba", model, features, row) -}}
 {% endmacro %}
