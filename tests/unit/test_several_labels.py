@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper
 from pg_distill.errors import InvalidArtifact, InvalidData
 from pg_distill.frame import MAX_LABELS, Feature, Frame, Strings, label_sets, members
 from pg_distill.measure import decisions, metrics
@@ -176,6 +177,27 @@ def test_a_student_learns_classes_that_do_not_exclude_each_other(family: str, si
     np.testing.assert_allclose(open_model(artifact, signature).run_frame(test.frame), p, atol=1e-5)
     session = ort.InferenceSession(artifact)
     assert [o.name for o in session.get_outputs()] == ["probabilities"]
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_log_odds_between_0_and_1_are_no_probabilities(nodes: int) -> None:
+    layer = [helper.make_node("Gemm", ["in", "w", "b"], ["out"])]
+    if nodes == 2:
+        layer = [helper.make_node("MatMul", ["in", "w"], ["z"]), helper.make_node("Add", ["z", "b"], ["out"])]
+    graph = helper.make_graph(
+        layer,
+        "small",
+        [helper.make_tensor_value_info("in", TensorProto.FLOAT, [None, 1])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [None, 3])],
+        [
+            helper.make_tensor("w", TensorProto.FLOAT, [1, 3], [0.1, 0.05, 0.1]),
+            helper.make_tensor("b", TensorProto.FLOAT, [3], [0.5, 0.4, 0.6]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    frame = Frame((Feature("x", "number"),), {"x": np.random.default_rng(0).uniform(-1, 1, 300)})
+    given = {"features": frame.features, "rows": frame, "task": "multilabel", "classes": ["a", "b", "c"]}
+    assert derive.derive_signature(model, **given).output.form == "logits"
 
 
 @pytest.mark.parametrize("kind", ["one_vs_rest", "network"])

@@ -151,7 +151,8 @@ def form_of(
                 'task "multilabel" needs one output of a number for each of at least 2 classes',
                 hint="skl2onnx: export it with zipmap=False.",
             )
-        return spec("probabilities" if inside else "logits"), task
+        # Log-odds may all lie between 0 and 1, too: those of a layer without a sigmoid behind it.
+        return spec("probabilities" if inside and not _is_layer(producers, last) else "logits"), task
     classifier = label is not None or zipmap or bool(classes) or task in ("binary", "multiclass")
     if task == "regression":
         if label is not None or zipmap:
@@ -178,6 +179,13 @@ def form_of(
             hint="Say so: task => 'multilabel'.",
         )
     return spec("logits"), task or "multiclass"
+
+
+def _is_layer(producers: Producers, node: onnx.NodeProto | None) -> bool:
+    """Whether a node is a linear layer's last: a product of matrices, or what adds its bias."""
+    if node is not None and node.op_type == "Add":
+        return any(_is_layer(producers, producers.behind(name)) for name in node.input)
+    return node is not None and node.op_type in ("Gemm", "MatMul")
 
 
 def check_task(task: Task, count: int) -> Task:
