@@ -90,15 +90,15 @@ class Recipes:
             labelled = self.repeats(family, fit)
             rest = [*rest, replace(real[0], repeat=labelled, unlabelled=False)]
 
-        def mixed(**shares: float) -> tuple[tuple[str, float], ...]:
-            most = self.most_repeats(family, size)
-            rows = float(np.clip(SCREEN_ROWS / size - 1, LEAST_AUGMENTED, most - 1 if passes else most))
+        table_most = self.most_repeats(family, size) - (1 if passes else 0)
+
+        def mixed(most: float = table_most, **shares: float) -> tuple[tuple[str, float], ...]:
+            rows = float(np.clip(SCREEN_ROWS / size - 1, LEAST_AUGMENTED, most))
             return tuple((kind, round(share * rows, 2)) for kind, share in shares.items())
 
         words: list[Recipe] = []
         if "word_dropout" in kinds:
-            times = min(TEXT_TIMES, max(LEAST_AUGMENTED, SCREEN_ROWS / size - 1)) / 2
-            augment = (("word_dropout", round(times, 2)), ("span_exchange", round(times, 2)))
+            augment = mixed(TEXT_TIMES, word_dropout=0.5, span_exchange=0.5)
             words = [Recipe(sharp, 1.0, augment), *([Recipe(sharp, 0.5, augment)] if self.has_label else [])]
         if "munge" not in kinds:
             soft = [Recipe(t, real[0].alpha, repeat=repeat) for t in softer]

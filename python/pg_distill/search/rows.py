@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -153,6 +154,7 @@ class Rows:
         self.pools[kind] = [stack(self.pools[kind])]
         return self.pools[kind][0].take(np.arange(min(n, self.had(kind))))
 
+    @cached_property
     def text_bytes(self) -> int:
         """Return what the texts of an augmented row take, in the mean."""
         frame = self.problem.fit.frame
@@ -181,7 +183,7 @@ class Rows:
         affordable = int(max(0.0, seconds) / max(self.seconds_a_row, 1e-9))
         width = sum(f.width for f in self.problem.fit.frame.features) + max(1, len(self.problem.classes))
         room = self.config.transfer_bytes // (
-            CELL_BYTES * width + (self.text_bytes() if kind in TEXT_KINDS else 0)
+            CELL_BYTES * width + (self.text_bytes if kind in TEXT_KINDS else 0)
         )
         n = min(n, affordable, room - sum(self.had(k) for k in self.pools))
         if n < 1:
