@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pg_distill.search.problem import Problem
     from pg_distill.students.transfer_set import TransferSet
 
-__all__ = ["Examination"]
+__all__ = ["Examination", "cut_of"]
 
 RESAMPLES = 1000  # bootstrap
 
@@ -85,7 +85,7 @@ class Examination:
         members = {
             key: _Member(
                 self._run(request, key),
-                _cut(cuts.get(key)),
+                cut_of(cuts.get(key)),
                 request.arrays.get(f"outside/{key}", every).astype(bool),
             )
             for key in request.fields["members"]
@@ -146,7 +146,8 @@ class Examination:
         return self.judge.compare(outputs, cuts)
 
 
-def _cut(given: float | Sequence[float] | None) -> Cut:
+def cut_of(given: float | Sequence[float] | None) -> Cut:
+    """Return a class threshold as a message has it: of several labels a list."""
     return given if given is None or isinstance(given, float) else tuple(given)
 
 

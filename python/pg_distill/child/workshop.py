@@ -14,7 +14,7 @@ import numpy as np
 
 from pg_distill.child import inspection
 from pg_distill.child.channel import Channel, child_main
-from pg_distill.child.examination import Examination
+from pg_distill.child.examination import Examination, cut_of
 from pg_distill.child.labelling import (
     distinct_classes,
     finite,
@@ -82,8 +82,7 @@ class Workshop:
         weights = request.arrays.get("weights")
         folds = request.arrays.get("folds")
         self.seed = fields["seed"]
-        cut = fields.get("class_threshold")
-        self.teacher_cut = tuple(cut) if isinstance(cut, list) else cut
+        self.teacher_cut = cut_of(fields.get("class_threshold"))
         started = time.monotonic()
         logits_source = "probabilities"
 
