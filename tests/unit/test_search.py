@@ -46,6 +46,7 @@ def teacher(task: Task) -> Any:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what is trained small; the stages stay as they are."""
     monkeypatch.setattr(recipes, "SCREEN_ROWS", 1500)
+    monkeypatch.setattr(recipes, "LEAST_STEPS", 100)
     monkeypatch.setattr(stages, "FINISHERS", 1)
     monkeypatch.setattr(stages, "MORE_SEEDS", 1)
 
@@ -496,6 +497,7 @@ def test_unlabelled_rows_count_and_can_be_left_out() -> None:
 
 def test_few_rows_get_as_many_steps_and_more_made_up_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipes, "SCREEN_ROWS", 80_000)
+    monkeypatch.setattr(recipes, "LEAST_STEPS", 1500)
     run = searching(
         problem("binary", 640), replace(FAST, epochs=10), ThreadPoolExecutor(1), teacher("binary")
     )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 __all__ = ["STAGES", "Progress", "Standing", "Watch", "latency_seconds"]
 
-LATENCY_SECONDS, LATENCY_SHARE = (3.0, 20.0), 1 / 6
+LATENCY_SECONDS, LATENCY_SHARE = (2.0, 20.0), 1 / 6
 """To time teacher, family and candidates together: this share of what labelling and search took, within bounds."""
 OTHER_SECONDS = 5.0  # what else comes after the search
 SEARCH = {
