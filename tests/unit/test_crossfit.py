@@ -80,13 +80,13 @@ def test_no_row_judges_a_student_that_has_learned_from_it(task: Task) -> None:
     known = keys(given.fit.frame.take(np.arange(KNOWN)))
     of_folds = [(t, data, judged) for t, data, judged in spy.seen if not t.exported]
     assert of_folds
-    for training, data, judged in of_folds:
-        assert training.fitted is not None  # the fold stops nothing and calibrates nothing
+    for trained, data, judged in of_folds:
+        assert trained.fitted is not None  # the fold stops nothing and calibrates nothing
         own = keys(judged.frame)
         real = data.source != AUGMENTED
         assert not own & keys(data.frame.take(np.flatnonzero(real)))
         assert not own & known
-        if training.setup.seed == CONFIG.seed:  # others are bags of the rows
+        if trained.setup.seed == CONFIG.seed:  # others are bags of the rows
             assert known <= keys(data.frame)
         assert data.folds is not None and judged.folds is not None
         assert not np.isin(data.folds, judged.folds).any()  # nor what was made out of its rows

@@ -24,7 +24,7 @@ __all__ = ["Channel", "child_main"]
 BEAT_SECONDS = 0.25  # between the child's signs of life; see guard.HANG_SECONDS
 RESERVE_BYTES = 8 << 20  # given up when memory runs out, to say so
 
-# LightGBM looks for these and takes them along where somebody else has installed them: 0.8 s and 90 MB of a process that uses none.
+# LightGBM looks for these, and takes along what somebody else has installed: 0.8 s and 90 MB of a process that uses none.
 NOT_IMPORTED = ("cffi", "graphviz", "matplotlib", "pandas", "pyarrow", "sklearn")
 
 # A training process may write no file (see guard): a library that tries meets EFBIG, elsewhere it would be a full disk.

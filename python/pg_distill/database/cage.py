@@ -11,6 +11,7 @@ function and type is named so exactly that no other one can be meant.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -64,11 +65,8 @@ _DOES_MORE = (
     " or (l.lanname operator(pg_catalog.=) any ('{c,internal}'::pg_catalog.name[])"
     " and p.proparallel operator(pg_catalog.<>) 's'::pg_catalog.\"char\"))"
 )
-MAX_CHECKED, MAX_CHECKED_BYTES = (
-    1000,
-    1 << 16,
-)  # texts that are remembered, and their size; a session has a few
-_checked: set[str] = set()
+MAX_CHECKED = 1000  # texts whose digests are remembered; a session has a few
+_checked: set[bytes] = set()
 
 
 def check_calls(ask: Ask, texts: Iterable[str]) -> None:
@@ -80,12 +78,13 @@ def check_calls(ask: Ask, texts: Iterable[str]) -> None:
         Names the first one.
     """
     for text in texts:
-        if text not in _checked:
+        # A megabyte takes a second to be read, and a millisecond to be known again.
+        digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+        if digest not in _checked:
             _check_calls(ask, called(text))
             if len(_checked) >= MAX_CHECKED:
                 _checked.clear()
-            if len(text) < MAX_CHECKED_BYTES:
-                _checked.add(text)
+            _checked.add(digest)
 
 
 def _check_calls(ask: Ask, calls: Iterable[Call]) -> None:
