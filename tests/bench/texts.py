@@ -14,6 +14,8 @@ longer ones in proportion; where a busy machine lets none, it gets three times a
 With ``--run-teacher`` the teacher itself is registered in the place of its answers: it runs in the database, on made-up texts too,
 which takes time from the search.
 
+With ``--vectors`` the server's Python has static word vectors, the extra ``vectors``.
+
 Election tweets have counts and a time beside the text: students of the text, of the others, and of all, from human labels too.
 
 Prints tables, and writes them as JSON; ``--record`` writes them where the documents take them from.
@@ -410,6 +412,9 @@ def main() -> None:
         "--target", type=float, default=0.05, help="ms for 300 characters; for longer texts in proportion"
     )
     parser.add_argument("--run-teacher", action="store_true", help="in the database, instead of its answers")
+    parser.add_argument(
+        "--vectors", action="store_true", help="with static word vectors; of the local server"
+    )
     parser.add_argument("--no-vectors", action="store_true", help="without the students on embeddings")
     parser.add_argument(
         "--no-columns", action="store_true", help="without tweets with their counts and times"
@@ -425,7 +430,10 @@ def main() -> None:
     options.labels = [int(k) for k in options.labels.split(",")]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     rows: list[dict[str, Any]] = []
-    with servers.start(options.server) as server:
+    wheels = [text_sets.word_vectors(options.packages)] if options.vectors else []
+    if wheels and options.server != "local":
+        parser.error("--vectors needs --server local: another server's Python has what is installed there")
+    with servers.start(options.server, wheels=wheels) as server:
         servers.create_database(server, "bench_machine")
         with server.connect("bench_machine", autocommit=True) as db:
             machine = machine_text(db)

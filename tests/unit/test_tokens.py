@@ -7,6 +7,7 @@ import re
 import time
 import unicodedata
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_vocabulary_is_json() -> None:
     assert Tokeniser.from_json(json.loads(json.dumps(TOKENISER.to_json()))) == TOKENISER
 
 
-def _learn(rows: list[str | None], target: list[float], **options: int) -> Tokeniser:
+def _learn(rows: list[str | None], target: list[float], **options: Any) -> Tokeniser:
     gradient = np.array(target)[:, None] - np.mean(target)
     return learn_vocabulary(rows, gradient, np.full((len(rows), 1), 0.25), **options)
 
@@ -127,6 +128,22 @@ def test_what_is_worth_most_is_kept() -> None:
     assert {"!", "good at", "all"} <= set(_learn(rows, [0.0, 1.0, 0.0, 1.0] * 10).names())
 
 
+def test_words_may_be_known_besides() -> None:
+    rows: list[str | None] = ["good rare", "bad seldom", "good 4711 x_y", "bad"] * 2 + ["once Éclat"]
+    target = [1.0, 0.0, 1.0, 0.0] * 2 + [0.5]
+    alone = _learn(rows, target, most=2)
+    vocabulary = _learn(rows, target, most=2, further=["good", "house", "été", "House"])
+    words = [forms[0] for forms in vocabulary.words]
+    # What is worth most comes first, as without them; then words of texts, the most usual first; then others.
+    assert vocabulary.words[: len(alone.words)] == alone.words and vocabulary.pairs == alone.pairs
+    assert set(words[len(alone.words) : -2]) == {"rare", "seldom", "x", "y", "once", "Éclat"} - set(
+        alone.names()
+    )
+    assert words[-2:] == ["house", "été"]
+    assert vocabulary.ids("ÉTÉ") == vocabulary.ids("été") != []
+    assert vocabulary.ids("4711") == []  # a number is no word of letters
+
+
 def test_forms_of_one_word_share_a_number() -> None:
     rows: list[str | None] = ["Москва МОСКВА", "москва", "Straße", "STRASSE", "ﬁn", "fin", "Å", "A\u030a"] * 3
     vocabulary = _learn(rows, [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0] * 3)
@@ -136,11 +153,12 @@ def test_forms_of_one_word_share_a_number() -> None:
     assert vocabulary.ids(unicodedata.normalize("NFD", "МОСКВА")) == vocabulary.ids("МОСКВА") != []
 
 
-@given(st.lists(st.one_of(st.none(), texts()), min_size=1, max_size=30))
+@pytest.mark.parametrize("further", [None, ["haus", "haus", "ete", "été", "Haus", "ﬁn", "日"]])
+@given(rows=st.lists(st.one_of(st.none(), texts()), min_size=1, max_size=30))
 @settings(max_examples=60)
-def test_a_vocabulary_is_sound(rows: list[str | None]) -> None:
+def test_a_vocabulary_is_sound(further: list[str] | None, rows: list[str | None]) -> None:
     rows = [*rows, *rows]
-    vocabulary = _learn(rows, np.random.default_rng(0).random(len(rows)).tolist())
+    vocabulary = _learn(rows, np.random.default_rng(0).random(len(rows)).tolist(), further=further)
     forms = [form for forms in vocabulary.words for form in forms]
     assert len(set(forms)) == len(forms)
     assert all(split_words(form) == [form] for form in forms)

@@ -17,12 +17,17 @@ from pg_distill.students.word_features import Widened, fold, make_features, vect
 from student_rows import difference, make
 
 
+def forget() -> None:
+    for known in (word_features._static, word_features.vector_words):
+        known.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def _no_vectors(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(word_features, "find_spec", lambda name: None)
-    word_features._static.cache_clear()
+    forget()
     yield
-    word_features._static.cache_clear()
+    forget()
 
 
 def rows(texts: list[str], score: Any) -> TransferSet:
@@ -99,7 +104,7 @@ def install(folder: Path, words: dict[str, list[float]], monkeypatch: pytest.Mon
     )
     monkeypatch.undo()
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
-    word_features._static.cache_clear()
+    forget()
 
 
 def test_rare_words_learn_from_words_of_like_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +133,73 @@ def test_rare_words_learn_from_words_of_like_vectors(tmp_path: Path, monkeypatch
     assert together > alone + 0.05
 
 
+@pytest.mark.parametrize("family", ["linear", "mlp", "boosted"])
+def test_words_that_no_training_text_has_are_read_by_their_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    rng = np.random.default_rng(0)
+    words = list({"".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 9)) for _ in range(400)})
+    mood = rng.normal(size=400)
+    vectors = np.column_stack([mood, rng.normal(size=(400, 3))])
+
+    def sample(n: int, seed: int, among: slice) -> TransferSet:
+        draw = np.random.default_rng(seed).choice(np.arange(400)[among], (n, 5))
+        return rows([" ".join(words[i] for i in row) for row in draw], mood[draw].sum(axis=1))
+
+    data, select = sample(400, 1, slice(200)), sample(150, 2, slice(200))
+    unseen = sample(300, 3, slice(200, 400))
+    install(tmp_path, dict(zip(words, vectors.tolist(), strict=True)), monkeypatch)
+    student = make(family, "binary", alpha=1.0, **({"bins": 0} if family == "linear" else {}))
+    student = student.fit(data, select)
+    right = student.predict_logits(unseen.frame).argmax(1) == unseen.teacher_logits.argmax(1)  # type: ignore[union-attr]
+    assert right.mean() > 0.7
+    assert difference(student, unseen.frame.take(np.arange(50))) < 1e-5
+
+
+def test_many_texts_and_few_have_the_same_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scipy.sparse import csr_array
+
+    install(tmp_path, {"cat": [1.0, 2.0], "dog": [0.5, -1.0], "sun": [2.0, 0.0]}, monkeypatch)
+    tokeniser = Tokeniser((("cat",), ("dog",), ("sun",), ("dogs",), ("suns",)), "!", ((0, 1),))
+    rng = np.random.default_rng(0)
+    for texts in (3, 30):  # fewer than words, and more
+        matrix = csr_array(rng.random((texts, tokeniser.size)))
+        features, has_vectors = make_features(tokeniser, matrix)
+        assert has_vectors and features[-1].shape == (5, 2)
+        wide = Widened(matrix, features)
+        kinds = [part.toarray() if hasattr(part, "tocsr") else part for part in features]
+        kinds = [np.pad(part, ((0, tokeniser.size - len(part)), (0, 0))) for part in kinds]
+        dense = np.concatenate([matrix.toarray(), *(matrix.toarray() @ part for part in kinds)], axis=1)
+        weights, values = rng.normal(size=(dense.shape[1], 2)), rng.normal(size=(texts, 2))
+        before = weights.copy()
+        np.testing.assert_allclose(wide @ weights, dense @ weights, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(matrix @ fold(features, weights), dense @ weights, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(wide.transposed(values), dense.T @ values, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(weights, before)
+
+
+def test_words_with_a_vector_are_those_that_begin_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert word_features.vector_words() is None
+    tokens = [
+        "\u2581The",
+        "\u2581the",
+        "ing",
+        "\u2581a",
+        "\u2581don't",
+        "\u258142",
+        "\u2581été",
+        "\u2581日本",
+        "<s>",
+    ]
+    install(tmp_path, {token: [1.0] for token in tokens}, monkeypatch)
+    assert word_features.vector_words() == ("the", "été")
+    # Where no token is marked, all are words.
+    install(tmp_path / "other", {"House": [1.0], "cat": [1.0], "x": [1.0], "c3": [1.0]}, monkeypatch)
+    assert word_features.vector_words() == ("house", "cat")
+
+
 @pytest.mark.parametrize("fault", ["cut", "other type", "no file", "no tokenizer"])
 def test_a_package_of_another_kind_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -145,5 +217,5 @@ def test_a_package_of_another_kind_is_none(
         file.unlink()
     else:
         (tmp_path / "wordllama" / word_features.TOKENIZER).write_text("{}")
-    word_features._static.cache_clear()
+    forget()
     assert vectors_of(["a"]) is None

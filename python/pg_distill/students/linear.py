@@ -141,7 +141,14 @@ class Linear(Calibrated):
         for j in range(d):
             self.low_[j], self.high_[j], self.centre_[j] = _range(matrix[:, j])
         learned = (
-            TextEffect.learn(name, frame.strings(name), objective, most=MOST_NGRAMS, seed=self.setup.seed)
+            TextEffect.learn(
+                name,
+                frame.strings(name),
+                objective,
+                most=MOST_NGRAMS,
+                seed=self.setup.seed,
+                shared=self.shared,
+            )
             for name in frame.text_names
         )
         self.texts_ = [text for text in learned if text.tokeniser.size]

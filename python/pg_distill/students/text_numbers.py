@@ -198,7 +198,9 @@ def _learn(column: _Column) -> _Learned:
         )
     objective = _objective(column, some)
     gradient, curvature = objective.derivatives(np.zeros((len(some), objective.outputs)))
-    effect = TextEffect.learn_on(column.name, every.take(some), gradient, curvature, seed=column.seed)
+    effect = TextEffect.learn_on(
+        column.name, every.take(some), gradient, curvature, seed=column.seed, shared=True
+    )
     if not effect.tokeniser.size:
         return _Learned(effect, np.zeros((size, 0), np.float32))
     matrix = effect.matrix(every)

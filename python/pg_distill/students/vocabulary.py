@@ -29,6 +29,8 @@ MOST_WORDS = 10_000_000
 """Words of all texts from which a vocabulary is learned: some 10 seconds and 500 MB."""
 MOST_CHARACTERS_OF_A_WORD = 100
 """A longer one is an address or a code, which no other text has; kept ones cost memory in every backend."""
+MOST_FURTHER = 30_000
+"""Words that a vocabulary knows besides, for what vectors say of them: those of training texts, then the most usual others."""
 SHRINK = 1.0
 """Curvature that every n-gram is given, in rows: a few rows that agree are no proof."""
 
@@ -40,6 +42,7 @@ def learn_vocabulary(
     *,
     most: int = MOST_NGRAMS,
     seed: int = 42,
+    further: Sequence[str] | None = None,
 ) -> Tokeniser:
     """Return the vocabulary of the n-grams that are worth most.
 
@@ -51,6 +54,9 @@ def learn_vocabulary(
         How many n-grams are kept; words that only a kept pair needs come on top.
     seed
         Chooses the texts, where they have more than `MOST_WORDS` words.
+    further
+        Words, as `split_words` leaves them, that may be in no text. They are known, too, and so is each word of letters that
+        any text has, up to `MOST_FURTHER`. None: only what is worth most is known.
     """
     order = np.random.default_rng(seed).permutation(len(texts)).tolist()
     forms, rows = _read([texts[i] for i in order])
@@ -83,7 +89,20 @@ def learn_vocabulary(
     spellings: list[list[str]] = [[] for _ in keys]
     for form, word in zip(forms, word_of.tolist(), strict=True):
         spellings[word].append(form)
-    chosen = _with_other_forms([(keys[word], sorted(spellings[word])) for word in needed.tolist()])
+    chosen_words = [(keys[word], sorted(spellings[word])) for word in needed.tolist()]
+    if further is not None and chosen_words:
+        others = np.setdiff1d(words, needed)
+        others = others[np.argsort(-np.bincount(words, minlength=len(keys))[others], kind="stable")]
+        more = [(keys[i], sorted(spellings[i])) for i in others.tolist() if keys[i].isalpha()]
+        more = [(key, own) for key, own in more if len(key) <= MOST_CHARACTERS_OF_A_WORD]
+        index = set(keys)
+        more += [
+            (key, [word])
+            for word in dict.fromkeys(further)
+            if (key := _key(word)) == word and key not in index
+        ]
+        chosen_words += more[:MOST_FURTHER]
+    chosen = _with_other_forms(chosen_words)
     ends = zip(*(np.searchsorted(needed, end).tolist() for end in (first, second)), strict=True)
     return Tokeniser(chosen, "".join(MARKS[j] for j in marks[of_marks].tolist()), tuple(ends))
 
