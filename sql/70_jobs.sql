@@ -96,7 +96,7 @@ COMMENT ON VIEW distill.jobs IS 'your jobs: state, progress (0 to 1), stage, can
 CREATE FUNCTION distill.submit(
     teacher text, target_latency_ms float8 DEFAULT 5.0, min_accuracy float8 DEFAULT NULL, temperature float8 DEFAULT 4.0,
     epochs int DEFAULT 10, seed bigint DEFAULT 42, metric text DEFAULT NULL, sample text DEFAULT NULL, label text DEFAULT NULL,
-    max_rows int DEFAULT 100000, time_budget_s float8 DEFAULT 120, student_name text DEFAULT NULL, families text[] DEFAULT NULL,
+    max_rows int DEFAULT 100000, time_budget_s float8 DEFAULT NULL, student_name text DEFAULT NULL, families text[] DEFAULT NULL,
     group_column text DEFAULT NULL, time_column text DEFAULT NULL, weight_column text DEFAULT NULL, trained_on text DEFAULT NULL,
     prefer text DEFAULT 'accurate', text_columns text[] DEFAULT NULL, patience int DEFAULT 32,
     refit_on_all boolean DEFAULT false, monotone jsonb DEFAULT NULL

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+from pg_distill.frame import Feature, Frame, Strings
+from pg_distill.runs.options import Options, usual_seconds
 from pg_distill.search import budget, recipes, stages, training
 from pg_distill.search.budget import Budget
 from pg_distill.search.problem import Candidate, Config, Problem
@@ -103,3 +106,27 @@ def test_shares_are_stretched_by_what_is_measured_and_leave_time_for_what_follow
 
 def test_the_unit_of_work_is_measured_in_processor_time() -> None:
     assert 0.0 < budget.unit_seconds() < 10.0
+
+
+def test_few_rows_get_little_time_unless_a_budget_is_given() -> None:
+    def rows(n: int, columns: int) -> Frame:
+        features = tuple(Feature(f"x{i}", "number") for i in range(columns))
+        return Frame(features, {f.name: np.zeros(n) for f in features})
+
+    def seconds(n: int, columns: int, labelled_s: float = 0.0, budget: float | None = None) -> float:
+        return Options("teacher", time_budget_s=budget).search_seconds(rows(n, columns), labelled_s)
+
+    assert 15 < seconds(500, 4) < seconds(5000, 4) < seconds(5000, 60) < seconds(20_000, 60) < 120
+    assert seconds(200_000, 20) == Options("teacher").most_seconds == 120
+    assert seconds(200_000, 20, 100.0) == 20  # what a slow teacher takes is the search's loss
+    assert seconds(500, 4, 119.9) == seconds(500, 4, 500.0) == 1
+    assert seconds(500, 4, 10.0, budget=300.0) == 290  # who names one gets it
+
+
+def test_words_and_numbers_of_a_vector_take_time_as_columns_do() -> None:
+    n = 1000
+    text = Strings.from_values(["one two three four five six " * 40] * n)
+    of_texts = usual_seconds(Frame((Feature("body", "text"),), {"body": text}))
+    of_words = usual_seconds(Frame((Feature("body", "string"),), {"body": text}))
+    vector = Frame((Feature("v", "vector", 384),), {"v": np.zeros((n, 384), np.float32)})
+    assert of_words < of_texts < usual_seconds(vector) < 40

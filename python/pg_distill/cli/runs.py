@@ -60,7 +60,7 @@ OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "sample": (str, "a relation or a query (default: the teacher's)"),
     "label": (str, "the column that holds the truth (default: the teacher's)"),
     "max_rows": (int, "labelled rows that are drawn (default 100000)"),
-    "time_budget_s": (float, "of labelling and search (default 120)"),
+    "time_budget_s": (float, "of labelling and search (default: by the rows, at most 120)"),
     "student_name": (str, "default: TEACHER_distilled"),
     "families": (lambda text: text.split(","), "student families to try, with commas between (default: all)"),
     "group_column": (str, "rows of one group stay on one side of the split"),
@@ -93,6 +93,8 @@ def distill_options(parser: argparse.ArgumentParser) -> None:
 
 def distill(arguments: argparse.Namespace) -> int:
     """Distil a teacher into a student."""
+    from pg_distill.runs.options import MOST_SECONDS
+
     given = {name: getattr(arguments, name) for name in OPTIONS if hasattr(arguments, name)}
     call = ", ".join(["%s", *(f"{name} => %s" for name in given)])
     values = [arguments.teacher, *given.values()]
@@ -100,12 +102,17 @@ def distill(arguments: argparse.Namespace) -> int:
         if arguments.queue:
             show(arguments, rows_of(connection, f"SELECT distill.submit({call})::text AS run_id", *values))
             return DONE
-        bar = Bar(float(given.get("time_budget_s", 120.0)))
+        bar = Bar(float(given.get("time_budget_s", MOST_SECONDS)))
 
         def listen(diagnostic: Any) -> None:
             try:
                 progress = json.loads(diagnostic.message_detail or "")
-                bar.take(progress["stage"], float(progress["done"]), progress["candidate"])
+                bar.take(
+                    progress["stage"],
+                    float(progress["done"]),
+                    progress["candidate"],
+                    float(progress["seconds_left"]),
+                )
             except (ValueError, KeyError, TypeError):  # no progress, but something that a person is to read
                 bar.clear()
                 warn(diagnostic.message_primary or "")

@@ -99,9 +99,9 @@ class Bar:
         self._terminal = sys.stderr.isatty()
         self._told = ""
 
-    def take(self, stage: str, done: float, candidate: str | None) -> None:
+    def take(self, stage: str, done: float, candidate: str | None, seconds_left: float) -> None:
         """Take in what a run says of itself."""
-        self._progress.watch(stage, done, candidate)
+        self._progress.watch(stage, done, candidate, seconds_left)
 
     def draw(self, line: tuple[str, float, str | None, float] | None = None) -> None:
         """Draw the progress: ``line`` is stage, progress (0..1), candidate and seconds left."""

@@ -49,7 +49,7 @@ from pg_distill.jobs.run import LEASE_SECONDS, options_of, record_failure, send
 from pg_distill.registry import queue as job_queue
 from pg_distill.registry.queue import Job
 from pg_distill.runs import distill
-from pg_distill.runs.options import Options
+from pg_distill.runs.options import MOST_SECONDS
 from pg_distill.runs.progress import Progress
 from pg_distill.text import printable
 
@@ -184,11 +184,11 @@ class Worker:
             monitor: Monitor | None = None
             problem: tuple[str, str] | None = None
             done = False
-            progress = Progress(Options.time_budget_s)
+            progress = Progress(MOST_SECONDS)
             try:
                 options = options_of(job)
                 self._say(f"job {job.run_id}: {options.teacher}")
-                progress = Progress(options.time_budget_s)
+                progress = Progress(options.most_seconds)
                 monitor = Monitor(watch, connection, job, progress, self._lease_s, self._ending)
                 db = PsycopgDatabase(connection, check=monitor.check)
                 monitor.start()

@@ -89,7 +89,7 @@ class Clock:
 
     def _report(self, stage: str, done: float, candidate: str | None) -> None:
         self.standing.watch(stage, done, candidate)
-        self.watch(stage, done, candidate)
+        self.watch(stage, done, candidate, self.standing.now().seconds_left)
 
     def _show(self, stage: str, what: str) -> None:
         now = time.monotonic()

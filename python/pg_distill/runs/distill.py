@@ -59,7 +59,7 @@ def distill(
     options: Options,
     *,
     run_id: str | None = None,
-    watch: Watch = lambda stage, done, candidate: None,
+    watch: Watch = lambda stage, done, candidate, seconds_left: None,
     store: Callable[[Report], Outcome] | None = None,
 ) -> Outcome:
     """Distil a teacher into a student, and register it if it is accepted.
@@ -94,7 +94,7 @@ def _distill(
     store: Callable[[Report], Outcome],
 ) -> Outcome:
     options = run.options
-    clock = Clock(db, Progress(options.time_budget_s), watch)
+    clock = Clock(db, Progress(options.most_seconds), watch)
 
     # Find the teacher.
     teacher = models.find_model(db, options.teacher)
@@ -210,7 +210,9 @@ def _search(
     overhead = call_overhead(db, trainer, material.timing_rows, options.seed)
     # What rows of many columns or long texts take longer than others is the search's loss, not the caller's.
     labelled_s += max(time.monotonic() - began - USUAL_PROBE_SECONDS, 0.0)
-    request = _search_request(db, options, overhead, labelled_s)
+    seconds = options.search_seconds(material.sample.frame, labelled_s)
+    clock.standing.limit(seconds)
+    request = _search_request(db, options, overhead, seconds)
     trials, teacher_select, teacher_classes, chosen_by, ended = trainer.search(request)
     clock.say(ending(ended))
     clock.say(material.choice_text(chosen_by))
@@ -361,7 +363,7 @@ def known_to_registered(db: Database, member: Model) -> Learned | None:
     return Learned(identity, Digest.of(hashes, nothing), Digest.of(nothing, nothing))
 
 
-def _search_request(db: Database, options: Options, overhead_ms: float, labelled_s: float) -> SearchRequest:
+def _search_request(db: Database, options: Options, overhead_ms: float, seconds: float) -> SearchRequest:
     return SearchRequest(
         target_latency_ms=options.target_latency_ms,
         call_overhead_ms=overhead_ms,
@@ -369,7 +371,7 @@ def _search_request(db: Database, options: Options, overhead_ms: float, labelled
         epochs=options.epochs,
         seed=options.seed,
         families=options.student_families,
-        time_budget_s=max(options.time_budget_s - labelled_s, 1.0),
+        time_budget_s=seconds,
         transfer_bytes=int(TRANSFER_SHARE * settings.get_setting(db, "trainer_memory_mb") * 2**20),
         threads=settings.get_setting(db, "trainer_threads"),
         executor=settings.get_text_setting(db, "executor"),

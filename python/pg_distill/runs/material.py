@@ -151,7 +151,7 @@ class Material:
             "classes": teacher.signature.classes,
             "metric": self.metric,
             "seed": self.options.seed,
-            "time_budget_s": self.options.time_budget_s,
+            "time_budget_s": self.options.most_seconds,
             "threads": settings.get_setting(db, "trainer_threads"),
             "frame": self.sample.frame,
             "split": self.sample.split,

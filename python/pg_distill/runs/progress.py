@@ -38,8 +38,8 @@ def latency_seconds(spent_s: float) -> float:
     return min(max(least, LATENCY_SHARE * spent_s), most)
 
 
-Watch = Callable[[str, float, str | None], None]
-"""Is told the stage, how much of it is done (0..1), and the candidate that is being trained."""
+Watch = Callable[[str, float, str | None, float], None]
+"""Is told the stage, how much of it is done (0..1), the candidate that is being trained, and the seconds left of the run."""
 
 
 class Standing(NamedTuple):
@@ -63,20 +63,28 @@ class Progress:
     """
 
     def __init__(self, time_budget_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._budget = time_budget_s
         self._clock = clock
         self._started = self._since = clock()
         self._stage = "start"
-        self._timing = latency_seconds(time_budget_s)
-        self._tail = self._timing + OTHER_SECONDS
-        self._left = time_budget_s + self._tail
+        self._left = self.limit(time_budget_s)
         self._candidate: str | None = None
         self._most = 0.0
 
-    def watch(self, stage: str, done: float, candidate: str | None) -> None:
-        """Take in what the pipeline says."""
+    def limit(self, seconds: float) -> float:
+        """Reckon with so many seconds of labelling and search; return what the whole run takes then."""
+        self._budget = seconds
+        self._timing = latency_seconds(seconds)
+        self._tail = self._timing + OTHER_SECONDS
+        return seconds + self._tail
+
+    def watch(
+        self, stage: str, done: float, candidate: str | None, seconds_left: float | None = None
+    ) -> None:
+        """Take in what the pipeline says, or another process that knows the seconds left."""
         now = self._clock()
-        if stage in SEARCH:
+        if seconds_left is not None:
+            left = seconds_left
+        elif stage in SEARCH:
             first, last = SEARCH[stage]
             left = (1.0 - first - done * (last - first)) * self._budget + self._tail
         elif stage in ("sample", "label", "search"):
