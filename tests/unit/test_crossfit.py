@@ -6,7 +6,6 @@ import copy
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -228,18 +227,3 @@ def test_a_refit_learns_new_rows_at_the_same_size_and_keeps_its_sharpness(family
     np.testing.assert_allclose(softer.predict_logits(select.frame), 0.5 * after, atol=1e-4)
     if family == "tree":
         assert student.ensemble_.n_leaves <= 16
-
-
-@pytest.mark.parametrize(("before", "trained", "rounds"), [(100.0, 10, 4), (32.0, 7, 2), (2.0, 0, 0)])
-def test_it_takes_no_longer_than_in_proportion_to_what_was_trained(
-    before: float, trained: int, rounds: int
-) -> None:
-    """Patience that ends the trainings soon ends a run soon: of the time left alone all would be trained again."""
-    now = time.monotonic()
-    budget = SimpleNamespace(begun=now - before, end_of=lambda stage: now + 10_000.0)
-    finalists: Any = [SimpleNamespace(fit_seconds=1.0) for _ in range(10)]
-    given: Any = SimpleNamespace(folds=(2, 3, 4, 5))
-    fitter = crossfit.CrossFitter(given, *[None] * 3, budget, [], threads=1)  # type: ignore[arg-type]
-    chosen, folds = fitter.plan(finalists)
-    assert folds == rounds
-    assert len(chosen) == trained or not folds

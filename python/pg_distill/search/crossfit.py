@@ -33,8 +33,6 @@ CLEARLY, LESS_LOSS = 2.0, 0.1
 select rows than the best that was, if it is to stay: one whose training was cut short cannot be repeated, and may be the best."""
 FEWEST_FOLDS = 2
 """Beside select: fewer are not worth the trainings."""
-SHARE = 0.6
-"""Of what the trainings before took, at most: about what the budget's shares come to where no patience has ended them."""
 OVERHEAD = 1.25
 """What a round of trainings takes, as a multiple of what the first trainings of the same students took."""
 
@@ -98,9 +96,7 @@ class CrossFitter:
 
     def plan(self, finalists: Sequence[Entry]) -> tuple[list[Entry], int]:
         """Return the finalists, and how many of the folds, that the time left carries: fewer folds before too few students."""
-        now = time.monotonic()
-        seconds = min(self.budget.end_of("cross") - now, SHARE * (now - self.budget.begun))
-        seconds = max(0.0, seconds) * self.threads / OVERHEAD
+        seconds = max(0.0, self.budget.end_of("cross") - time.monotonic()) * self.threads / OVERHEAD
         chosen: list[Entry] = []
         for folds in range(len(self.problem.folds), min(FEWEST_FOLDS, len(self.problem.folds)) - 1, -1):
             chosen, spent = [], 0.0
