@@ -362,7 +362,7 @@ def test_a_progress_bar_draws_no_name_that_moves_the_cursor(
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     bar = terminal.Bar(10.0)
-    bar.take("screen", 0.5, HOSTILE)
+    bar.take("screen", 0.5, HOSTILE, 5.0)
     bar.draw()
     bar.draw((HOSTILE, 0.5, HOSTILE, 1.0))
     drawn = capsys.readouterr().err.replace("\r\x1b[K", "")

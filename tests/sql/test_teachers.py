@@ -12,7 +12,6 @@ from sql.conftest import cancer, load_cancer, load_survival, names, one
 EXPRESSION = "1 / (1 + exp(-(case when cabin = 'first' then 1.5 when cabin = 'third' then -1 else 0 end - coalesce(age, 35) / 40 + 0.5)))"
 
 
-@pytest.mark.local
 def test_sql_expression_is_a_teacher(db: psycopg.Connection) -> None:
     load_survival(db)
     db.execute(

@@ -23,7 +23,7 @@ pytest.importorskip("distributed", reason="Dask is not installed (the extra dask
 from pg_distill.child import cluster as cluster_module
 from pg_distill.child.cluster import DaskExecutor
 
-pytestmark = pytest.mark.slow  # it trains, or waits
+pytestmark = [pytest.mark.slow, pytest.mark.extra]  # it starts clusters, and waits for what hangs
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fuzz import run
 
-pytestmark = pytest.mark.slow  # it trains, or waits
+pytestmark = [pytest.mark.slow, pytest.mark.extra]  # `make fuzz` is longer still
 
 INPUTS = 400
 

@@ -40,7 +40,7 @@ __all__ = [
     "time_cascades",
 ]
 
-PROBES, PROBE_SECONDS = 3, 0.3  # for what predict costs around a model: how often that is timed, and how long
+PROBES, PROBE_SECONDS = 3, 0.2  # for what predict costs around a model: how often that is timed, and how long
 CASCADE_SECONDS = 2.0  # for cascades
 CASCADE_SHARE = 0.9  # of the target that a cascade is planned for: its mean depends on which rows come
 MAX_CASCADES = 2

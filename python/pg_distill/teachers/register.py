@@ -50,7 +50,7 @@ __all__ = ["register_logged", "register_onnx", "register_sql"]
 ROWS = 2000  # rows that a new model is run and measured on
 LABEL_SECONDS = 5.0  # for a SQL expression to be run on them; a slow one is run on fewer
 MIN_ROWS = 10  # of a slow expression: on fewer, accuracy says nothing
-LATENCY_SECONDS = 1.5  # to time a new model; the run that distils it takes longer over it
+LATENCY_SECONDS = 0.75  # to time a new model; the run that distils it takes longer over it
 SEED = 0  # of the rows and the bootstrap of a registration
 
 
