@@ -115,7 +115,8 @@ TEST_PYTHON ?= $(shell for python in $(SERVER_PYTHON) python3; do \
 VENV = build/venv
 # frameworks, too: exports of PyTorch, XGBoost and CatBoost as teachers
 TEST_EXTRAS ?= client,convert,dask,plot,test,text
-PYTEST = $(VENV)/bin/python -m pytest --config-file=python/pyproject.toml --rootdir=.
+# BLAS waits in a loop for its threads: three processes of tests on two cores did that for two minutes.
+PYTEST = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m pytest --config-file=python/pyproject.toml --rootdir=.
 # One process for one server, and the last one's for the local cluster, too (tests/spread.py).
 PYTEST_FLAGS ?= --numprocesses=3
 # auto: every server that can be had here; local, pg15, pg17, pg18, none, or a connection string
