@@ -345,7 +345,7 @@ def distil_shared(connection: psycopg.Connection) -> copies.Copy:
         # On few rows and a busy machine a student may miss its teacher: another seed and more time then.
         for attempt in range(4):
             row = connection.execute(
-                "SELECT distill_model(%s, min_accuracy => %s, time_budget_s => %s, seed => %s, patience => 8)",
+                "SELECT distill_model(%s, min_accuracy => %s, time_budget_s => %s, seed => %s, patience => 4)",
                 (teacher, floor, BUDGET_S * (1 + attempt), 42 + attempt),
             ).fetchone()
             if row is not None and row[0] is not None:

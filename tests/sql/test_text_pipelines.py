@@ -232,6 +232,7 @@ def test_an_exporters_own_file_reads_texts(db: psycopg.Connection) -> None:
     assert caught.value.sqlstate == "0A000"
 
 
+@pytest.mark.extra  # twenty seconds: a budget that leaves time to make texts
 def test_a_pipeline_labels_texts_that_were_made_for_a_student(db: psycopg.Connection, register: Any) -> None:
     from sklearn.feature_extraction.text import TfidfVectorizer
 

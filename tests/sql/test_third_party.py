@@ -80,6 +80,7 @@ def test_operators_give_what_the_onnx_package_says_they_give() -> None:
     assert {name: difference for name, difference in found.items() if difference > 1e-6} == {}
 
 
+@pytest.mark.extra  # it converts them all again
 def test_the_documented_table_is_up_to_date() -> None:
     for module in ("catboost", "lightgbm", "torch", "xgboost"):
         pytest.importorskip(module)
