@@ -321,7 +321,8 @@ class Local(Server):
             self._bindir = self._mirror(bindir)
             module = self._copy_module()
             for wheel in wheels:
-                zipfile.ZipFile(wheel).extractall(module)
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extractall(module)
             if self._identity:
                 for path in [self.directory, *self.directory.rglob("*")]:
                     os.chown(path, self._identity["user"], self._identity["group"], follow_symlinks=False)

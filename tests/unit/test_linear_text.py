@@ -18,8 +18,9 @@ from pg_distill.students.families import Shape, load_family
 from pg_distill.students.linear import Linear
 from pg_distill.students.objective import Objective, backfit, resolve_targets
 from pg_distill.students.soft_labels import kl, softmax
-from pg_distill.students.text_effect import NgramLines, TextEffect, find_bags, usual_words
+from pg_distill.students.text_effect import NgramLines, TextEffect, find_bags
 from pg_distill.students.transfer_set import stack
+from pg_distill.students.vocabulary import usual_words
 from student_rows import TASKS, difference, make, run
 from text_rows import EVERYTHING, special, tickets
 

@@ -12,6 +12,7 @@ from pg_distill.errors import FeatureNotSupported, InvalidParameter, NullNotAllo
 from pg_distill.frame import Frame
 from pg_distill.registry.model import check_name
 from pg_distill.students.families import FAMILIES, MONOTONE
+from pg_distill.students.vocabulary import usual_width
 
 __all__ = ["MOST_SECONDS", "PREFERENCES", "Options", "constraints_of", "usual_seconds"]
 
@@ -20,8 +21,6 @@ MOST_SECONDS = 120.0
 """What labelling and search take at most where no time budget is given."""
 FEWEST_SECONDS, SECONDS_A_ROW, SECONDS_A_CELL = 15.0, 1 / 1000, 1 / 20_000
 """What a search gets then: 20 s for 5,000 rows of two columns, 34 s of 57. More rarely found a better student of so few rows."""
-CHARACTERS_A_WORD = 6
-"""A word of a text takes about as long as a column; of English, with what separates it."""
 PREFERENCES = ("accurate", "knee", "fast")  # which of the candidates that meet target and floor is the answer
 
 
@@ -145,16 +144,7 @@ class Options:
 
 def usual_seconds(rows: Frame) -> float:
     """Return what a search over rows gets where nobody says how long it may take: students of few are found soon."""
-    width = 0.0
-    for feature in rows.features:
-        if feature.is_vector:
-            width += rows.vector(feature.name).shape[1]
-        elif feature.kind == "text":
-            texts = rows.strings(feature.name).categories
-            width += sum(map(len, texts)) / (CHARACTERS_A_WORD * max(1, len(texts)))
-        else:
-            width += 1
-    return FEWEST_SECONDS + len(rows) * (SECONDS_A_ROW + SECONDS_A_CELL * width)
+    return FEWEST_SECONDS + len(rows) * (SECONDS_A_ROW + SECONDS_A_CELL * usual_width(rows))
 
 
 def constraints_of(given: object) -> dict[str, int]:

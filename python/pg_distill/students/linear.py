@@ -32,9 +32,10 @@ from pg_distill.students.objective import (
     resolve_targets,
     take_targets,
 )
-from pg_distill.students.text_effect import TextEffect, usual_words
+from pg_distill.students.text_effect import TextEffect
 from pg_distill.students.transfer_set import TransferSet
 from pg_distill.students.vector_effect import VectorEffect
+from pg_distill.students.vocabulary import usual_width
 
 __all__ = ["Linear"]
 
@@ -113,9 +114,7 @@ class Linear(Calibrated):
         goal = resolve_targets(self, data)
         rows = np.flatnonzero(goal.weight > 0)
         outputs = n_outputs(self.task, self.n_classes)
-        words = sum(usual_words(data.frame.strings(name)) for name in data.frame.text_names)
-        columns = sum(f.width for f in data.frame.features) + words
-        most = max(1000, MOST_CELLS // (columns * outputs))
+        most = max(1000, MOST_CELLS // (usual_width(data.frame) * outputs))
         if len(rows) > most:
             rows = np.sort(np.random.default_rng(self.setup.seed).choice(rows, most, replace=False))
         goal = take_targets(goal, rows)

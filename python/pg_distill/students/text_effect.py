@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Strings
 from pg_distill.onnx_model.texts import TextReader
-from pg_distill.onnx_model.tokens import MOST_CHARACTERS, Bags, Tokeniser
+from pg_distill.onnx_model.tokens import Bags, Tokeniser
 from pg_distill.students.export import Graph
 from pg_distill.students.objective import Objective
 from pg_distill.students.tokens_sql import key_of, reference
 from pg_distill.students.vocabulary import MOST_NGRAMS, learn_vocabulary
 from pg_distill.students.word_features import Widened, fold, make_features, vector_words
 
-__all__ = ["TOLERANCE", "NgramLines", "TextEffect", "find_bags", "usual_words"]
+__all__ = ["TOLERANCE", "NgramLines", "TextEffect", "find_bags"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -30,8 +30,6 @@ TABLE_BITS = 20
 """An entry of the table is a whole number below 2 ** 20: float32 holds it, and 2 ** 33 of them add up exactly in float64."""
 STEPS = 15
 """Steps of conjugate gradients that one Newton step takes at most; its sweeps go on from there."""
-CHARACTERS_A_WORD = 6
-"""With what separates it; English has some 5.7."""
 TOLERANCE = 1e-6
 """Share of the squared residual at which these steps end."""
 
@@ -40,13 +38,6 @@ def find_bags(tokeniser: Tokeniser, column: Strings) -> Bags:
     """Return the n-grams of each row of a column of texts; each text is read once."""
     column = column.compact()
     return tokeniser.bags([*column.categories, None]).take(column.codes)
-
-
-def usual_words(column: Strings) -> int:
-    """Return how many words a usual text of a column has, about."""
-    some = column.categories[:: 1 + len(column.categories) // 1000]
-    characters = sum(min(len(text), MOST_CHARACTERS) for text in some)
-    return characters // (CHARACTERS_A_WORD * max(1, len(some)))
 
 
 class TextEffect:
@@ -82,26 +73,11 @@ class TextEffect:
         seed: int = 42,
         shared: bool = False,
     ) -> TextEffect:
-        """Learn the vocabulary of a column on the targets of ``objective``; all effects are 0."""
-        gradient, curvature = objective.derivatives(np.zeros((len(column), objective.outputs)))
-        return cls.learn_on(name, column, gradient, curvature, most=most, seed=seed, shared=shared)
-
-    @classmethod
-    def learn_on(
-        cls,
-        name: str,
-        column: Strings,
-        gradient: FloatArray,
-        curvature: FloatArray,
-        *,
-        most: int = MOST_NGRAMS,
-        seed: int = 42,
-        shared: bool = False,
-    ) -> TextEffect:
-        """Learn the vocabulary of a column on derivatives (n, outputs) of each row's loss; all effects are 0.
+        """Learn the vocabulary of a column on the targets of ``objective``; all effects are 0.
 
         With ``shared``, and where there are vectors, rare words and unseen ones are known, too: see `word_features`.
         """
+        gradient, curvature = objective.derivatives(np.zeros((len(column), objective.outputs)))
         column = column.compact()
         texts = [*column.categories, None]
         # Rows of one text are one text to the vocabulary.

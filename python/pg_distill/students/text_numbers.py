@@ -197,10 +197,7 @@ def _learn(column: _Column) -> _Learned:
             np.zeros((size, 0), np.float32),
         )
     objective = _objective(column, some)
-    gradient, curvature = objective.derivatives(np.zeros((len(some), objective.outputs)))
-    effect = TextEffect.learn_on(
-        column.name, every.take(some), gradient, curvature, seed=column.seed, shared=True
-    )
+    effect = TextEffect.learn(column.name, every.take(some), objective, seed=column.seed, shared=True)
     if not effect.tokeniser.size:
         return _Learned(effect, np.zeros((size, 0), np.float32))
     matrix = effect.matrix(every)

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pg_distill.frame import FloatArray
-from pg_distill.onnx_model.tokens import MARKS, Bags, Tokeniser, prepare, split_words
+from pg_distill.frame import FloatArray, Frame, Strings
+from pg_distill.onnx_model.tokens import MARKS, MOST_CHARACTERS, Bags, Tokeniser, prepare, split_words
 
-__all__ = ["MOST_NGRAMS", "learn_vocabulary"]
+__all__ = ["MOST_NGRAMS", "learn_vocabulary", "usual_width", "usual_words"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -31,8 +31,23 @@ MOST_CHARACTERS_OF_A_WORD = 100
 """A longer one is an address or a code, which no other text has; kept ones cost memory in every backend."""
 MOST_FURTHER = 30_000
 """Words that a vocabulary knows besides, for what vectors say of them: those of training texts, then the most usual others."""
+CHARACTERS_A_WORD = 6
+"""With what separates it; English has some 5.7."""
 SHRINK = 1.0
 """Curvature that every n-gram is given, in rows: a few rows that agree are no proof."""
+
+
+def usual_words(column: Strings) -> int:
+    """Return how many words a usual text of a column has, about."""
+    some = column.categories[:: 1 + len(column.categories) // 1000]
+    characters = sum(min(len(text), MOST_CHARACTERS) for text in some)
+    return characters // (CHARACTERS_A_WORD * max(1, len(some)))
+
+
+def usual_width(frame: Frame) -> int:
+    """Return how many cells a usual row has: columns, with the numbers of its vectors and the words of its texts."""
+    words = sum(usual_words(frame.strings(name)) for name in frame.text_names)
+    return sum(f.width for f in frame.features) + words
 
 
 def learn_vocabulary(
