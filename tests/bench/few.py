@@ -28,6 +28,7 @@ import numpy as np
 from few_summary import summarise
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure import metrics
+from pg_distill.runs.options import MOST_SECONDS, usual_seconds
 from pg_distill.search.problem import Candidate, Config
 from pg_distill.search.stages import search
 from pg_distill.students.soft_labels import softmax
@@ -87,7 +88,8 @@ def chosen_within(
         target_latency_ms=target,
         call_overhead_ms=contest.overhead_ms,
         seed=options.seed,
-        time_budget_s=options.seconds,
+        time_budget_s=options.seconds or usual_seconds(contest.data.frame),
+        most_seconds=options.seconds or MOST_SECONDS,
         threads=2,
     )
     ended: dict[str, Any] = {}
@@ -160,7 +162,11 @@ def main() -> None:
     parser.add_argument(
         "--targets", default=",".join(map(str, TARGETS_MS)), help="latencies in ms, with commas"
     )
-    parser.add_argument("--seconds", type=float, default=Config.time_budget_s, help="time budget of a search")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="time budget of a search (default: by the rows, as a distillation has it)",
+    )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument(
         "--autogluon",

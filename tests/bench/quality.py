@@ -45,7 +45,9 @@ from pg_distill.onnx_model import check, derive
 from pg_distill.onnx_model.session import Model
 from pg_distill.onnx_model.signature import Signature
 from pg_distill.onnx_model.teacher import TeacherModel
-from pg_distill.search.problem import Candidate, Config, Problem, best_within
+from pg_distill.rows.sample import MAX_CROSSED
+from pg_distill.rows.split import FOLDS
+from pg_distill.search.problem import SELECT_FOLD, Candidate, Config, Problem, best_within
 from pg_distill.search.stages import search
 from pg_distill.search.training import latency_ms
 from pg_distill.serving.predict import OFFERED, offer
@@ -183,16 +185,24 @@ class Contest:
             data.task,
             data.classes,
             self.metric,
-            self._rows(train[:cut]),
+            self._rows(train[:cut], self._folds(cut)),
             self._rows(train[cut:]),
             None,
             self.artifact,
         )
         self.overhead_ms = self._overhead()
 
-    def _rows(self, rows: Any) -> TransferSet:
+    def _rows(self, rows: Any, folds: Any = None) -> TransferSet:
         frame = self.data.frame.take(rows)
-        return TransferSet(frame, self.label(frame), self.data.y[rows], None, np.zeros(len(rows), np.uint8))
+        return TransferSet(
+            frame, self.label(frame), self.data.y[rows], None, np.zeros(len(rows), np.uint8), folds
+        )
+
+    def _folds(self, fit: int) -> Any:
+        """Return a fold for each of the fit rows, as a sample of so few rows has them; None of more."""
+        if len(self.data.y) > MAX_CROSSED:
+            return None
+        return (SELECT_FOLD + 1 + np.arange(fit) % (FOLDS - 1)).astype(np.uint8)
 
     def _overhead(self) -> float:
         """Return what predict costs around a model, in ms: a small untrained network, in a backend less here.

@@ -23,6 +23,7 @@ from sql.conftest import load_visits, one
 DATABASE = "pg_distill_few_rows"
 ROWS, GROUPS = 1500, 150
 QUICK = "time_budget_s => 40, patience => 1, min_accuracy => 0, epochs => 2"
+AGAIN = ", student_name => 'again', refit_on_all => true, seed => 12"
 FEATURES = tuple(Feature(f"x{i}", "number") for i in range(4))
 
 
@@ -35,18 +36,28 @@ def few(server: servers.Server, template: str) -> Iterator[psycopg.Connection]:
         x[1::10] = x[::10]  # a tenth are copies
         label = (x[:, 0] - x[:, 1] + 0.5 * rng.logistic(size=ROWS) > 0).astype(int)
         load_visits(db, x, label, GROUPS)
-        db.execute(
-            "SELECT distill.register_sql_model('rule', '1 / (1 + exp(-2 * x0))', '{x0,x1,x2,x3}', 'visits', 'ill')"
-        )
+        register(db, "rule")
         yield db
     drop_database(server, DATABASE)
 
 
-def distil(db: psycopg.Connection, arguments: str = "", families: str = "linear,tree") -> dict[str, Any]:
+def register(db: psycopg.Connection, teacher: str) -> None:
+    """Register a teacher: what must be accepted has one of its own, whose frontier no other test has moved."""
+    db.execute(
+        "SELECT distill.register_sql_model(%s, '1 / (1 + exp(-2 * x0))', '{x0,x1,x2,x3}', 'visits', 'ill')",
+        (teacher,),
+    )
+
+
+def distil(
+    db: psycopg.Connection, arguments: str = "", families: str = "linear,tree", teacher: str = "rule"
+) -> dict[str, Any]:
     """Run a distillation; return the run."""
-    db.execute(f"SELECT distill_model('rule', families => '{{{families}}}', {QUICK}{arguments})")  # type: ignore[arg-type]
+    db.execute(f"SELECT distill_model('{teacher}', families => '{{{families}}}', {QUICK}{arguments})")  # type: ignore[arg-type]
     with db.cursor(row_factory=dict_row) as cursor:
-        run = cursor.execute("SELECT * FROM distill.runs WHERE run_id = distill.last_run('rule')").fetchone()
+        run = cursor.execute(
+            "SELECT * FROM distill.runs WHERE run_id = distill.last_run(%s)", (teacher,)
+        ).fetchone()
     assert run is not None
     return run
 
@@ -123,7 +134,8 @@ def test_equal_rows_and_groups_share_a_fold(
 def test_a_file_that_knows_the_test_rows_shows_the_figures_of_its_twin(
     few: psycopg.Connection, server: servers.Server, tmp_path: Path
 ) -> None:
-    run = distil(few, ", student_name => 'whole', refit_on_all => true, seed => 11")
+    register(few, "whole_rule")
+    run = distil(few, ", student_name => 'whole', refit_on_all => true, seed => 11", teacher="whole_rule")
     assert run["accepted"], run["summary"]
     made, said = member(few, run), run["figures"]["refit_on_all"]
     assert said["reason"] is None
@@ -151,16 +163,17 @@ def test_a_file_that_knows_the_test_rows_shows_the_figures_of_its_twin(
 
 
 def test_the_same_twin_makes_no_second_version(few: psycopg.Connection) -> None:
-    first = distil(few, ", student_name => 'again', refit_on_all => true, seed => 12", "linear")
+    register(few, "again_rule")
+    first = distil(few, AGAIN, "linear", "again_rule")
     assert first["accepted"], first["summary"]
-    second = distil(few, ", student_name => 'again', refit_on_all => true, seed => 12", "linear")
+    second = distil(few, AGAIN, "linear", "again_rule")
     one_file = first["figures"]["refit_on_all"]["judged"]
     judged = few.execute(
         "SELECT sha256 FROM distill.candidates WHERE run_id = %s AND chosen", (second["run_id"],)
     ).fetchall()
     assert not second["accepted"] or judged != [(one_file,)]
     # Who wants the file that was judged has it as a student of its own.
-    plain = distil(few, ", student_name => 'plain', seed => 12", "linear")
+    plain = distil(few, ", student_name => 'plain', seed => 12", "linear", "again_rule")
     assert plain["figures"]["refit_on_all"] is None
     if plain["accepted"]:
         assert "twin" not in member(few, plain)["measured_on"]

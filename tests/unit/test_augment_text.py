@@ -9,6 +9,7 @@ from itertools import accumulate
 import numpy as np
 import pytest
 from pg_distill.frame import Feature, Frame, Strings
+from pg_distill.search.budget import Budget
 from pg_distill.search.problem import Config, Problem
 from pg_distill.search.recipes import TEXT_TIMES, Recipes
 from pg_distill.search.rows import Rows
@@ -129,7 +130,7 @@ def test_recipes_have_made_texts_where_a_teacher_can_label_them(family: str, num
     data = TransferSet(frame, label(frame), label(frame).argmax(axis=1), None, np.full(400, REAL, np.uint8))
     problem = Problem("binary", ("no", "yes"), "accuracy", data, data.take(np.arange(100)))
     config = Config(target_latency_ms=1.0, time_budget_s=20.0, threads=1)
-    rows = Rows(problem, config, label, time.monotonic() + 60, stretch=lambda: 1.0)
+    rows = Rows(problem, config, label, Budget(60.0))
     recipes = [
         r
         for r in Recipes(config, rows, has_label=True).to_screen(family)
@@ -142,5 +143,5 @@ def test_recipes_have_made_texts_where_a_teacher_can_label_them(family: str, num
     np.testing.assert_array_equal(
         made.teacher_logits, label(made.frame)
     )  # the teacher's, of the text as it was made
-    logged = Rows(problem, config, None, time.monotonic() + 60, stretch=lambda: 1.0)
+    logged = Rows(problem, config, None, Budget(60.0))
     assert logged.kinds() == ()  # a log answers for no other text

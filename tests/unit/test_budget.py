@@ -34,7 +34,9 @@ class Clock:
         monkeypatch.setattr(time, "thread_time", lambda: self.cpu)
 
 
-def searched(monkeypatch: pytest.MonkeyPatch, slower: float, seconds: float) -> list[Candidate]:
+def searched(
+    monkeypatch: pytest.MonkeyPatch, slower: float, seconds: float, most: float | None = None
+) -> list[Candidate]:
     clock = Clock(slower)
     clock.patch(monkeypatch)
     real: Callable[..., Any] = training.train
@@ -48,7 +50,9 @@ def searched(monkeypatch: pytest.MonkeyPatch, slower: float, seconds: float) -> 
     with monkeypatch.context() as patched:
         patched.setattr(training, "train", train)
         rows = Problem("binary", ("a", "b"), "roc_auc", transfer(200, "binary"), transfer(200, "binary", 1))
-        config = Config(5.0, families=("linear", "tree"), epochs=1, time_budget_s=seconds, threads=1)
+        config = Config(
+            5.0, families=("linear", "tree"), epochs=1, time_budget_s=seconds, most_seconds=most, threads=1
+        )
         return stages.search(rows, config, lambda frame: truth(frame, "binary"))
 
 
@@ -72,6 +76,32 @@ def test_a_busy_machine_trains_the_same_candidates_later(monkeypatch: pytest.Mon
     # By the clock alone it would train others.
     monkeypatch.setattr(Budget, "stretch", 1.0)
     assert trained(searched(monkeypatch, 2.0, 90.0)) != trained(alone)
+
+
+@pytest.mark.slow
+def test_a_budget_that_nobody_stated_grows_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = searched(monkeypatch, 1.0, 30.0)
+    assert len(trained(alone)) > 5
+    assert trained(searched(monkeypatch, 3.0, 30.0, 120.0)) == trained(alone)
+    assert trained(searched(monkeypatch, 3.0, 30.0)) != trained(alone)
+
+
+def test_a_longer_budget_stretches_no_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(1.0)
+    clock.patch(monkeypatch)
+    grown = Budget(50.0, 100.0)
+    assert grown.seconds == 50.0
+    assert grown.deadline == pytest.approx(48.0)
+    grown.note(1.0, 1.5)
+    assert grown.seconds == pytest.approx(75.0)
+    assert (grown.squeeze, grown.end_of("screen")) == pytest.approx((1.0, 0.25 * 72))
+    assert grown.for_task("screen", 0.0, refit=False) == pytest.approx(0.08 * 75)
+    grown.note(1.0, 2.5)  # twice as long in the mean
+    grown.note(2.0, 8.0)
+    assert grown.seconds == 100.0
+    assert grown.squeeze == pytest.approx(1.5)
+    assert grown.end_of("screen") == pytest.approx(1.5 * 0.25 * 96)
+    assert Budget(50.0, 10.0).seconds == 50.0
 
 
 def test_shares_are_stretched_by_what_is_measured_and_leave_time_for_what_follows(
@@ -113,14 +143,18 @@ def test_few_rows_get_little_time_unless_a_budget_is_given() -> None:
         features = tuple(Feature(f"x{i}", "number") for i in range(columns))
         return Frame(features, {f.name: np.zeros(n) for f in features})
 
-    def seconds(n: int, columns: int, labelled_s: float = 0.0, budget: float | None = None) -> float:
-        return Options("teacher", time_budget_s=budget).search_seconds(rows(n, columns), labelled_s)
+    def search_seconds(n: int, labelled_s: float, budget: float | None = None) -> tuple[float, float]:
+        return Options("teacher", time_budget_s=budget).search_seconds(rows(n, 4), labelled_s)
+
+    def seconds(n: int, columns: int, labelled_s: float = 0.0) -> float:
+        return Options("teacher").search_seconds(rows(n, columns), labelled_s)[0]
 
     assert 15 < seconds(500, 4) < seconds(5000, 4) < seconds(5000, 60) < seconds(20_000, 60) < 120
     assert seconds(200_000, 20) == Options("teacher").most_seconds == 120
     assert seconds(200_000, 20, 100.0) == 20  # what a slow teacher takes is the search's loss
     assert seconds(500, 4, 119.9) == seconds(500, 4, 500.0) == 1
-    assert seconds(500, 4, 10.0, budget=300.0) == 290  # who names one gets it
+    assert search_seconds(500, 10.0, budget=300.0) == (290, 290)  # who names one gets it
+    assert search_seconds(500, 10.0)[1] == 110  # but on a busy machine
 
 
 def test_words_and_numbers_of_a_vector_take_time_as_columns_do() -> None:

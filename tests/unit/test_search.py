@@ -359,7 +359,9 @@ def searching(whole: Problem, config: Config, executor: Executor, label: Any = N
 
 
 @pytest.mark.parametrize("family", ["mlp", "boosted"])
-def test_a_student_is_not_replaced_by_a_refit_that_the_time_left_cuts(family: str) -> None:
+def test_a_student_is_not_replaced_by_a_refit_that_the_time_left_cuts(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     size = {"mlp": {"hidden": [32], "bins": 16}, "boosted": {"rounds": 300, "leaves": 31}}[family]
     executor = Noting()
     run = searching(problem("binary", 3000), replace(FAST, epochs=8, time_budget_s=1000.0), executor)
@@ -369,7 +371,7 @@ def test_a_student_is_not_replaced_by_a_refit_that_the_time_left_cuts(family: st
 
     def refit(seconds: float) -> None:
         run.budget.begun = time.monotonic()
-        run.budget.deadline = run.budget.begun + seconds
+        monkeypatch.setattr(budget.Budget, "deadline", run.budget.begun + seconds)
         entry.configuration.pop("refit", None)
         run.refitter.refit()
         run.refitter.settle()
@@ -559,10 +561,10 @@ class Noting(Executor):
         return future
 
 
-def test_time_is_left_to_refit() -> None:
+def test_time_is_left_to_refit(monkeypatch: pytest.MonkeyPatch) -> None:
     executor = Noting()
     run = searching(problem("binary"), replace(FAST, time_budget_s=1000.0), executor)
-    run.budget.deadline = run.budget.begun + 100.0
+    monkeypatch.setattr(budget.Budget, "deadline", run.budget.begun + 100.0)
     run.runner.run("finish", [("boosted", {"rounds": 10, "leaves": 8}, Recipe(1.0, 0.5))])
     run.refitter.refit()
     first, again = executor.seconds

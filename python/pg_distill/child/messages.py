@@ -67,6 +67,7 @@ class SearchRequest:
     seed: int
     families: Sequence[str]
     time_budget_s: float
+    most_seconds: float
     transfer_bytes: int
     threads: int
     executor: str
@@ -85,6 +86,7 @@ class Reported(TypedDict, total=False):
     number: int
     count: int
     seconds: float
+    budget_s: float
     rows: int
     estimated_seconds: float
     rows_left_out: int

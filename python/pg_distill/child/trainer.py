@@ -250,7 +250,7 @@ class Trainer:
 
     def search(self, request: SearchRequest) -> Searched:
         """Train candidates."""
-        seconds = request.time_budget_s * OVERRUN + SEARCH_GRACE_SECONDS
+        seconds = request.most_seconds * OVERRUN + SEARCH_GRACE_SECONDS
         self._searching = True
         try:
             reply = self._call(Message("search", asdict(request), {}, {}), seconds)

@@ -62,6 +62,8 @@ class Clock:
         stage = str(fields.get("stage"))
         stage = stage if stage in SEARCH or stage == self._stage else self._stage
         done, candidate = float(fields.get("done", 0.0)), fields.get("candidate")
+        if "budget_s" in fields:  # it grows on a busy machine
+            self.standing.limit(fields["budget_s"])
         self._report(stage, done, candidate)
         if "estimated_seconds" in fields:
             left_out = (

@@ -210,9 +210,9 @@ def _search(
     overhead = call_overhead(db, trainer, material.timing_rows, options.seed)
     # What rows of many columns or long texts take longer than others is the search's loss, not the caller's.
     labelled_s += max(time.monotonic() - began - USUAL_PROBE_SECONDS, 0.0)
-    seconds = options.search_seconds(material.sample.frame, labelled_s)
+    seconds, most = options.search_seconds(material.sample.frame, labelled_s)
     clock.standing.limit(seconds)
-    request = _search_request(db, options, overhead, seconds)
+    request = _search_request(db, options, overhead, seconds, most)
     trials, teacher_select, teacher_classes, chosen_by, ended = trainer.search(request)
     clock.say(ending(ended))
     clock.say(material.choice_text(chosen_by))
@@ -363,7 +363,9 @@ def known_to_registered(db: Database, member: Model) -> Learned | None:
     return Learned(identity, Digest.of(hashes, nothing), Digest.of(nothing, nothing))
 
 
-def _search_request(db: Database, options: Options, overhead_ms: float, seconds: float) -> SearchRequest:
+def _search_request(
+    db: Database, options: Options, overhead_ms: float, seconds: float, most: float
+) -> SearchRequest:
     return SearchRequest(
         target_latency_ms=options.target_latency_ms,
         call_overhead_ms=overhead_ms,
@@ -372,6 +374,7 @@ def _search_request(db: Database, options: Options, overhead_ms: float, seconds:
         seed=options.seed,
         families=options.student_families,
         time_budget_s=seconds,
+        most_seconds=most,
         transfer_bytes=int(TRANSFER_SHARE * settings.get_setting(db, "trainer_memory_mb") * 2**20),
         threads=settings.get_setting(db, "trainer_threads"),
         executor=settings.get_text_setting(db, "executor"),

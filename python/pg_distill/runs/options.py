@@ -102,10 +102,13 @@ class Options:
         """What labelling and search may take."""
         return MOST_SECONDS if self.time_budget_s is None else self.time_budget_s
 
-    def search_seconds(self, rows: Frame, labelled_s: float) -> float:
-        """Return the budget of a search over a sample's rows, whose labelling took so long: by their size, if none is given."""
+    def search_seconds(self, rows: Frame, labelled_s: float) -> tuple[float, float]:
+        """Return the budget of a search over a sample's rows, whose labelling took so long, and what it may grow to.
+
+        If none is given it goes by their size, and grows on a slow or a busy machine.
+        """
         left = max(self.most_seconds - labelled_s, 1.0)
-        return left if self.time_budget_s is not None else min(left, usual_seconds(rows))
+        return (left if self.time_budget_s is not None else min(left, usual_seconds(rows))), left
 
     @property
     def student_families(self) -> list[str]:

@@ -1,8 +1,8 @@
 """The time of a search: its deadline, and which share of it each stage may use.
 
 Shares are of a machine that has nothing else to do and is as fast as those on which they were settled. Elsewhere the same work
-takes longer, and the shares are stretched by as much, while the budget allows it: what a busy or a slower machine trains late, it
-trains all the same.
+takes longer, and is given it: a budget that the caller did not state grows by as much, up to the most that a run may take, and
+within a stated one the shares do, while it allows that. What a busy or a slower machine trains late, it trains all the same.
 """
 
 from __future__ import annotations
@@ -39,21 +39,30 @@ HANG_SHARE = 0.1
 
 
 class Budget:
-    """A time budget in seconds, from now on."""
+    """A time budget in seconds, from now on; it may grow to ``most`` where the machine is slow or busy."""
 
-    def __init__(self, seconds: float, *, crossed: bool = False) -> None:
+    def __init__(self, seconds: float, most: float | None = None, *, crossed: bool = False) -> None:
+        self._usual, self._most = seconds, max(seconds, most or 0.0)
         self._work, self._took = 0.0, 0.0
         self._slower = max(1.0, min(unit_seconds() for _ in range(UNIT_REPEATS)) / UNIT_SECONDS)
-        self.seconds = seconds
         self.ends, self.latest = (CROSSED_END, CROSSED_LATEST) if crossed else (STAGE_END, LATEST_END)
         self._begun_cpu = time.thread_time()
-        self.start = time.monotonic()
-        self.deadline = self.start + max(0.0, seconds - min(RESERVE_SECONDS, RESERVE_SHARE * seconds))
-        self.begun = self.start
+        self.start = self.begun = time.monotonic()
 
     def begin(self) -> None:
         """Begin the trainings: shapes have been measured, and stages share what is left."""
         self.begun = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """What the search may take: more than usual, as long as something takes here, where that is allowed."""
+        return min(self._usual * self.stretch, self._most)
+
+    @property
+    def deadline(self) -> float:
+        """When only the last measurements are to be made, by ``time.monotonic()``."""
+        reserve = min(RESERVE_SECONDS, RESERVE_SHARE * self._usual)
+        return self.start + max(0.0, self._usual - reserve) * self.seconds / self._usual
 
     @property
     def spent(self) -> float:
@@ -86,19 +95,24 @@ class Budget:
             busy = max(1.0, self.spent / worked) if worked > LEAST_CPU else 1.0
         return min(busy * self._slower, MOST_STRETCH)
 
+    @property
+    def squeeze(self) -> float:
+        """What of the stretch a longer budget has not made up for: shares of it are stretched by so much."""
+        return self.stretch * self._usual / self.seconds
+
     def end_of(self, stage: str) -> float:
         """Return when no task of a stage is started any more."""
         share = self.ends.get(stage, 1.0)
-        share = min(share * self.stretch, self.latest.get(stage, share))
+        share = min(share * self.squeeze, self.latest.get(stage, share))
         return self.begun + share * max(0.0, self.deadline - self.begun)
 
     def for_task(self, stage: str, now: float, *, refit: bool) -> float:
         """Return the seconds that a task of a stage may take, from ``now`` on."""
         if stage == "rescue":
             return RESCUE_SECONDS
-        share = 1.0 if refit else min(REFIT_FROM * self.stretch, LATEST_REFIT_FROM)
+        share = 1.0 if refit else min(REFIT_FROM * self.squeeze, LATEST_REFIT_FROM)
         end = self.begun + share * (self.deadline - self.begun)
-        return min(end - now, TASK_SHARE[stage] * self.stretch * self.seconds)
+        return min(end - now, TASK_SHARE[stage] * self.squeeze * self.seconds)
 
 
 def unit_seconds() -> float:

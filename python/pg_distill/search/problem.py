@@ -70,6 +70,8 @@ class Config:
     seed: int = 42
     families: tuple[str, ...] = tuple(FAMILIES)
     time_budget_s: float = 120.0
+    most_seconds: float | None = None
+    """What ``time_budget_s`` may grow to where the machine is busy or slower than usual; None if it may not."""
     transfer_bytes: int = 1_600_000_000
     patience: int = 32
     threads: int = field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pg_distill.frame import FloatArray, Frame
+from pg_distill.search.budget import Budget
 from pg_distill.search.problem import Config, Problem
 from pg_distill.search.training import Recipe
 from pg_distill.students.augment import KINDS, TABLE_KINDS, Augmenter
@@ -33,7 +34,7 @@ depends on its place alone, not on who asked before. Hot-deck blocks have no upp
 class Rows:
     """A problem's rows by recipe; ``label`` is the teacher, None where it has only what it has logged.
 
-    At ``deadline`` (``time.monotonic()`` seconds) no more rows are made; ``stretch`` see `Budget.stretch`.
+    When only the last measurements are left of ``budget``, no more rows are made.
     """
 
     def __init__(
@@ -41,15 +42,12 @@ class Rows:
         problem: Problem,
         config: Config,
         label: Callable[[Frame], FloatArray] | None,
-        deadline: float,
-        *,
-        stretch: Callable[[], float],
+        budget: Budget,
     ) -> None:
         self.problem = problem
         self.config = config
         self.label = label
-        self.deadline = deadline
-        self.stretch = stretch
+        self.budget = budget
         self.pools: dict[str, list[TransferSet]] = {}
         self.exhausted: set[str] = set()
         self.broken: dict[str, str] = {}
@@ -176,9 +174,9 @@ class Rows:
         assert self.seconds_a_row is not None
         share = TEXT_LABEL_SHARE if self.problem.fit.frame.text_names else LABEL_SHARE
         seconds = min(
-            self.config.time_budget_s * share * min(self.stretch(), MOST_LABEL_STRETCH)
+            self.config.time_budget_s * share * min(self.budget.stretch, MOST_LABEL_STRETCH)
             - self.labelled_seconds,
-            self.deadline - time.monotonic(),
+            self.budget.deadline - time.monotonic(),
         )
         affordable = int(max(0.0, seconds) / max(self.seconds_a_row, 1e-9))
         width = sum(f.width for f in self.problem.fit.frame.features) + max(1, len(self.problem.classes))
@@ -191,12 +189,12 @@ class Rows:
         size = max(len(self.augmenter.frame), HOT_DECK_ROWS) if kind == "hot_deck" else self.block_rows()
         size = min(size, room)
         made = self.made.setdefault(kind, [])
-        while sum(map(len, made)) < n and time.monotonic() < self.deadline:
+        while sum(map(len, made)) < n and time.monotonic() < self.budget.deadline:
             block = self.blocks.get(kind, 0)
             self.blocks[kind] = block + 1
             seed = [self.config.seed, KINDS.index(kind), block]
             frame, origin = self.augmenter.make_from(
-                kind, size, np.random.default_rng(seed), deadline=self.deadline
+                kind, size, np.random.default_rng(seed), deadline=self.budget.deadline
             )
             if not len(frame):
                 break  # all of them were far off

@@ -133,7 +133,7 @@ class Runner:
     ) -> None:
         """Run one training for each entry, at most ``threads`` at once, and hand what came of it to ``take``."""
         rescue = stage == "rescue"
-        until, late = self.budget.end_of(stage), self.budget.late
+        late = self.budget.late
         queue, done = list(entries), 0
         running: dict[Future[Outcome], tuple[Entry, float]] = {}
 
@@ -153,7 +153,8 @@ class Runner:
         while queue or running:
             while queue and len(running) < self.config.threads:
                 now = time.monotonic()
-                if now > until and not rescue:
+                # Not once for all: the first trainings tell how busy the machine is.
+                if not rescue and now > self.budget.end_of(stage):
                     leave_out(queue.pop(0), NO_TIME_TO_REFIT if refit else NO_TIME)
                     done += 1
                     continue
@@ -190,6 +191,7 @@ class Runner:
                         "count": len(entries),
                         "candidate": f"{entry.family} {dict(entry.size)}",
                         "seconds": self.budget.spent,
+                        "budget_s": self.budget.seconds,
                     }
                 )
             if not running:

@@ -101,10 +101,10 @@ class Search:
         is_local: bool,
     ) -> None:
         self.report = report
-        self.budget = Budget(config.time_budget_s, crossed=bool(problem.folds))
+        self.budget = Budget(config.time_budget_s, config.most_seconds, crossed=bool(problem.folds))
         self.entries: list[Entry] = []
         self.select = Select(problem)
-        rows = Rows(problem, config, label, self.budget.deadline, stretch=lambda: self.budget.stretch)
+        rows = Rows(problem, config, label, self.budget)
         self.recipes = Recipes(config, rows, has_label=self.select.has_label)
         self.runner = Runner(
             problem, config, self.select, rows, self.budget, self.entries, executor, report, is_local=is_local
