@@ -6,7 +6,8 @@ timed in a backend; LightGBM and a logistic (or ridge) regression as a user woul
 with ``--autogluon`` its own distillation too, of the strong teacher's sets, whatever its latency. All are scored once on the test
 rows (30 % of the set).
 
-Prints a table; writes build/bench/few.json. A full run (24 sets, three splits, both teachers) goes into tests/bench/results.
+Prints a table; writes build/bench/few.json. What has 24 sets or more, each by the same splits and teachers, goes into
+tests/bench/results, its runs too: ``--merge`` adds to them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pg_distill.runs.options import MOST_SECONDS, usual_seconds
 from pg_distill.search.problem import Candidate, Config
 from pg_distill.search.stages import search
 from pg_distill.students.soft_labels import softmax
-from publish import publish
+from publish import publish, stored_runs
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -183,8 +184,8 @@ def main() -> None:
     options.teacher_rows = "fit"
     names = options.sets.split(",") if options.sets else list(datasets.FEW)
     runs: list[dict[str, Any]] = []
-    if options.merge and options.output.exists():
-        runs = json.loads(options.output.read_text())["runs"]
+    if options.merge:
+        runs = json.loads(options.output.read_text())["runs"] if options.output.exists() else stored_runs()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {}
     with quality.backend(options.server) as timer:
