@@ -81,6 +81,7 @@ def load_passengers(db: psycopg.Connection) -> None:
     load_table(db, "passengers", columns, survival()[0])
 
 
+@pytest.mark.extra
 def test_from_a_pipeline_in_a_file_to_a_student_elsewhere(
     db: psycopg.Connection, run: Run, tmp_path: Path, server: servers.Server
 ) -> None:

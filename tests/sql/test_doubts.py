@@ -114,6 +114,7 @@ def test_a_ranking_student_may_give_every_row_one_class(db: psycopg.Connection, 
     assert accuracy > 0.6
 
 
+@pytest.mark.extra
 def test_the_same_file_under_another_name_is_an_alias(db: psycopg.Connection, said: list[str]) -> None:
     register(db, "teacher", f"1 / (1 + exp(-2 * x0)) + {SLOW}", "often")
     call = "SELECT distill_model('teacher', families => '{linear}', min_accuracy => 0, time_budget_s => 60, patience => 1, student_name => %s)"

@@ -195,6 +195,7 @@ CREATE TABLE points AS SELECT i::float8 AS at, sin(i)::float8 AS x, cos(i * 1.7)
 """
 
 
+@pytest.mark.extra
 def test_a_class_that_came_after_the_rows_to_fit(db: psycopg.Connection) -> None:
     """The third class is in select and test alone: the teacher knows it, no student has seen its label."""
     db.execute(POINTS)
@@ -404,6 +405,7 @@ def test_weights_count_in_every_figure(db: psycopg.Connection) -> None:
     assert max(counts) > 1e-3
 
 
+@pytest.mark.extra
 def test_the_summary_warns_where_the_interval_straddles_the_floor(db: psycopg.Connection) -> None:
     load_cancer(db)
     call = "SELECT distill_model('cancer', min_accuracy => %s, patience => 1, time_budget_s => 20, families => '{linear}')"

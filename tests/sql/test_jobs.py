@@ -175,10 +175,11 @@ def test_a_job_is_run_watched_and_recorded(db: psycopg.Connection, start_worker:
     assert 0 <= student <= 1
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize(
     ("form", "family", "teacher", "label"),
     [
-        pytest.param("cascade", "linear", "digits", "digit", marks=pytest.mark.extra),
+        ("cascade", "linear", "digits", "digit"),
         ("sql", "tree", "survival", "survived"),
     ],
 )

@@ -214,6 +214,7 @@ def test_a_teacher_that_is_a_student_is_not_judged_by_its_own_rows(family: Famil
     assert "seed" in str(raised.value.diag.message_hint)
 
 
+@pytest.mark.extra
 def test_rows_that_a_teacher_was_trained_on_are_remembered(family: Family) -> None:
     db = family.db
     db.execute("CREATE TABLE known AS SELECT * FROM visits WHERE mod(id, 2) = 0")

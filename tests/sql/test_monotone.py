@@ -129,7 +129,7 @@ def test_the_pairs_find_a_teacher_that_goes_up_and_down(offers: psycopg.Connecti
 
 @pytest.mark.parametrize(
     ("teacher", "families"),
-    [("taker", None), ("amounts", "linear,tree,boosted")],
+    [("taker", None), pytest.param("amounts", "linear,tree,boosted", marks=pytest.mark.extra)],
 )
 def test_students_keep_them_by_predict_and_as_sql(
     offers: psycopg.Connection, teacher: str, families: str | None
@@ -275,6 +275,7 @@ def test_a_worker_and_the_command_line_take_them(offers: psycopg.Connection, ser
     assert count_broken(offers, PREDICT, "queued")[:2] == (PAIRS, 0)
 
 
+@pytest.mark.extra
 def test_times_and_large_integers_keep_them_too(offers: psycopg.Connection) -> None:
     """They are centred in double precision, where two that differ by a microsecond or by one may or may not be told apart."""
     offers.execute(

@@ -333,6 +333,7 @@ def test_a_sql_teacher_gives_an_array(log: psycopg.Connection) -> None:
     assert said == pytest.approx([0.88, 0.88, 0.5], abs=0.1)
 
 
+@pytest.mark.extra
 def test_texts_and_vectors_tell_several_labels(log: psycopg.Connection) -> None:
     rng = np.random.default_rng(4)
     words = {"late": "waiting for weeks", "refund": "money back please", "damaged": "the box was broken"}

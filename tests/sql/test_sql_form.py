@@ -124,6 +124,7 @@ def test_the_frontier_holds_by_what_stands_in(db: psycopg.Connection) -> None:
     assert {row[0] for row in found} == expected
 
 
+@pytest.mark.extra
 def test_a_candidate_in_sql_form_can_be_promoted(db: psycopg.Connection) -> None:
     load_survival(db)
     distil(db, "survival", "families => '{tree}', target_latency_ms => 1000")

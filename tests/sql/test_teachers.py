@@ -33,7 +33,8 @@ def test_sql_expression_is_a_teacher(db: psycopg.Connection) -> None:
     )
     # By accuracy a student of labels alone may win, which owes the teacher nothing.
     db.execute(
-        "SELECT distill_model('formula', metric => 'agreement', min_accuracy => 0, patience => 1, time_budget_s => 20)"
+        "SELECT distill_model('formula', metric => 'agreement', min_accuracy => 0, patience => 1, time_budget_s => 20,"
+        " families => '{linear,tree}')"
     )
     fidelity, rows = one(
         db, "SELECT fidelity, rows_test FROM distill.run_report(distill.last_run('formula'))"

@@ -231,6 +231,7 @@ def test_a_log_of_names_is_a_teacher_without_a_label(db: psycopg.Connection) -> 
     )
 
 
+@pytest.mark.extra
 def test_what_only_a_label_knows_still_teaches(db: psycopg.Connection) -> None:
     load_tickets(db)
     db.execute("UPDATE tickets SET said = NULL WHERE id % 3 = 0")

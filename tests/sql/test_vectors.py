@@ -272,6 +272,7 @@ def test_a_student_of_a_vector_answers_as_its_teacher(db: psycopg.Connection) ->
     assert 0 <= one(db, "SELECT distill.predict('spam_distilled', jsonb_build_object('emb', NULL))") <= 1
 
 
+@pytest.mark.extra
 def test_sql_and_logged_teachers_have_vectors_too(db: psycopg.Connection) -> None:
     documents = Documents(db)
     db.execute("ALTER TABLE documents ADD COLUMN kind text, ADD COLUMN p float8")
