@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from pg_distill.frame import Frame, Strings, Task
 from pg_distill.onnx_model.cut import cut_texts
 from pg_distill.onnx_model.texts import TEXT_KEY
 from pg_distill.onnx_model.tokens import Bags
+from pg_distill.students import text_numbers
 from pg_distill.students.blend import Blend
 from pg_distill.students.families import Shape, load_family
 from pg_distill.students.objective import resolve_targets
@@ -52,6 +54,24 @@ def test_graph_and_numpy_agree(task: Task, columns: tuple[str, ...], family: str
         assert set(student.describe()["ngrams"]) == {"body"}
     with pytest.raises(FeatureNotSupported):
         student.to_sql()
+
+
+def test_the_deadline_ends_the_fits_and_what_is_had_by_then_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tickets(200, "multiclass", 71)
+    goal = resolve_targets(make("mlp", "multiclass"), data)
+    fits: list[float] = []
+    fit = text_numbers._fit
+
+    def count(*given: Any) -> Any:
+        fits.append(given[2])
+        return fit(*given)
+
+    monkeypatch.setattr(text_numbers, "_fit", count)
+    late = time.monotonic() - 1.0
+    found = TextNumbers.learn(data.frame, goal, "multiclass", CLASSES["multiclass"], 1.0, deadline=late)
+    assert fits == [text_numbers.PENALTIES[0]] * text_numbers.FOLDS * len(data.frame.text_names)
+    assert found.width > 0
+    assert np.isfinite(found.transform(data.frame, training=True)).all()
 
 
 @pytest.mark.parametrize(("family", "task"), [*(("mlp", task) for task in TASKS), ("boosted", "binary")])

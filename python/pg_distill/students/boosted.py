@@ -118,7 +118,7 @@ class Boosted(TreeStudent):
         frame = data.frame.take(rows)
         order = ordering(self.task, goal.mean)
         self.columns_ = Columns.fit(frame, order, goal.weight, mean=goal.mean).with_texts(
-            TextNumbers.of(self, data.take(rows))
+            TextNumbers.of(self, data.take(rows), deadline=deadline)
         )
         objective = Objective(self.task, self.n_classes, self.setup.temperature, goal)
         select_goal = resolve_targets(self, select)

@@ -72,9 +72,11 @@ class Mlp(Calibrated):
                 out.append({"hidden": widths, "bins": 16})
         return out
 
-    def _prepare(self, data: TransferSet, *, prototype: bool = False) -> Layers:
+    def _prepare(
+        self, data: TransferSet, *, prototype: bool = False, deadline: float | None = None
+    ) -> Layers:
         target = resolve_targets(self, data).mean if data.frame.vector_names else None
-        texts = TextNumbers.of(self, data, prototype=prototype)
+        texts = TextNumbers.of(self, data, prototype=prototype, deadline=deadline)
         self.encoding_ = Encoding(data.frame, self.bins, texts, target)
         layers = Layers([self.encoding_.width, *self.hidden, self.n_classes])
         rng = np.random.default_rng(self.setup.seed)
@@ -108,7 +110,7 @@ class Mlp(Calibrated):
         self.layers_.biases[-1] *= np.float32(factor)
 
     def _train(self, data: TransferSet, select: TransferSet, epochs: int, deadline: float | None) -> Self:
-        layers = self._prepare(data)
+        layers = self._prepare(data, deadline=deadline)
         self.layers_ = layers
         if self.task == "regression":
             self._standardise(data)

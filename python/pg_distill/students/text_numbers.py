@@ -10,6 +10,7 @@ Sums are exact: numpy, a graph and a served model compute the same float32, so t
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,6 +46,8 @@ PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 """L2 penalties on n-grams, strongest first, from which the scores of left out texts choose."""
 FREE = 1e-6
 """Penalty on the intercept, in rows."""
+LATENESS = 3.0
+"""Times what is left to the student that learns them first: usual columns take less. Texts of 52 classes took minutes."""
 KEPT = 4
 """Columns that are remembered: students of several sizes are taught the same rows, one after the other."""
 
@@ -65,11 +68,22 @@ class TextNumbers:
 
     @classmethod
     def learn(
-        cls, frame: Frame, goal: Targets, task: Task, n_classes: int, temperature: float, *, seed: int = 42
+        cls,
+        frame: Frame,
+        goal: Targets,
+        task: Task,
+        n_classes: int,
+        temperature: float,
+        *,
+        seed: int = 42,
+        deadline: float | None = None,
     ) -> TextNumbers:
-        """Learn them on the rows that have a weight; ``goal`` are the targets of all."""
+        """Learn them on the rows that have a weight; ``goal`` are the targets of all.
+
+        After ``deadline`` no other penalty is tried: the best by then scores the texts.
+        """
         columns = [
-            _Column(name, frame.strings(name), goal, task, n_classes, temperature, seed)
+            _Column(name, frame.strings(name), goal, task, n_classes, temperature, seed, deadline)
             for name in frame.text_names
         ]
         found = [_learn(column) for column in columns]
@@ -91,15 +105,24 @@ class TextNumbers:
         )
 
     @classmethod
-    def of(cls, student: Any, data: TransferSet, *, prototype: bool = False) -> TextNumbers:
-        """Return those for a student that is taught ``data``; with ``prototype`` ones that say nothing, soon."""
+    def of(
+        cls, student: Any, data: TransferSet, *, prototype: bool = False, deadline: float | None = None
+    ) -> TextNumbers:
+        """Return those for a student that is taught ``data``; with ``prototype`` ones that say nothing, soon.
+
+        They may take longer than what is left to the student itself, for others have them, too; but not without end.
+        """
         if not data.frame.text_names:
             return cls([])
         if prototype:
             data = data.take(np.arange(min(len(data), PROTOTYPE_TEXTS)))
-        make = cls.prototype if prototype else cls.learn
         goal = resolve_targets(student, data)
-        return make(data.frame, goal, student.task, student.n_classes, student.setup.temperature)
+        asked = data.frame, goal, student.task, student.n_classes, student.setup.temperature
+        if prototype:
+            return cls.prototype(*asked)
+        now = time.monotonic()
+        until = None if deadline is None else now + LATENESS * max(0.0, deadline - now)
+        return cls.learn(*asked, deadline=until)
 
     @property
     def width(self) -> int:
@@ -143,7 +166,10 @@ class TextNumbers:
 
 
 class _Column:
-    """A column's distinct texts with their targets, the mean of their rows'; equal to another where all of that is the same."""
+    """A column's distinct texts with their targets, the mean of their rows'; equal to another where all of that is the same.
+
+    ``deadline`` is none of it: what one student has learned in time is there for the others.
+    """
 
     def __init__(
         self,
@@ -154,7 +180,9 @@ class _Column:
         n_classes: int,
         temperature: float,
         seed: int,
+        deadline: float | None,
     ) -> None:
+        self.deadline = deadline
         self.name, self.task, self.n_classes = name, task, n_classes
         self.temperature, self.seed = temperature, seed
         strings = strings.compact()
@@ -248,10 +276,14 @@ def _fit_scores(
     best, kept = np.inf, weights
     found, moved = np.zeros((len(texts), whole.outputs)), shifts
     for penalty in PENALTIES:
+        if np.isfinite(best) and column.deadline is not None and time.monotonic() > column.deadline:
+            break
         scores = np.zeros_like(found)
         weights, shifts = list(weights), list(shifts)
         for i, own in enumerate(folds):
-            weights[i], shifts[i] = _fit(wide[i], objectives[i], penalty, weights[i], shifts[i])
+            weights[i], shifts[i] = _fit(
+                wide[i], objectives[i], penalty, weights[i], shifts[i], column.deadline
+            )
             scores[own] = matrix[own] @ _effect(features, weights[i]) + shifts[i]
         loss = whole.loss(scores)
         if not loss < best:
@@ -265,14 +297,19 @@ def _effect(features: list[Any], weights: FloatArray) -> FloatArray:
 
 
 def _fit(
-    matrix: Any, objective: Objective, penalty: float, weights: FloatArray, shift: FloatArray
+    matrix: Any,
+    objective: Objective,
+    penalty: float,
+    weights: FloatArray,
+    shift: FloatArray,
+    deadline: float | None,
 ) -> tuple[FloatArray, FloatArray]:
     whole = np.zeros(len(objective.soft), np.int32)
     blocks: list[Block] = [
         Steps(whole, whole[:0], np.full(1, FREE), shift.copy()),
         NgramLines(matrix, matrix, penalty, weights.copy()),
     ]
-    backfit(blocks, objective, None, sweeps=SWEEPS, deadline=None)
+    backfit(blocks, objective, None, sweeps=SWEEPS, deadline=deadline)
     return blocks[1].effect, blocks[0].effect
 
 

@@ -41,9 +41,16 @@ VECTORS, TOKENIZER = "weights/l2_supercat_256.safetensors", "tokenizers/l2_super
 
 
 class Widened:
-    """A matrix (n, V) beside itself times features (V, F): ``[matrix, matrix @ features]``, which is never made."""
+    """A matrix (n, V) beside itself times features (V, F): ``[matrix, matrix @ features]``, which is never made.
+
+    What no row of the matrix has takes no time: of the words that a vocabulary knows, few texts have few.
+    """
 
     def __init__(self, matrix: Any, features: list[Any]) -> None:
+        self._size = matrix.shape[1]
+        self._used = np.unique(matrix.indices)
+        matrix = matrix[:, self._used]
+        features = [f[self._used[self._used < f.shape[0]]] for f in features]
         self.matrix = matrix
         self.features = features
         self._transposed = matrix.T.tocsr()
@@ -56,8 +63,8 @@ class Widened:
         ]
 
     def __matmul__(self, weights: FloatArray) -> FloatArray:
-        start = self.matrix.shape[1]
-        effect, total = weights[:start].copy(), 0.0
+        start = self._size
+        effect, total = weights[self._used], 0.0
         for part, of_texts in zip(self.features, self._of_texts, strict=True):
             own = weights[start : start + part.shape[1]]
             start += len(own)
@@ -74,7 +81,9 @@ class Widened:
             _times(part, own[: part.shape[1]]) if of_texts is None else _times(of_texts.T, values)
             for part, of_texts in zip(self._features, self._of_texts, strict=True)
         ]
-        return np.concatenate([own, *parts])
+        every = np.zeros((self._size, own.shape[1]))
+        every[self._used] = own
+        return np.concatenate([every, *parts])
 
 
 def _times(part: Any, values: FloatArray) -> Any:
