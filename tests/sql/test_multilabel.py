@@ -333,8 +333,9 @@ def test_a_sql_teacher_gives_an_array(log: psycopg.Connection) -> None:
     assert said == pytest.approx([0.88, 0.88, 0.5], abs=0.1)
 
 
-@pytest.mark.extra
-def test_texts_and_vectors_tell_several_labels(log: psycopg.Connection) -> None:
+@pytest.fixture(scope="module")
+def mails(log: psycopg.Connection) -> psycopg.Connection:
+    """Create the table of mails: a text, a vector and the tags that these tell."""
     rng = np.random.default_rng(4)
     words = {"late": "waiting for weeks", "refund": "money back please", "damaged": "the box was broken"}
     found = []
@@ -345,14 +346,19 @@ def test_texts_and_vectors_tell_several_labels(log: psycopg.Connection) -> None:
         body = " ".join([rest, *(words[name] for name in own), str(i)])
         found.append((body, v.tolist(), [*own, *(["vip"] if v[0] + v[1] > 0.5 else [])]))
     load_table(log, "mails", {"body": "text", "v": "float4[]", "tags": "text[]"}, found)
+    return log
+
+
+@pytest.mark.extra
+def test_texts_and_vectors_tell_several_labels(mails: psycopg.Connection) -> None:
     for family in ("linear", "mlp"):
         name = f"mails_{family}"
-        log.execute(
+        mails.execute(
             "SELECT distill.register_logged_model(%s, '{tags}', '{body,v}', 'mails', latency_ms => 20)",
             (name,),
         )
         made = one(
-            log,
+            mails,
             f"SELECT distill_model(%s, {BUDGET}, families => %s, student_name => %s, text_columns => '{{body}}')",
             name,
             [family],
@@ -360,14 +366,14 @@ def test_texts_and_vectors_tell_several_labels(log: psycopg.Connection) -> None:
         )
         assert made is not None
         right = one(
-            log,
+            mails,
             "SELECT avg((c @> tags AND tags @> c)::int) FROM (SELECT tags, distill.predict_classes(%s, to_jsonb(m)) AS c"
             " FROM mails m) a",
             f"{name}_student",
         )
         assert right > 0.85
     same = one(
-        log,
+        mails,
         "SELECT bool_and(distill.predict_classes('mails_linear_student', '{}', ARRAY[body], v) ="
         " distill.predict_classes('mails_linear_student', to_jsonb(m))) FROM mails m",
     )
@@ -401,15 +407,15 @@ def test_students_in_sql_say_the_same(log: psycopg.Connection) -> None:
         assert differ < 1e-5, family
 
 
-def test_texts_in_sql_tell_several_labels(log: psycopg.Connection) -> None:
-    log.execute(
+def test_texts_in_sql_tell_several_labels(mails: psycopg.Connection) -> None:
+    mails.execute(
         "SELECT distill.register_logged_model('plain_mails', '{tags}', '{body}', 'mails', latency_ms => 20,"
         " text_columns => '{body}')"
     )
-    assert one(log, f"SELECT distill_model('plain_mails', {BUDGET}, families => '{{linear}}')") is not None
-    log.execute("SELECT distill.create_function('plain_mails_distilled', 'mail_tags', as_sql => true)")
+    assert one(mails, f"SELECT distill_model('plain_mails', {BUDGET}, families => '{{linear}}')") is not None
+    mails.execute("SELECT distill.create_function('plain_mails_distilled', 'mail_tags', as_sql => true)")
     differ = one(
-        log,
+        mails,
         "SELECT max(abs(a.q - b.q)) FROM (SELECT * FROM mails LIMIT 100) m,"
         " unnest(distill.predict_proba('plain_mails_distilled', to_jsonb(m))) WITH ORDINALITY a(q, i),"
         " unnest(mail_tags(m.body)) WITH ORDINALITY b(q, i) WHERE a.i = b.i",
