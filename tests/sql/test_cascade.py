@@ -100,6 +100,7 @@ def test_a_cascade_is_no_expression_and_no_teacher(cascade: psycopg.Connection, 
         cascade.execute(f"SELECT {call}")  # type: ignore[arg-type]
 
 
+@pytest.mark.extra
 def test_a_distillation_gives_a_cascade(db: psycopg.Connection) -> None:
     """Ten classes: a linear student is a long way from its teacher, and knows on which rows."""
     load_digits_table(db)
@@ -135,7 +136,6 @@ def test_a_cascade_needs_probabilities(db: psycopg.Connection) -> None:
         db.execute("SELECT distill_model('diabetes', families => '{linear,cascade}')")
 
 
-@pytest.mark.extra
 def test_a_slow_and_better_teacher_gets_a_cascade_unasked(db: psycopg.Connection) -> None:
     """From 0.8 on only the teacher knows."""
     no = "x < 0.4 OR x > 0.8 AND floor(x * 3000)::int % 2 = 0"

@@ -386,6 +386,7 @@ def test_errors_that_may_pass_are_tried_three_times_and_others_once(
         assert job(db, run_id)["state"] == state
 
 
+@pytest.mark.extra
 def test_a_job_for_which_there_is_no_place_waits(
     db: psycopg.Connection, connect: Connect, work_here: Callable[..., threading.Thread]
 ) -> None:
@@ -407,6 +408,7 @@ def test_a_job_for_which_there_is_no_place_waits(
     assert wait(db, run_id, "done")["attempts"] == 1
 
 
+@pytest.mark.extra
 def test_a_job_whose_connection_is_refused_waits(
     db: psycopg.Connection, engineer: Role, connect: Connect, start_worker: Start
 ) -> None:

@@ -105,6 +105,7 @@ def test_predict_class_answers_what_the_column_holds(
     assert one(db, "SELECT output_schema->'classes' FROM distill.models") == labels
 
 
+@pytest.mark.extra
 def test_a_label_of_char_or_enum_can_be_recomputed_from_a_runs_rows(db: psycopg.Connection) -> None:
     """The documented way, for the kinds of column whose JSON is not their text; of a teacher in SQL and a logged one."""
     db.execute("CREATE TYPE public.stage AS ENUM ('late', 'early', 'e arly')")

@@ -214,6 +214,7 @@ def test_more_than_two_classes_have_no_one_answer(offers: psycopg.Connection) ->
     assert refused.value.diag.message_hint
 
 
+@pytest.mark.extra
 def test_no_direction_is_no_constraint(offers: psycopg.Connection) -> None:
     offers.execute(
         f"""SELECT distill_model('taker', {QUICK}, families => '{{linear,cascade}}', monotone => '{{"income": 0}}')"""
@@ -248,6 +249,7 @@ def test_a_file_that_knows_the_test_rows_keeps_them_and_its_card_says_so(
     assert "<dt>monotone</dt>" in page.read_text()
 
 
+@pytest.mark.extra
 def test_a_worker_and_the_command_line_take_them(offers: psycopg.Connection, server: servers.Server) -> None:
     dsn = server.conninfo(dbname=DATABASE)
     command = [

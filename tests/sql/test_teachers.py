@@ -95,7 +95,9 @@ def test_logged_predictions_are_a_teacher(db: psycopg.Connection) -> None:
     assert (latency, declared) == (12.5, True)
     with pytest.raises(errors.ObjectNotInPrerequisiteState):
         db.execute("SELECT distill.predict('elsewhere', '{}'::jsonb)")
-    db.execute("SELECT distill_model('elsewhere', min_accuracy => 0, patience => 1, time_budget_s => 10)")
+    db.execute(
+        "SELECT distill_model('elsewhere', min_accuracy => 0, patience => 1, time_budget_s => 10, families => '{linear,tree}')"
+    )
     declared, teacher_ms, score, augmented = one(
         db,
         "SELECT r.latency_declared, r.teacher_latency_ms, r.pareto_score, (SELECT count(*) FROM distill.candidates c"

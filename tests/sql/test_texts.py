@@ -242,6 +242,7 @@ def test_what_only_a_label_knows_still_teaches(db: psycopg.Connection) -> None:
     assert test < 0.17 * ROWS, "rows that the teacher has answered"
 
 
+@pytest.mark.extra
 def test_a_log_of_objects_is_a_teacher(db: psycopg.Connection) -> None:
     load_tickets(db)
     db.execute("""

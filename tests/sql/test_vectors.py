@@ -309,7 +309,8 @@ def test_sql_and_logged_teachers_have_vectors_too(db: psycopg.Connection) -> Non
     assert len(documents.x) == ROWS
 
 
-@pytest.mark.parametrize("kind", ["vector", pytest.param("halfvec", marks=pytest.mark.extra)])
+@pytest.mark.extra
+@pytest.mark.parametrize("kind", ["vector", "halfvec"])
 def test_columns_of_pgvector_are_vectors(db: psycopg.Connection, kind: str) -> None:
     """Whatever schema it is in: its types by their own names, in each way to predict; as arguments and as SQL teachers' columns."""
     if not one(db, "SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'"):
