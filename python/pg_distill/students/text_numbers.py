@@ -46,8 +46,9 @@ PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 """L2 penalties on n-grams, strongest first, from which the scores of left out texts choose."""
 FREE = 1e-6
 """Penalty on the intercept, in rows."""
-LATENESS = 3.0
-"""Times what is left to the student that learns them first: usual columns take less. Texts of 52 classes took minutes."""
+LATENESS, LEAST_SECONDS = 3.0, 10.0
+"""Times what is left to the student that learns them first, and at least so long: usual columns take less, and others read them,
+too. Texts of 52 classes took minutes."""
 KEPT = 4
 """Columns that are remembered: students of several sizes are taught the same rows, one after the other."""
 
@@ -121,7 +122,7 @@ class TextNumbers:
         if prototype:
             return cls.prototype(*asked)
         now = time.monotonic()
-        until = None if deadline is None else now + LATENESS * max(0.0, deadline - now)
+        until = None if deadline is None else now + max(LEAST_SECONDS, LATENESS * (deadline - now))
         return cls.learn(*asked, deadline=until)
 
     @property
