@@ -29,7 +29,7 @@ import numpy as np
 from few_summary import summarise
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.measure import metrics
-from pg_distill.runs.options import MOST_SECONDS, usual_seconds
+from pg_distill.runs.options import Options
 from pg_distill.search.problem import Candidate, Config
 from pg_distill.search.stages import search
 from pg_distill.students.soft_labels import softmax
@@ -85,12 +85,15 @@ def chosen_within(
     contest: quality.Contest, target: float, options: argparse.Namespace
 ) -> tuple[list[Candidate], dict[str, tuple[Candidate, Any]], dict[str, Any]]:
     """Search for a latency target; return the candidates, what is chosen of each kind, and how the search ended."""
+    seconds, most = Options(contest.data.name, time_budget_s=options.seconds).search_seconds(
+        contest.data.frame, labelled_s=0.0
+    )
     config = Config(
         target_latency_ms=target,
         call_overhead_ms=contest.overhead_ms,
         seed=options.seed,
-        time_budget_s=options.seconds or usual_seconds(contest.data.frame),
-        most_seconds=options.seconds or MOST_SECONDS,
+        time_budget_s=seconds,
+        most_seconds=most,
         threads=2,
     )
     ended: dict[str, Any] = {}

@@ -432,7 +432,7 @@ class Workshop:
             least = [min(pair) for pair in zip(least, times, strict=True)]
             if (slower := least[0] / least[1]) <= RELEARN_SLOWER:
                 break
-        if slower > RELEARN_SLOWER:
+        else:
             return Message("relearned", {"reason": f"it is {slower:.2f} times as slow as its twin"}, {}, {})
         fields = {"reason": None, "expression": expression, **write_signature(signature)}
         return Message("relearned", fields, {}, {"artifact": artifact})

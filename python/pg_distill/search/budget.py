@@ -54,9 +54,14 @@ class Budget:
         self.begun = time.monotonic()
 
     @property
+    def wanted(self) -> float:
+        """Seconds in which this machine does what one that is idle and of the usual speed does in the budget."""
+        return self._usual * self.stretch
+
+    @property
     def seconds(self) -> float:
-        """What the search may take: more than usual, as long as something takes here, where that is allowed."""
-        return min(self._usual * self.stretch, self._most)
+        """What the search may take: what is wanted, where that is allowed."""
+        return min(self.wanted, self._most)
 
     @property
     def deadline(self) -> float:
@@ -98,7 +103,7 @@ class Budget:
     @property
     def squeeze(self) -> float:
         """What of the stretch a longer budget has not made up for: shares of it are stretched by so much."""
-        return self.stretch * self._usual / self.seconds
+        return self.wanted / self.seconds
 
     def end_of(self, stage: str) -> float:
         """Return when no task of a stage is started any more."""
@@ -112,7 +117,7 @@ class Budget:
             return RESCUE_SECONDS
         share = 1.0 if refit else min(REFIT_FROM * self.squeeze, LATEST_REFIT_FROM)
         end = self.begun + share * (self.deadline - self.begun)
-        return min(end - now, TASK_SHARE[stage] * self.squeeze * self.seconds)
+        return min(end - now, TASK_SHARE[stage] * self.wanted)
 
 
 def unit_seconds() -> float:

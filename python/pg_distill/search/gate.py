@@ -68,7 +68,7 @@ class Gate:
                     )
                     self.note(family, size, reason)
                     continue
-                if fitting and self.budget.spent > GATE_SHARE * self.budget.squeeze * self.budget.seconds:
+                if fitting and self.budget.spent > GATE_SHARE * self.budget.wanted:
                     self.note(family, size, "not tried: time budget ended before its latency was measured")
                     continue
                 latency: float | None = None
