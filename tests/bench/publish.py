@@ -239,10 +239,8 @@ def _goals(runs: Sequence[Report]) -> Table:
 
 # -- make bench-few
 
-FEW_SETS, FEW_SECONDS = (
-    24,
-    120.0,
-)  # a full run's, at least, each by the same splits and teachers; where seconds are stated
+# A full run's, at least: sets, each by the same splits and teachers, and the seconds of a search where they are stated.
+FEW_SETS, FEW_SECONDS = 24, 120.0
 NAMES = {
     "teacher": "the teacher",
     "lightgbm": "LightGBM",
