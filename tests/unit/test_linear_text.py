@@ -15,7 +15,7 @@ from pg_distill.students.augment import TABLE_KINDS, Augmenter
 from pg_distill.students.blend import Blend
 from pg_distill.students.export import STUDENT_KEY
 from pg_distill.students.families import Shape, load_family
-from pg_distill.students.linear import Linear
+from pg_distill.students.linear import SMOOTH, Linear
 from pg_distill.students.objective import Objective, backfit, resolve_targets
 from pg_distill.students.soft_labels import kl, softmax
 from pg_distill.students.text_effect import NgramLines, TextEffect, find_bags
@@ -194,4 +194,24 @@ def test_texts_are_learned_with_what_words_share_and_without() -> None:
     assert {size.get("shared", True) for size in sizes} == {True, False}
     alone = [f for f in frame.features if f.kind == "text"]
     only = Linear.sizes(Shape(task="binary", n_classes=2, features=tuple(alone), n_rows=50, teacher=None))
-    assert only == [{"bins": 0}, {"bins": 0, "shared": False}]
+    assert only == [
+        {"bins": 0},
+        {"bins": 0, "shared": False},
+        {"bins": 0, "shared": False, "least_penalty": SMOOTH},
+    ]
+
+
+def test_a_smooth_student_keeps_a_strong_penalty_and_is_as_sure() -> None:
+    """Of 3,000 texts a weak penalty has the least loss; the factor of the logits makes up for what a strong one takes from them."""
+    data, select, test = (tickets(n, "multiclass", seed) for n, seed in ((3000, 1), (800, 2), (500, 3)))
+    penalties, sure = [], []
+    for least in (0.0, 1.0):
+        student = make("linear", "multiclass", bins=0, shared=False, least_penalty=least).fit(data, select)
+        penalties.append(student.penalties_[1])
+        sure.append(float(softmax(student.predict_logits(test.frame)).max(axis=1).mean()))
+        kept = student.penalties_, student.sharpness_
+        student.refit(stack([data, select]))
+        assert (student.penalties_, student.sharpness_) == kept
+        assert difference(student, special(test.frame.take(np.arange(50)))) < 1e-6
+    assert penalties[0] < 1.0 == penalties[1]
+    assert abs(sure[0] - sure[1]) < 0.05

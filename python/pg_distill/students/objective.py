@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol, Self
@@ -26,6 +27,8 @@ from pg_distill.students.transfer_set import AUGMENTED, TAIL, TransferSet
 
 LEAST_GAIN = 1e-3
 """A sweep that lowers the loss by a smaller share ends backfitting."""
+MOST_LOG_FACTOR, LOG_FACTOR_STEP, GOLDEN = 2.0, 0.02, (5**0.5 - 1) / 2
+"""Where the logarithm of a factor of logits is looked for, how closely, and the golden section."""
 
 __all__ = [
     "Block",
@@ -67,9 +70,29 @@ class Objective:
             self.soft = (self.soft - self.base) / self.scale
             self.hard = (self.hard - self.base) / self.scale
 
-    def loss(self, scores: npt.NDArray[Any]) -> float:
-        """Return the mean loss of raw ``scores`` (n,) or (n, outputs)."""
-        z = self._sums(scores)
+    def sharpened(self, scores: npt.NDArray[Any]) -> tuple[float, float]:
+        """Return the factor of the logits of raw ``scores`` that makes their mean loss least, and that loss; 1 for regression.
+
+        A strong penalty makes a student unsure as well as smooth: with the factor the one is told from the other. As in
+        `fit_sharpness` its logarithm has a normal prior, which counts in the loss. Found by golden sections, as that has one
+        minimum.
+        """
+
+        def loss(u: float) -> float:
+            return self.loss(scores, math.exp(u)) + u * u / (2 * len(self.soft))
+
+        if self.task == "regression":
+            return 1.0, loss(0.0)
+        low, high = -MOST_LOG_FACTOR, MOST_LOG_FACTOR
+        while high - low > LOG_FACTOR_STEP:
+            left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+            low, high = (low, right) if loss(left) < loss(right) else (left, high)
+        best = min((low + high) / 2, 0.0, key=loss)
+        return math.exp(best), loss(best)
+
+    def loss(self, scores: npt.NDArray[Any], factor: float = 1.0) -> float:
+        """Return the mean loss of raw ``scores`` (n,) or (n, outputs), with their logits, the start included, times a factor."""
+        z = self._sums(scores) * factor
         soft_weight, hard_weight = self.soft_weight, self.hard_weight
         total = float(soft_weight.sum() + hard_weight.sum())
         if self.task == "regression":
