@@ -307,14 +307,14 @@ def load_survival(connection: psycopg.Connection) -> None:
     )
 
 
-def distil(connection: psycopg.Connection, teacher: str, arguments: str) -> None:
+def distil(connection: psycopg.Connection, teacher: str, arguments: str, seconds: float = 20) -> None:
     """Make a student with time enough on a busy machine; where there is none, fail with what the run says.
 
     One training that gains nothing ends a stage, so that a busy machine has what a quiet one has.
     """
     row = connection.execute(
-        f"SELECT distill_model(%s, min_accuracy => 0, time_budget_s => 20, patience => 1, {arguments})",  # type: ignore[arg-type]
-        (teacher,),
+        f"SELECT distill_model(%s, min_accuracy => 0, time_budget_s => %s, patience => 1, {arguments})",  # type: ignore[arg-type]
+        (teacher, seconds),
     ).fetchone()
     summary = connection.execute(
         "SELECT summary FROM distill.runs WHERE run_id = distill.last_run(%s)", (teacher,)

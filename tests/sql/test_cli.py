@@ -183,7 +183,17 @@ def test_from_a_pipeline_in_a_file_to_a_student_elsewhere(
         drop_database(server, other)
 
 
-@pytest.mark.parametrize("library", ["sklearn", "lightgbm", "xgboost", "lightgbm booster", "xgboost booster"])
+@pytest.mark.parametrize(
+    "library",
+    [
+        "sklearn",
+        "lightgbm",
+        *(
+            pytest.param(name, marks=pytest.mark.extra)
+            for name in ("xgboost", "lightgbm booster", "xgboost booster")
+        ),
+    ],
+)
 def test_models_of_each_library_by_import_path(
     db: psycopg.Connection, run: Run, tmp_path: Path, library: str
 ) -> None:

@@ -25,6 +25,7 @@ def begin(connection: psycopg.Connection, level: str) -> psycopg.Connection:
     return connection
 
 
+@pytest.mark.any_server
 def test_no_teacher_is_dropped_under_a_student_that_the_snapshot_lacks(
     db: psycopg.Connection, connect: Connect
 ) -> None:

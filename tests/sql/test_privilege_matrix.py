@@ -379,6 +379,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.any_server
 def test_a_planted_row_is_refused_before_a_backend_opens_it(
     granted: psycopg.Connection, connect: Connect
 ) -> None:

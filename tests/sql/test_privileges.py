@@ -112,6 +112,7 @@ def test_row_level_security_holds_over_the_cache(db: psycopg.Connection, role: R
     db.execute("RESET ROLE")
 
 
+@pytest.mark.any_server
 def test_stored_sample_runs_for_its_owner_only(db: psycopg.Connection, role: Role, connect: Connect) -> None:
     low = role("low")
     db.execute(REGISTRANT.format(low))

@@ -78,6 +78,7 @@ def register_sum(connection: psycopg.Connection, name: str, features: list[str])
     )
 
 
+@pytest.mark.any_server
 def test_function_over_a_hundred_features_takes_a_row(db: psycopg.Connection) -> None:
     names = [f"f{i}" for i in range(120)]
     register_sum(db, "wide", names)
@@ -107,6 +108,7 @@ def test_function_over_a_hundred_features_takes_a_row(db: psycopg.Connection) ->
     assert value(db, "SELECT to_regtype('wide_features')") is None
 
 
+@pytest.mark.any_server
 def test_replacing_leaves_one_function_and_nothing_of_others(db: psycopg.Connection) -> None:
     create = "SELECT distill.create_function('sum', 'total', replace => %s)::text"
     register_sum(db, "sum", ["a", "b"])
@@ -136,6 +138,7 @@ def test_replacing_leaves_one_function_and_nothing_of_others(db: psycopg.Connect
     assert value(db, "SELECT total(1, 2, 3)") == 0
 
 
+@pytest.mark.any_server
 def test_a_comment_of_another_role_stops_no_drop(
     student: psycopg.Connection, role: Callable[..., str], connect: Callable[..., psycopg.Connection]
 ) -> None:
@@ -165,6 +168,7 @@ def test_a_comment_of_another_role_stops_no_drop(
     ]  # fmt: skip
 
 
+@pytest.mark.any_server
 def test_function_goes_with_its_model(student: psycopg.Connection) -> None:
     register(student, 2)
     student.execute(
@@ -250,6 +254,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.any_server
 def test_wrong_input_has_its_sqlstate(student: psycopg.Connection) -> None:
     register(student, 2)
     for statement, sqlstate in WRONG:
@@ -454,6 +459,7 @@ def test_exported_function_needs_no_extension(
 # -- constraints
 
 
+@pytest.mark.any_server
 def test_most_accurate_member_within_both_bounds(student: psycopg.Connection) -> None:
     for number in (2, 3, 4):
         register(student, number)

@@ -47,7 +47,7 @@ def test_candidates_in_sql_form_have_figures_of_their_own(
 
 def test_the_sql_form_can_be_the_answer(db: psycopg.Connection) -> None:
     load_survival(db)
-    distil(db, "survival", SQL_FORM)
+    distil(db, "survival", SQL_FORM, seconds=8)
     row = db.execute(
         "SELECT m.form, m.avg_latency_ms = c.avg_latency_ms, m.measured_on->>'path', r.predict_path,"
         " m.avg_latency_ms < (m.measured_on->>'predict_latency_ms')::float8, (m.measured_on->>'predict_latency_high_ms')::float8"

@@ -162,7 +162,7 @@ def test_a_text_pipeline_teaches(db: psycopg.Connection, register: Any) -> None:
         "y",
     )
     db.execute(
-        "SELECT distill_model('m', target_latency_ms => 100, min_accuracy => 0, time_budget_s => 40, patience => 4, families => '{linear}')"
+        "SELECT distill_model('m', target_latency_ms => 100, min_accuracy => 0, time_budget_s => 40, patience => 1, families => '{linear}')"
     )
     found = db.execute(
         "SELECT f->>'kind' FROM distill.models, jsonb_array_elements(input_schema->'features') f ORDER BY name"

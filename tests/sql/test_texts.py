@@ -57,7 +57,7 @@ def distil_texts(db: psycopg.Connection, name: str = "log", more: str = "") -> N
     """Distil into a linear student, in a few seconds."""
     done = one(
         db,
-        f"SELECT distill_model(%s, min_accuracy => 0, time_budget_s => 40, patience => 1, families => '{{linear}}'{more})",
+        f"SELECT distill_model(%s, min_accuracy => 0, time_budget_s => 40, patience => 1, epochs => 2, families => '{{linear}}'{more})",
         name,
     )
     assert done is not None

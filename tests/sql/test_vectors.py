@@ -241,7 +241,8 @@ def test_a_student_of_a_vector_answers_as_its_teacher(db: psycopg.Connection) ->
     db.execute("UPDATE documents SET spam = (%s::bool[])[id + 1]", (documents.label.tolist(),))
     documents.register(db)
     db.execute(
-        "SELECT distill_model('spam', metric => 'agreement', min_accuracy => 0, patience => 1, time_budget_s => 20)"
+        "SELECT distill_model('spam', metric => 'agreement', min_accuracy => 0, patience => 1, time_budget_s => 20,"
+        " families => '{linear,mlp}')"
     )
     accepted, fidelity = one(
         db, "SELECT accepted, fidelity FROM distill.run_report(distill.last_run('spam'))"

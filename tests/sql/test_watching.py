@@ -36,7 +36,9 @@ def test_a_student_holds_on_its_own_test_rows(shared: Callable[[], psycopg.Conne
         "SELECT rows_test FROM distill.run_report(distill.last_run(%s))", (teacher,)
     ).fetchone() or [0]
     assert found["accuracy"]["row_count"] == rows
-    assert 0 < found["latency"]["fresh_low"] <= found["latency"]["fresh"] <= found["latency"]["fresh_high"]
+    # The interval of few blocks on a busy machine may begin at nothing.
+    assert 0 <= found["latency"]["fresh_low"] <= found["latency"]["fresh"] <= found["latency"]["fresh_high"]
+    assert found["latency"]["fresh"] > 0
     # A student of a fast teacher may have earned its place by accuracy.
     if 2 * found["latency"]["recorded"] < found["teacher_latency"]["recorded"]:
         assert found["latency"]["fresh"] < found["teacher_latency"]["fresh"]
