@@ -139,6 +139,7 @@ def test_tutorial(reader: Reader, db: psycopg.Connection, dbt_command: str) -> N
     assert (counts[1], counts[3]) == (1, 1)
 
 
+@pytest.mark.extra
 def test_texts(reader: Reader, db: psycopg.Connection) -> None:
     """From a table of texts and a language model's answers to predict."""
     assert reader.follow(DOC / "pg_distill-texts.md") == 8
@@ -161,6 +162,7 @@ def test_how_to(reader: Reader, db: psycopg.Connection, server: servers.Server) 
         servers.drop_database(server, "managed")
 
 
+@pytest.mark.extra
 def test_explanation(reader: Reader, db: psycopg.Connection) -> None:
     distill_fraud(db)
     assert reader.follow(DOC / "pg_distill-explanation.md") > 2

@@ -229,6 +229,7 @@ def test_nor_a_session_that_runs_its_next_job(granted: psycopg.Connection, conne
     assert left == [("failed", len(rows))]
 
 
+@pytest.mark.extra
 def test_what_a_failed_job_says_is_recorded_whatever_it_is(
     granted: psycopg.Connection, connect: Connect, work: Callable[[str], list[str]]
 ) -> None:

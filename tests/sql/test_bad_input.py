@@ -38,9 +38,9 @@ def bench(shared: Callable[[], psycopg.Connection]) -> Iterator[psycopg.Connecti
 
 
 def snapshot(connection: psycopg.Connection) -> Any:
-    """Return what the registry holds, and what the writing function has written."""
+    """Return which rows the registry has, in which versions, and what the writing function has written."""
     return connection.execute(
-        "SELECT (SELECT md5(string_agg(m::text, '' ORDER BY id)) FROM distill.models m), (SELECT count(*) FROM distill.runs),"
+        "SELECT (SELECT array_agg(ARRAY[id::text, ctid::text, xmin::text] ORDER BY id) FROM distill.models), (SELECT count(*) FROM distill.runs),"
         " (SELECT count(*) FROM distill.candidates), (SELECT count(*) FROM bad.written)"
     ).fetchone()
 

@@ -167,7 +167,7 @@ def test_a_student_of_an_all_negative_teacher_is_not_accepted_either(db: psycopg
 # -- bad input
 
 
-@pytest.mark.parametrize("value", ["NULL::float8", "1::float8"])
+@pytest.mark.parametrize("value", ["NULL::float8", pytest.param("1::float8", marks=pytest.mark.extra)])
 def test_a_column_that_says_nothing(db: psycopg.Connection, value: str) -> None:
     load_cancer(db)
     rest = ", ".join(name for name in names(30) if name != "x3")
@@ -294,7 +294,11 @@ def test_a_teacher_that_fails_on_augmented_rows(db: psycopg.Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    "score", ["(body::jsonb->>'score')::float8", "substring(body from 'score.: ([0-9.]+)')::float8"]
+    "score",
+    [
+        "(body::jsonb->>'score')::float8",
+        pytest.param("substring(body from 'score.: ([0-9.]+)')::float8", marks=pytest.mark.extra),
+    ],
 )
 def test_a_teacher_that_fails_on_made_texts(db: psycopg.Connection, score: str) -> None:
     """Texts that were made up are none of the caller's: what cannot read them is taught by the real ones."""

@@ -400,6 +400,7 @@ def bare_server(server: servers.Server, where: str) -> Iterator[servers.Server]:
         yield other
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize("where", ["here", "another major version"])
 def test_exported_function_needs_no_extension(
     db: psycopg.Connection, server: servers.Server, where: str
