@@ -279,6 +279,22 @@ def _cut(name: str, end: Callable[[], Any] = _logistic, **options: Any) -> Fitte
 # -- scikit-learn: models over numbers
 
 
+def _labels(model: Any, columns: str = "numbers", *, width: int = 3) -> Fitted:
+    """Fit a model of several labels, which half of the rows, a third and a tenth have."""
+    held = rows()
+    score = np.nan_to_num(held["numbers"].to_numpy(float)).cumsum(axis=1)[:, :width]
+    shares = np.array([0.5, 0.33, 0.1])[:width]
+    cuts = [np.quantile(column, 1 - share) for column, share in zip(score.T, shares, strict=True)]
+    return Fitted(model.fit(held[columns], (score > cuts).astype(int)), held[columns])
+
+
+def _one_label(model: Any) -> Fitted:
+    """Fit a model of two labels of which one is the same in all rows."""
+    held = rows()
+    indicators = np.column_stack([held["two"], np.ones(ROWS, int)])
+    return Fitted(model.fit(held["numbers"], indicators), held["numbers"])
+
+
 def _model(module: str, name: str, label: str, columns: str = "numbers", **options: Any) -> Fitted:
     return _fit(_step(module, name, **options), columns, label)
 
@@ -579,6 +595,31 @@ PIPELINES: dict[str, Callable[[], Fitted]] = {
         "ensemble", "AdaBoostClassifier", "three", n_estimators=15, random_state=0
     ),
     "BaggingClassifier": lambda: _model("ensemble", "BaggingClassifier", "three", random_state=0),
+    "labels, OneVsRestClassifier": lambda: _labels(_step("multiclass", "OneVsRestClassifier", _logistic())),
+    "labels, OneVsRestClassifier of columns": lambda: _labels(
+        _chain(
+            _columns(_step("preprocessing", "StandardScaler"), _hot()),
+            _step("multiclass", "OneVsRestClassifier", _forest()),
+        ),
+        "mixed",
+    ),
+    "labels, OneVsRestClassifier(LinearSVC)": lambda: _labels(
+        _step("multiclass", "OneVsRestClassifier", _step("svm", "LinearSVC"))
+    ),
+    "labels, MultiOutputClassifier": lambda: _labels(
+        _step(
+            "multioutput",
+            "MultiOutputClassifier",
+            _step("ensemble", "GradientBoostingClassifier", n_estimators=15, random_state=0),
+        )
+    ),
+    "labels, MLPClassifier": lambda: _labels(
+        _step("neural_network", "MLPClassifier", max_iter=30, random_state=0)
+    ),
+    "labels, RandomForestClassifier": lambda: _labels(_forest()),
+    "labels, DecisionTreeClassifier": lambda: _labels(
+        _step("tree", "DecisionTreeClassifier", random_state=0), width=2
+    ),
     "OneVsRestClassifier": lambda: _fit(
         _step("multiclass", "OneVsRestClassifier", _logistic()), "numbers", "three"
     ),
@@ -641,6 +682,21 @@ PIPELINES: dict[str, Callable[[], Fitted]] = {
 """Each converts, and predicts as its library."""
 
 REFUSED: dict[str, Callable[[], Fitted]] = {
+    "labels, OneVsRestClassifier, one is in all rows": lambda: _one_label(
+        _step("multiclass", "OneVsRestClassifier", _logistic())
+    ),
+    "labels, MultiOutputClassifier, one is in all rows": lambda: _one_label(
+        _step("multioutput", "MultiOutputClassifier", _forest())
+    ),
+    "labels, ClassifierChain": lambda: _labels(_step("multioutput", "ClassifierChain", _logistic())),
+    "labels, KNeighborsClassifier": lambda: _labels(_step("neighbors", "KNeighborsClassifier")),
+    "labels, RadiusNeighborsClassifier": lambda: _labels(
+        _step(
+            "multioutput",
+            "MultiOutputClassifier",
+            _step("neighbors", "RadiusNeighborsClassifier", radius=1000.0),
+        )
+    ),
     "a function of the user's": lambda: _of_numbers(
         _step("preprocessing", "FunctionTransformer", _of_the_user)
     ),
@@ -746,9 +802,13 @@ def try_pipeline(fitted: Fitted) -> Tried:
             answers = made.original.answers(made.original.rows(given, their_kinds, made.nulls, unread))
             assert not answers.failed, answers.failed
             classes = np.array(signature.classes, object)
+            named: Any = None
+            if signature.task == "multilabel":
+                named = np.array(["".join("01"[int(p > 0.5)] for p in row) for row in found], object)
+            elif len(classes):
+                named = classes[decided(found, made.class_threshold).argmax(axis=1)]
             difference = compare(
-                signature.task, outputs=answers.outputs, labels=answers.labels, found=found,
-                found_labels=classes[decided(found, made.class_threshold).argmax(axis=1)] if len(classes) else None,
+                signature.task, outputs=answers.outputs, labels=answers.labels, found=found, found_labels=named,
                 classes=signature.classes, class_threshold=made.class_threshold,
             )  # fmt: skip
         except PgDistillError as error:

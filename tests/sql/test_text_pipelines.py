@@ -114,6 +114,37 @@ def test_texts_beside_numbers_and_categories(db: psycopg.Connection, register: A
     assert scored[1] == pytest.approx(float(model.predict_proba(rows)[:, 1].mean()), abs=1e-6)
 
 
+def test_several_labels_of_a_text(db: psycopg.Connection, register: Any) -> None:
+    """What the pipeline says of a text, its names in the order of the indicators' columns."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.pipeline import make_pipeline
+
+    texts = text_pipelines.mails()
+    columns = {"id": "int", "body": "text", "tags": "text[]"}
+    named = ("a", "long", "refund")
+    has = np.array([["a" in t, len(t) > 60, "refund" in t] for t in texts]).astype(int)
+    assert (has.mean(axis=0) > 0).all() and (has.mean(axis=0) < 1).all()
+    tags = [[name for name, bit in zip(named, row, strict=True) if bit] for row in has.tolist()]
+    load_table(db, "mails", columns, zip(range(len(texts)), texts, tags, strict=True))
+    model = make_pipeline(TfidfVectorizer(), OneVsRestClassifier(LogisticRegression())).fit(texts, has)
+    given = ("--sample", "SELECT id, body, tags FROM mails", "--label", "tags")
+    # The pipeline knows its labels by their places only.
+    assert "22" in register("nameless", model, *given, code=1)
+    register("m", model, *given, "--classes", ",".join(named))
+    assert np.abs(predicted(db, "m", "SELECT id, body FROM mails") - model.predict_proba(texts)).max() < 1e-9
+    rows = db.execute(
+        "SELECT distill.predict_classes('m', jsonb_build_object('body', body)) FROM mails ORDER BY id"
+    )
+    said = [
+        [name for name, bit in zip(named, row, strict=True) if bit] for row in model.predict(texts).tolist()
+    ]
+    assert [row[0] for row in rows] == said
+    found = db.execute("SELECT task, metric, accuracy FROM distill.models WHERE name = 'm'").fetchone()
+    assert found is not None and found[:2] == ("multilabel", "f1_micro")
+
+
 def test_null_is_refused_as_the_pipeline_refuses_it(db: psycopg.Connection, register: Any) -> None:
     from sklearn.feature_extraction.text import TfidfVectorizer
 

@@ -112,6 +112,7 @@ def _convert(
     )
     from pg_distill.conversion.graph import Graph
     from pg_distill.conversion.original import Original
+    from pg_distill.conversion.several_labels import add_label_decision, add_label_probabilities
 
     known = library_of(unwrapped(model)) in (
         "sklearn",
@@ -133,6 +134,13 @@ def _convert(
     table = graph.table()
     if original.task == "regression":
         output, name, width = add_value(graph, model, table), "value", 1
+    elif original.task == "multilabel":
+        assert original.classes is not None
+        width = len(original.classes)
+        if hasattr(model, "predict_proba"):
+            output, name = add_label_probabilities(graph, model, table), "probabilities"
+        else:
+            output, name = add_label_decision(graph, model, table), "logits"
     else:
         assert original.classes is not None
         width = len(original.classes)

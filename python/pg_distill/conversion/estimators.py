@@ -27,8 +27,12 @@ __all__ = [
     "add_probabilities",
     "add_transform",
     "add_value",
+    "before_last",
     "class_threshold",
+    "is_pipeline",
     "library_of",
+    "network_logits",
+    "split_forest",
     "unwrapped",
 ]
 
@@ -126,7 +130,8 @@ def _union(graph: Graph, union: Any, matrix: Matrix) -> Matrix:
     return Matrix.join(parts, sparse=any(part.sparse for part in parts))
 
 
-def _before_last(graph: Graph, pipeline: Any, matrix: Matrix) -> tuple[Any, Matrix]:
+def before_last(graph: Graph, pipeline: Any, matrix: Matrix) -> tuple[Any, Matrix]:
+    """Return the last step of a pipeline, and what those before it give."""
     for _, step in pipeline.steps[:-1]:
         matrix = add_transform(graph, step, matrix)
     return unwrapped(pipeline.steps[-1][1]), matrix
@@ -139,7 +144,7 @@ def add_probabilities(graph: Graph, model: Any, matrix: Matrix) -> str:
     """Return the (n, K) probabilities of the classes in their order."""
     model = unwrapped(model)
     if is_pipeline(model):
-        return add_probabilities(graph, *_before_last(graph, model, matrix))
+        return add_probabilities(graph, *before_last(graph, model, matrix))
     library = library_of(model)
     if library == "lightgbm":
         return lightgbms.add_probabilities(graph, model, matrix)
@@ -162,7 +167,7 @@ def add_decision(graph: Graph, model: Any, matrix: Matrix) -> str:
     """Return the decision function: (n, 1) for two classes, of which the last is chosen where it is above 0; else (n, K)."""
     model = unwrapped(model)
     if is_pipeline(model):
-        return add_decision(graph, *_before_last(graph, model, matrix))
+        return add_decision(graph, *before_last(graph, model, matrix))
     known = _known(model, _DECISIONS)
     if known is None:
         raise unsupported(model, "has a decision function that is not converted")
@@ -173,7 +178,7 @@ def add_value(graph: Graph, model: Any, matrix: Matrix) -> str:
     """Return the (n, 1) values of a regression."""
     model = unwrapped(model)
     if is_pipeline(model):
-        return add_value(graph, *_before_last(graph, model, matrix))
+        return add_value(graph, *before_last(graph, model, matrix))
     library = library_of(model)
     if library == "lightgbm":
         return lightgbms.add_value(graph, model, matrix)
@@ -377,7 +382,8 @@ def _dummy_value(graph: Graph, model: Any, matrix: Matrix) -> str:
 # -- networks
 
 
-def _layers(graph: Graph, model: Any, matrix: Matrix) -> str:
+def network_logits(graph: Graph, model: Any, matrix: Matrix) -> str:
+    """Return what the last layer of a network gives, before its activation."""
     x = graph.numbers(matrix, kind_of(model))
     graph.refuse_nan(x)
     hidden = {"relu": "Relu", "tanh": "Tanh", "logistic": "Sigmoid", "identity": "Identity"}[model.activation]
@@ -389,17 +395,17 @@ def _layers(graph: Graph, model: Any, matrix: Matrix) -> str:
 
 
 def _network_probabilities(graph: Graph, model: Any, matrix: Matrix) -> str:
-    found = _layers(graph, model, matrix)
+    found = network_logits(graph, model, matrix)
     if model.out_activation_ == "softmax":
         return graph.softmax(found)
     if len(model.classes_) > 2:
-        raise unsupported(model, "of several labels is not converted")
+        raise unsupported(model, "of several labels is no part of another model that is converted")
     return graph.pair(graph.sigmoid(found))
 
 
 def _network_value(graph: Graph, model: Any, matrix: Matrix) -> str:
     _one_output(model)
-    found = _layers(graph, model, matrix)
+    found = network_logits(graph, model, matrix)
     return graph.op("Exp", found) if model.out_activation_ == "exp" else found
 
 
@@ -439,6 +445,14 @@ def _forest_probabilities(graph: Graph, model: Any, matrix: Matrix) -> str:
     found = add_trees(graph, x, trees, 1 if classes == 2 else classes)
     found = graph.div(found, float(len(members))) if len(members) > 1 else found
     return graph.pair(found) if classes == 2 else found
+
+
+def split_forest(graph: Graph, model: Any, matrix: Matrix) -> str:
+    """Return the (n, K) probabilities of 1 in each of the K columns that a tree or a forest predicts."""
+    members = getattr(model, "estimators_", [model])
+    x = _tree_input(graph, model, matrix)
+    found = add_trees(graph, x, [_tree(m.tree_, m.tree_.value[:, :, 1]) for m in members], model.n_outputs_)
+    return graph.div(found, float(len(members))) if len(members) > 1 else found
 
 
 def _forest_value(graph: Graph, model: Any, matrix: Matrix) -> str:
@@ -978,7 +992,7 @@ def _bagging_value(graph: Graph, model: Any, matrix: Matrix) -> str:
 
 def _rest_probabilities(graph: Graph, model: Any, matrix: Matrix) -> str:
     if getattr(model, "multilabel_", False):
-        raise unsupported(model, "of several labels is not converted")
+        raise unsupported(model, "of several labels is no part of another model that is converted")
     columns = []
     for member in model.estimators_:
         if not hasattr(member, "classes_"):

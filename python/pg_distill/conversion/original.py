@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pg_distill.conversion import catboosts, lightgbms, xgboosts
 from pg_distill.conversion.estimators import is_pipeline, library_of, unwrapped
+from pg_distill.conversion.several_labels import label_answers, label_probabilities, labels_of
 from pg_distill.conversion.texts import reads_documents
 from pg_distill.errors import DatatypeMismatch, FeatureNotSupported, InvalidParameter
 from pg_distill.frame import FloatArray, Kind, Task
@@ -30,8 +31,8 @@ LIBRARIES = {"sklearn": "scikit-learn", "imblearn": "imbalanced-learn"}
 class Answers:
     """What a library says of rows.
 
-    ``outputs`` (n, K) probabilities or (n, 1) values, None where it gives classes only; ``labels`` (n,) the classes as texts,
-    None for a regression. ``failed`` are the rows that it refuses, with its words.
+    ``outputs`` (n, K) probabilities or (n, 1) values, None where it gives classes only; ``labels`` (n,) the classes as texts, of
+    several labels a 0 or 1 for each, None for a regression. ``failed`` are the rows that it refuses, with its words.
     """
 
     outputs: FloatArray | None
@@ -59,21 +60,24 @@ class Original:
         while is_pipeline(self.inner):
             self.inner = unwrapped(self.inner.steps[-1][1])
         last = library_of(self.inner)
-        self._check_one_output()
+        labels = labels_of(self.inner)
+        if labels is None:
+            self._check_one_output()
         self.names = self._names()
         self.width = self._width()
         if self.library == last and last in ("lightgbm", "xgboost", "catboost"):
             self.library = last
         self.classes: tuple[str, ...] | None = None
         self._values: list[Any] = []
-        if self._is_classifier():
-            self._values = self._class_values()
+        if labels is not None or self._is_classifier():
+            self._values = self._class_values() if labels is None else labels
             self.classes = class_names(self._values)
             if len(self.classes) < 2:
                 raise FeatureNotSupported(f"{type(self.inner).__name__} knows one class only")
-        self.task: Task = (
-            "regression" if self.classes is None else "binary" if len(self.classes) == 2 else "multiclass"
-        )
+        self.task: Task = "regression"
+        if self.classes is not None:
+            one_label: Task = "binary" if len(self.classes) == 2 else "multiclass"
+            self.task = one_label if labels is None else "multilabel"
 
     # -- what it is
 
@@ -134,7 +138,8 @@ class Original:
         classes = getattr(self.inner, "classes_", None)
         if classes is None or (isinstance(classes, list) and classes and np.ndim(classes[0])):
             raise FeatureNotSupported(
-                f"{type(self.inner).__name__} predicts several labels, and a model here predicts one"
+                f"{type(self.inner).__name__} of several labels is not converted",
+                hint="OneVsRestClassifier, MultiOutputClassifier, MLPClassifier, trees and forests are.",
             )
         values = list(classes)
         if library == "catboost" and not values:
@@ -299,6 +304,8 @@ class Original:
             return Answers(
                 np.asarray(self._plain(model, library, rows), np.float64).reshape(len(rows), 1), None
             )
+        if self.task == "multilabel":
+            return Answers(label_probabilities(model, rows), np.array(label_answers(model, rows), object))
         assert self.classes is not None
         names = np.array(self.classes, object)
         if hasattr(model, "predict_proba"):

@@ -71,7 +71,7 @@ def compare(
     outputs
         (n, K) expected probabilities, (n, 1) of the last class alone, or (n, 1) values.
     labels
-        (n,) expected classes.
+        (n,) expected classes; of several labels a text of a 0 or 1 for each.
     found
         (n, K) probabilities, or (n, 1) values.
     found_labels
@@ -98,7 +98,11 @@ def compare(
         largest = float(off.max())
     wrong = np.zeros(n, bool)
     if labels is not None and found_labels is not None:
-        wrong = (labels != found_labels) & ~_tied(labels, found_labels, found, classes, class_threshold)
+        if task == "multilabel":
+            tied = _each_tied(labels, found_labels, found)
+        else:
+            tied = _tied(labels, found_labels, found, classes, class_threshold)
+        wrong = (labels != found_labels) & ~tied
     bad = np.where(wrong, np.maximum(off, 1.0), off)
     failed = wrong | (off > allowed)
     worst = int(np.argmax(np.where(failed, bad, -1.0))) if failed.any() else None
@@ -135,6 +139,19 @@ def _tied(
     for row in np.flatnonzero(labels != named):
         a, b = index.get(labels[row]), index.get(named[row])
         tied[row] = a is not None and b is not None and abs(found[row, a] - found[row, b]) <= TIE
+    return tied
+
+
+def _each_tied(
+    labels: npt.NDArray[np.object_], named: npt.NDArray[np.object_], found: FloatArray
+) -> npt.NDArray[np.bool_]:
+    """Return the rows whose labels differ where either may be named alone: at one half."""
+    tied = np.zeros(len(labels), bool)
+    for row in np.flatnonzero(labels != named):
+        apart = [k for k, (a, b) in enumerate(zip(labels[row], named[row], strict=False)) if a != b]
+        tied[row] = len(labels[row]) == len(named[row]) and bool(
+            (np.abs(found[row, apart] - 0.5) <= TIE).all()
+        )
     return tied
 
 

@@ -15,6 +15,7 @@ from pg_distill.database.protocol import Database
 from pg_distill.errors import InvalidData, InvalidParameter
 from pg_distill.frame import Column, Feature, FloatArray, Strings
 from pg_distill.measure.comparison import Difference, compare, important_first
+from pg_distill.quoting import array_text
 from pg_distill.registry.model import Model
 from pg_distill.rows.canonical import match_labels
 from pg_distill.rows.sample import draw_with_rows
@@ -41,7 +42,7 @@ class Claim:
     arrays
         Each as the text of an array of its features' numbers; None where one is a string.
     outputs, labels
-        As in `comparison.compare`.
+        As in `comparison.compare`: of several labels a text of a 0 or 1 for each.
     origin
         Who says so: what stands in the registry beside the figures.
     own_classes
@@ -68,6 +69,8 @@ def read_claim(rows: Sequence[str], arrays: Sequence[str] | None, expected: str,
         given, said = json.loads(expected), json.loads(origin)
         outputs = given["outputs"]
         labels = given["labels"]
+        if labels is not None and not all(isinstance(text, str) for text in labels):
+            raise ValueError("labels are texts")
         claim = Claim(
             rows,
             arrays,
@@ -168,8 +171,8 @@ def require_claim(db: Database, model: Model, claim: Claim, *, allow_difference:
         f" of {difference.rows} that were compared"
     )
     detail = (
-        f"Row {_shown(model, claim.rows[worst])}: {_who(claim)} gives {_answer(claim.outputs, claim.labels, worst)},"
-        f" predict {_answer(found, labels, worst)}."
+        f"Row {_shown(model, claim.rows[worst])}: {_who(claim)} gives {_answer(model, claim.outputs, claim.labels, worst)},"
+        f" predict {_answer(model, found, labels, worst)}."
     )
     if allow_difference:
         db.warning(f"{message}, which was allowed; {detail}")
@@ -228,11 +231,12 @@ def _predict(
     """Return what predict says of rows that are given as jsonb objects or arrays of numbers."""
     kind = "pg_catalog.jsonb" if form == "jsonb" else "pg_catalog.float8[]"
     if model.task == "regression":
-        answers, labels = f"array[distill.predict($1, u.r::{kind})]", "null::pg_catalog.text"
+        answers, labels = f"array[distill.predict($1, u.r::{kind})]", "null"
     else:
         answers = f"distill.predict_proba($1, u.r::{kind})"
         several = model.task == "multilabel"
-        labels = "null::pg_catalog.text" if several else f"distill.predict_class($1, u.r::{kind})"
+        named = "predict_classes" if several else "predict_class"
+        labels = f"distill.{named}($1, u.r::{kind})"
     found = db.query(
         f"select {answers} as outputs, {labels} as label"
         " from pg_catalog.unnest($2) with ordinality u(r, n) order by u.n",
@@ -240,17 +244,26 @@ def _predict(
         ("text[]", list(rows)),
     )
     outputs = np.array([row["outputs"] for row in found], np.float64).reshape(len(rows), -1)
-    if model.task in ("multilabel", "regression"):
+    if model.task == "regression":
         return outputs, None
+    if model.task == "multilabel":
+        classes = model.signature.classes
+        bits = ["".join(str(int(name in row["label"])) for name in classes) for row in found]
+        return outputs, np.array(bits, object)
     return outputs, np.array([row["label"] for row in found], object)
 
 
-def _answer(outputs: FloatArray | None, labels: npt.NDArray[np.object_] | None, row: int) -> str:
+def _answer(
+    model: Model, outputs: FloatArray | None, labels: npt.NDArray[np.object_] | None, row: int
+) -> str:
     parts = []
     if outputs is not None:
         values = [float(f"{v:.6g}") for v in outputs[row].tolist()]
         parts.append(repr(values[0]) if len(values) == 1 else repr(values))
-    if labels is not None:
+    if labels is not None and model.task == "multilabel":
+        named = [name for name, bit in zip(model.signature.classes, labels[row], strict=False) if bit == "1"]
+        parts.append(f"classes {array_text(named)}")
+    elif labels is not None:
         parts.append(f'class "{labels[row]}"')
     return " and ".join(parts)
 
