@@ -15,7 +15,7 @@ from pg_distill.students.augment import TABLE_KINDS, Augmenter
 from pg_distill.students.blend import Blend
 from pg_distill.students.export import STUDENT_KEY
 from pg_distill.students.families import Shape, load_family
-from pg_distill.students.linear import SMOOTH, Linear
+from pg_distill.students.linear import MOST_NGRAMS, SMOOTH, Linear
 from pg_distill.students.objective import Objective, backfit, resolve_targets
 from pg_distill.students.soft_labels import kl, softmax
 from pg_distill.students.text_effect import NgramLines, TextEffect, find_bags
@@ -199,6 +199,18 @@ def test_texts_are_learned_with_what_words_share_and_without() -> None:
         {"bins": 0, "shared": False},
         {"bins": 0, "shared": False, "least_penalty": SMOOTH},
     ]
+
+
+def test_of_many_classes_more_ngrams_are_one_size_among_others() -> None:
+    data = tickets(400, "multiclass")
+    alone = tuple(f for f in data.frame.features if f.kind == "text")
+    sizes = Linear.sizes(Shape(task="multiclass", n_classes=20, features=alone, n_rows=50, teacher=None))
+    assert [size.get("most_ngrams", 0) for size in sizes] == [MOST_NGRAMS, MOST_NGRAMS, 0]
+    few, many = (
+        make("linear", "multiclass", bins=0, most_ngrams=most).fit(data, data).describe()["ngrams"]
+        for most in (40, 0)
+    )
+    assert all(few[name] < many[name] for name in many)
 
 
 def test_a_smooth_student_keeps_a_strong_penalty_and_is_as_sure() -> None:

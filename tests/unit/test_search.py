@@ -134,6 +134,16 @@ def test_nothing_is_trained_that_cannot_meet_the_target(monkeypatch: pytest.Monk
     assert all(c.latency_ms > 0.0001 for c in found if "a smaller one" not in c.reason)
 
 
+def test_one_long_moment_rules_out_no_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far above what is allowed, where no slow machine is the cause, a file is measured a second time."""
+    allowed = FAST.target_latency_ms
+    found = iter([25 * allowed, 0.5 * allowed, 25 * allowed, 26 * allowed])
+    monkeypatch.setattr(training, "latency_ms", lambda artifact, frame: next(found))
+    gate = searching(problem("binary"), FAST, ThreadPoolExecutor(1)).gate
+    assert gate.least_latency_ms(b"") == 0.5 * allowed
+    assert gate.least_latency_ms(b"") == 25 * allowed
+
+
 def test_what_was_too_slow_in_a_slow_moment_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     allowed = FAST.target_latency_ms
     refused: list[Any] = []

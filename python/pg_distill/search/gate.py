@@ -133,11 +133,13 @@ class Gate:
         return self.allowed_ms < latency <= NEAR * self.allowed_ms
 
     def least_latency_ms(self, artifact: bytes) -> float:
-        """Return what a file takes; the least of several measurements where it is near what is allowed.
+        """Return what a file takes; the least of several measurements where it is near what is allowed, of two where far above.
 
-        Other work on the machine makes a call take longer, never shorter.
+        Other work on the machine makes a call take longer, never shorter: 25 times as long in one moment of an idle one.
         """
         latency = training.latency_ms(artifact, self.problem.select.frame)
+        if latency > NEAR * self.allowed_ms:
+            latency = min(latency, training.latency_ms(artifact, self.problem.select.frame))
         for _ in range(NEAR_TRIES):
             if not self.is_near(latency):
                 break

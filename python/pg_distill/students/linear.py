@@ -86,6 +86,8 @@ class Linear(Calibrated):
         Whether words learn from their like, too: see `word_features`. That helps where texts are short and few.
     least_penalty
         On n-grams, below which none is tried. A weaker one may have the lower loss and yet agree with the teacher less often.
+    most_ngrams
+        Of a column that are kept; what `most_ngrams` says where it is 0. More of them take longer to look up.
     """
 
     family: ClassVar[str] = "linear"
@@ -93,29 +95,42 @@ class Linear(Calibrated):
     uses_teacher: ClassVar[bool] = False
 
     def __init__(
-        self, setup: Setup, *, bins: int = 16, shared: bool = True, least_penalty: float = 0.0
+        self,
+        setup: Setup,
+        *,
+        bins: int = 16,
+        shared: bool = True,
+        least_penalty: float = 0.0,
+        most_ngrams: int = 0,
     ) -> None:
         super().__init__(setup)
         self.bins = bins
         self.shared = shared
         self.least_penalty = least_penalty
+        self.most_ngrams = most_ngrams
 
     @classmethod
     def sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
         """Return numbers of bins, fastest in SQL first; where there are only texts these are all the same.
 
-        Of texts some want their words to learn from their like, and some do not.
+        Of texts some want their words to learn from their like, and some do not. Those of many classes have more n-grams where
+        there is time to look them up.
         """
         has_texts = any(f.kind == "text" for f in shape.features)
         if all(f.kind in ("text", "vector") for f in shape.features):
+            if not has_texts:
+                return [{"bins": 0}]
             smooth = {"bins": 0, "shared": False, "least_penalty": SMOOTH}
-            return [{"bins": 0}, {"bins": 0, "shared": False}, smooth] if has_texts else [{"bins": 0}]
+            if most_ngrams(n_outputs(shape.task, shape.n_classes)) > MOST_NGRAMS:
+                few = {"most_ngrams": MOST_NGRAMS}
+                return [{"bins": 0, **few}, {**smooth, **few}, smooth]
+            return [{"bins": 0}, {"bins": 0, "shared": False}, smooth]
         apart = [{"bins": 16, "shared": False}] if has_texts else []
         return [{"bins": 0}, *apart, {"bins": 16}, {"bins": 64}]
 
     def prototype(self, data: TransferSet) -> bytes | None:
         """Return the model before it has learned anything but its bins: latency depends on these alone."""
-        twin = Linear(self.setup, bins=self.bins, shared=self.shared, least_penalty=self.least_penalty)
+        twin = Linear(self.setup, bins=self.bins, shared=self.shared, most_ngrams=self.most_ngrams)
         if data.frame.text_names:
             data = data.take(np.arange(min(len(data), PROTOTYPE_TEXTS)))
         twin._prepare(data)
@@ -159,7 +174,7 @@ class Linear(Calibrated):
                 name,
                 frame.strings(name),
                 objective,
-                most=most_ngrams(outputs),
+                most=self.most_ngrams or most_ngrams(outputs),
                 seed=self.setup.seed,
                 shared=self.shared,
             )
@@ -415,6 +430,7 @@ class Linear(Calibrated):
             out["ngrams"] = {text.name: text.tokeniser.size for text in self.texts_}
             out["shared"] = self.shared
             out["least_penalty"] = self.least_penalty
+            out["most_ngrams"] = self.most_ngrams
         if hasattr(self, "penalties_"):
             out["penalty"] = self.penalties_[0]
             if self._columns_of_many():
