@@ -18,7 +18,7 @@ from sql.conftest import load_table, one
 
 DATABASE = "pg_distill_monotone"
 ROWS, PAIRS = 1200, 10_000
-QUICK = "time_budget_s => 15, min_accuracy => 0, patience => 4"
+QUICK = "time_budget_s => 15, min_accuracy => 0, patience => 2"
 HELD = {"income": 1, "age": -1}
 COLUMNS = {"income": "float8", "age": "int", "score": "float8", "member": "boolean", "kind": "text"}
 LARGEST = 2147483647

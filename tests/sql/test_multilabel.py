@@ -24,7 +24,7 @@ PYTHON = Path(__file__).resolve().parents[2] / "python"
 CLASSES = ("billing", "damaged", "late", "refund")
 ROWS = 1200
 FEATURES = "{x,y,shop}"
-BUDGET = "min_accuracy => 0, time_budget_s => 5, patience => 4"
+BUDGET = "min_accuracy => 0, time_budget_s => 5, patience => 2"
 
 
 def rows(n: int = ROWS) -> list[tuple[Any, ...]]:
