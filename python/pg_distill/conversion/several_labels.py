@@ -13,6 +13,7 @@ import numpy as np
 from pg_distill.conversion.estimators import (
     add_decision,
     add_probabilities,
+    before_last,
     is_pipeline,
     library_of,
     network_logits,
@@ -73,8 +74,6 @@ def add_label_decision(graph: Graph, model: Any, matrix: Matrix) -> str:
 
 
 def _last(graph: Graph, model: Any, matrix: Matrix) -> tuple[Any, Matrix]:
-    from pg_distill.conversion.estimators import before_last
-
     model = unwrapped(model)
     while is_pipeline(model):
         model, matrix = before_last(graph, model, matrix)
