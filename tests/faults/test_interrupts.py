@@ -68,7 +68,7 @@ def test_interrupted_at_random_moments(
     # A distillation that was over first is no interrupt, and does not count.
     while len(honoured) < rounds:
         tries += 1
-        assert tries <= 2 * rounds
+        assert tries <= 3 * rounds
         way = WAYS[len(honoured) % len(WAYS)]
         moment = dice.uniform(0.0, typical)
         observer.execute(DROP_STUDENTS)
@@ -104,7 +104,9 @@ def test_interrupted_at_random_moments(
         ended = gone if way == "client gone" else run.ended
         run.close()
         finished = run.error is None
-        if not finished:
+        if finished:
+            typical = min(typical, ended - began)  # measured in a busy moment, it would be over first each time
+        else:
             honoured.append(ended - asked)
             tally[way] += 1
             print(f"{way} at {moment:.3f} s of {typical:.3f}: {honoured[-1] * 1000:.0f} ms")
