@@ -46,6 +46,8 @@ from pg_distill.frame import FloatArray  # noqa: E402
 LENGTHS = (50, 300, 3000)
 """Characters of the texts whose calls are timed apart."""
 MAX_TOKENS = 128
+COLUMNS_TARGET_MS = 0.5
+"""Of students that read other columns beside a text: what these are worth is asked, not how fast they are read."""
 
 
 def embeddings(data: text_sets.TextSet, options: argparse.Namespace) -> tuple[FloatArray, FloatArray, float]:
@@ -257,7 +259,7 @@ def run_columns(options: argparse.Namespace, server: servers.Server) -> list[dic
                     "SELECT distill.register_logged_model('t', '{author}', %s, 'log', latency_ms => 15)",
                     (names,),
                 )
-                out = distil(db, proportionate(options, data.train), options.seconds)
+                out = distil(db, COLUMNS_TARGET_MS, options.seconds)
                 given = db.execute(
                     "SELECT distill.predict_class('t_distilled', to_jsonb(a)) FROM asked a ORDER BY id"
                 ).fetchall()

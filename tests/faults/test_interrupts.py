@@ -105,7 +105,8 @@ def test_interrupted_at_random_moments(
         run.close()
         finished = run.error is None
         if finished:
-            typical = min(typical, ended - began)  # measured in a busy moment, it would be over first each time
+            # Measured in a busy moment, it would be over first each time.
+            typical = min(typical, ended - began)
         else:
             honoured.append(ended - asked)
             tally[way] += 1

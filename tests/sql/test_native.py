@@ -153,6 +153,8 @@ def test_sql_and_onnx_agree_on_edges(
     "name", ["XGBoost, regression", "LightGBM, 3 classes", "sklearn random forest, 3 classes"]
 )
 def test_a_teachers_first_trees_agree_too(bare: psycopg.Connection, name: str) -> None:
+    if name.startswith("XGBoost"):
+        pytest.importorskip("xgboost")  # of the extra frameworks
     exported = EXPORTERS[name]()
     n_classes = max(1, len(exported.classes))
     soft = (
