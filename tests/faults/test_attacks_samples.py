@@ -9,6 +9,8 @@ import psycopg
 import pytest
 from sql.test_serving import sigmoid, value
 
+pytestmark = pytest.mark.local
+
 Connect = Callable[..., psycopg.Connection]
 
 SETUP = """
@@ -236,7 +238,6 @@ def attack(db: psycopg.Connection, connect: Connect, role: Callable[..., str]) -
     session.close()
 
 
-@pytest.mark.local
 def test_calls_in_the_text_are_refused(attack: Attack, db: psycopg.Connection) -> None:
     has_dblink = value(db, "SELECT count(*) FROM pg_extension WHERE extname = 'dblink'")
     wrong, tried = [], 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pipelines
 import pytest
+from pg_distill.measure.comparison import compare
 
 # Nearly half of the time of all: no part of make quick.
 SLOW = {
@@ -68,3 +70,19 @@ def test_is_refused_with_what_to_do(name: str) -> None:
     assert "\n" not in tried.error.message
     assert tried.error.hint
     assert len(tried.error.detail or "") < 400
+
+
+def test_each_of_several_labels_counts() -> None:
+    """A label that is named otherwise is another answer, but for one that is as likely as not."""
+    found = np.array([[0.9, 0.5], [0.9, 0.4]])
+    named = np.array(["10", "10"], object)
+    same = compare("multilabel", outputs=None, labels=named, found=found, found_labels=named)
+    assert same.holds and same.classes == 0
+    tied = compare(
+        "multilabel", outputs=None, labels=np.array(["11", "10"], object), found=found, found_labels=named
+    )
+    assert tied.holds
+    for other in ("11", "00", "1"):
+        labels = np.array(["10", other], object)
+        differs = compare("multilabel", outputs=None, labels=labels, found=found, found_labels=named)
+        assert (differs.worst, differs.classes) == (1, 1)

@@ -231,12 +231,10 @@ def _predict(
     """Return what predict says of rows that are given as jsonb objects or arrays of numbers."""
     kind = "pg_catalog.jsonb" if form == "jsonb" else "pg_catalog.float8[]"
     if model.task == "regression":
-        answers, labels = f"array[distill.predict($1, u.r::{kind})]", "null"
+        answers, labels = f"array[distill.predict($1, u.r::{kind})]", "null::pg_catalog.text"
     else:
-        answers = f"distill.predict_proba($1, u.r::{kind})"
-        several = model.task == "multilabel"
-        named = "predict_classes" if several else "predict_class"
-        labels = f"distill.{named}($1, u.r::{kind})"
+        named = "predict_classes" if model.task == "multilabel" else "predict_class"
+        answers, labels = f"distill.predict_proba($1, u.r::{kind})", f"distill.{named}($1, u.r::{kind})"
     found = db.query(
         f"select {answers} as outputs, {labels} as label"
         " from pg_catalog.unnest($2) with ordinality u(r, n) order by u.n",
