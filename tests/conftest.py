@@ -91,6 +91,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return OneProcessAServer(config, log)
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Have a test that is marked so run while no other does. Waiting for it is not part of its time limit."""
+    with once.machine(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
 SERVER = re.compile(rf"\[(?:.*-)?({'|'.join((*servers.CONTAINERS, 'local'))})(?:-.*)?\]$")
 
 
@@ -100,6 +107,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "any_server: runs on one, in a module whose others run on every server",
         "one_server(name): needs this server, and runs there where it can be had",
         "local: runs on the local cluster too where there are containers",
+        "alone: holds a promise in milliseconds, of which other tests' installations and trainings would be measured too",
         "long: takes minutes, and runs with --long only",
         "slow: of the units those that train or wait; not run by make quick",
         "extra: wheels, images, a pooler, dbt, a browser, or what takes longest; run by make test-all, not by make test",

@@ -1,4 +1,4 @@
-"""What several processes of a test session need is made once: by whichever comes first, while the others wait for it."""
+"""What the processes of a test session share: things that are made once, and the machine, which one of them may want alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,3 +48,21 @@ def once(name: str, make: Callable[[], T]) -> T:
         part.write_bytes(pickle.dumps(made))
         part.rename(place)
         return made
+
+
+@contextmanager
+def machine(*, alone: bool) -> Iterator[None]:
+    """Run beside the session's other processes, or once their tests are over, while their next ones wait.
+
+    Who wants to be alone keeps the door: behind it nobody comes in, so that it is not kept waiting for ever.
+    """
+    if FOLDER not in os.environ:
+        yield
+        return
+    folder = Path(os.environ[FOLDER])
+    with (folder / "door.lock").open("w") as door, (folder / "room.lock").open("w") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        if not alone:
+            fcntl.flock(door, fcntl.LOCK_UN)
+        yield

@@ -189,6 +189,7 @@ def slow_model(seconds: float) -> bytes:
 
 
 @pytest.mark.extra
+@pytest.mark.alone
 def test_one_call_of_a_slow_model_is_interrupted(db: psycopg.Connection, connect: Connect) -> None:
     """Timeout, cancel and termination in the middle of one run, within half a second."""
     db.execute(

@@ -126,8 +126,8 @@ $$
 """
 
 
-def use_everything(victim: Victim, dsn: str) -> Iterator[str]:
-    """Call every function of the extension, in every form; give the texts of what is generated."""
+def use_everything(victim: Victim, dsn: str) -> Iterator[tuple[str, str]]:
+    """Call every function of the extension, in every form; give what is generated: its kind and its text."""
     run, value = victim.run, victim.value
     run("SELECT distill.change_setting('trainer_threads', '1')")
     run("SELECT * FROM distill.show_settings()")
@@ -217,17 +217,16 @@ def use_everything(victim: Victim, dsn: str) -> Iterator[str]:
         )
     ]
     for i, name in enumerate(n for n in names if n.endswith("_distilled")):
-        yield value("SELECT distill.to_sql(%s)", name)
+        yield "expression", value("SELECT distill.to_sql(%s)", name)
         for as_sql in (True, False):
             for replace in (False, True):
                 signature = value(
                     "SELECT distill.create_function(%s, %s, as_sql => %s, replace => %s)::pg_catalog.text",
                     name, f"victim.f{i}_{as_sql}", as_sql, replace,
                 )  # fmt: skip
-            yield value(
-                "SELECT p.prosrc FROM pg_catalog.pg_proc p WHERE p.oid OPERATOR(pg_catalog.=) %s::pg_catalog.regprocedure",
-                signature,
-            )
+            # A query, or where an expression is made of steps, PL/pgSQL.
+            body = "SELECT p.prosrc FROM pg_catalog.pg_proc p WHERE p.oid OPERATOR(pg_catalog.=) %s::pg_catalog.regprocedure"
+            yield "body", value(body, signature)
             run(*call_of(victim, f"victim.f{i}_{as_sql}"))
     # Watching.
     for name in ("few", "few_distilled"):
@@ -296,13 +295,13 @@ def ours(connection: psycopg.Connection) -> Used:
 
 
 def test_nothing_planted_is_run(server: servers.Server) -> None:
-    with empty_database(server), server.connect(DATABASE) as admin:
+    with empty_database(server), server.connect(DATABASE) as admin, server.connect(DATABASE) as session:
         load(admin)
         known = planting.known_to(admin)
         planted_names = ours(admin)
         planted = planting.plant(admin, "public", planted_names, [*planting.TYPES, *TYPES])
         before = len(strikes(server))
-        victim = Victim(server.connect(DATABASE))
+        victim = Victim(session)
         victim.run("CREATE EXTENSION plpython3u")
         victim.run("CREATE EXTENSION pg_distill")
         victim.run("SET statement_timeout = '300s'")
@@ -317,7 +316,7 @@ def test_nothing_planted_is_run(server: servers.Server) -> None:
             "from pg_distill.database import backend; return sorted(backend.recorded)$$"
         )
         recorded = [row[0] for row in victim.run("SELECT * FROM victim.recorded()")]
-        ran = planting.used([*recorded, *generated], known)
+        ran = planting.used([*recorded, *(text for _, text in generated)], known)
         missing = {
             kind: sorted(getattr(ran, kind) - getattr(planted_names, kind))
             for kind in ("operators", "functions", "types", "relations")
@@ -330,7 +329,7 @@ def test_nothing_planted_is_run(server: servers.Server) -> None:
 
         # Students as SQL resolve the same where pg_catalog is not in front either; our functions refuse to run there.
         admin.execute("SET search_path = ''")
-        for text in [t for t in generated if not t.startswith("SELECT")]:
+        for text in [text for kind, text in generated if kind == "expression"]:
             table = "few" if '"x0"' in text else "mixed"
             query = f"SELECT {text} FROM victim.{table}"
             expected = admin.execute(query.encode()).fetchall()
@@ -357,7 +356,6 @@ def test_nothing_planted_is_run(server: servers.Server) -> None:
                     f"DO LANGUAGE plpython3u $do$from pg_distill.database.backend import PlpyDatabase; {call}$do$",
                 )
                 assert bool(victim.struck) == bites, (careless, how, error)
-        victim.connection.close()
 
 
 CARELESS = (
@@ -386,16 +384,15 @@ def try_out(victim: Victim, statement: str) -> psycopg.Error | None:
 def test_nothing_planted_is_run_by_an_upgrade(server: servers.Server) -> None:
     servers.create_database(server, DATABASE, version="0.1.0")
     try:
-        with server.connect(DATABASE) as admin:
+        with server.connect(DATABASE) as admin, server.connect(DATABASE) as session:
             planting.plant(admin, "public", ours(admin), planting.TYPES)
-            victim = Victim(server.connect(DATABASE))
+            victim = Victim(session)
             before = len(strikes(server))
             victim.run("ALTER EXTENSION pg_distill UPDATE")
             for view in ("families", "frontier", "leaderboard", "sizes", "metrics", "jobs"):
                 victim.run(f"SELECT * FROM distill.{view}")
             assert victim.struck == []
             assert strikes(server)[before:] == []
-            victim.connection.close()
     finally:
         servers.drop_database(server, DATABASE)
 

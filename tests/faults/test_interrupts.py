@@ -23,7 +23,7 @@ from faults.harness import (
     no_process_left,
 )
 
-pytestmark = pytest.mark.extra
+pytestmark = [pytest.mark.extra, pytest.mark.alone]
 
 WAYS = ("cancel", "timeout", "terminate", "client gone", "shutdown")
 ROUNDS, LONG_ROUNDS = 10, 200
