@@ -12,7 +12,7 @@ import pytest
 from pg_distill.errors import InvalidData
 from pg_distill.frame import FloatArray, Frame, Task
 from pg_distill.measure import pareto
-from pg_distill.search import budget, recipes, rows, stages, training
+from pg_distill.search import budget, gate, recipes, rows, stages, training
 from pg_distill.search.entries import Entry
 from pg_distill.search.problem import Candidate, Config, Problem, best_within
 from pg_distill.search.training import Recipe
@@ -174,6 +174,30 @@ def test_what_was_too_slow_in_a_slow_moment_is_measured_again(monkeypatch: pytes
     trees = [c for c in found if c.family == "tree"]
     assert trees and not any(c.artifact for c in trees)
     assert all("not trained" in c.reason and c.latency_ms > allowed for c in trees)
+
+
+@pytest.mark.parametrize(
+    ("times", "stalled", "is_found"), [(5.0, 1.0, True), (5.0, 60.0, False), (50.0, 1.0, False)]
+)
+def test_a_machine_that_stalls_at_first_does_not_end_the_search(
+    monkeypatch: pytest.MonkeyPatch, times: float, stalled: float, is_found: bool
+) -> None:
+    """Where it stalls for longer, or nothing is within reach, the search ends soon, and says what the shapes took."""
+    allowed, begun = FAST.target_latency_ms, time.monotonic()
+
+    def timings(artifact: bytes, frame: Frame) -> tuple[float, float]:
+        return allowed * (times if time.monotonic() < begun + stalled else 0.5), 0.0
+
+    monkeypatch.setattr(training, "timings", timings)
+    monkeypatch.setattr(gate, "PAUSES", (0.6, 0.6, 0.6))
+    found = stages.search(problem("binary"), replace(FAST, families=("linear",)), teacher("binary"))
+    assert any(c.artifact for c in found) == is_found
+    if not is_found:
+        assert time.monotonic() - begun < 10.0
+        assert all(
+            "not trained" in c.reason and c.latency_ms > allowed for c in found if np.isfinite(c.latency_ms)
+        )
+        assert any(np.isfinite(c.latency_ms) for c in found)
 
 
 def test_call_overhead_counts_against_the_target() -> None:

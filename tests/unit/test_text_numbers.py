@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -99,11 +101,50 @@ def test_the_same_rows_give_the_same_bytes_with_or_without_what_was_remembered()
     files = []
     for clear in (True, False, True):
         if clear:
-            text_numbers._learn.cache_clear()
+            text_numbers._learn_anew.cache_clear()
         student = make("mlp", "binary", hidden=[16], epochs=2)
         files.append(student.fit(tickets(300, "binary"), tickets(100, "binary", 1), deadline=None).to_onnx())
     assert files[0] == files[1] == files[2]
     assert set(student.describe()["ngrams"]) == {"body", "title"}
+
+
+def test_students_that_train_at_once_learn_the_numbers_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tickets(150, "binary", 77, columns=("body",))
+    learned: list[int] = []
+    fit_scores = text_numbers._fit_scores
+
+    def slowly(*given: Any) -> Any:
+        learned.append(threading.get_ident())
+        time.sleep(0.3)
+        return fit_scores(*given)
+
+    monkeypatch.setattr(text_numbers, "_fit_scores", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: learn(data, "binary"), range(3)))
+    assert len(learned) == 1
+    assert found[0].learned == found[1].learned == found[2].learned
+    # One that fails leaves nobody waiting.
+    monkeypatch.setattr(text_numbers, "_fit_scores", lambda *given: 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            learn(tickets(150, "binary", 78, columns=("body",)), "binary")
+    assert not text_numbers._LOCKS
+
+
+def test_few_folds_choose_the_penalty_where_they_have_texts_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every text still has a score of a fit without it, and as good a one."""
+    scores = {}
+    for judges in (10**9, 60):
+        monkeypatch.setattr(text_numbers, "JUDGES", judges)
+        text_numbers._learn_anew.cache_clear()
+        data = tickets(600, "binary", 79, columns=("body",))
+        numbers = learn(data, "binary").transform(data.frame, training=True)[:, 0]
+        assert data.teacher_logits is not None
+        truth = data.teacher_logits[:, 1] - data.teacher_logits[:, 0]
+        assert (numbers != 0).mean() > 0.8  # some are NULL or empty
+        scores[judges] = np.corrcoef(numbers, truth)[0, 1]
+    assert min(scores.values()) > 0.5
+    assert abs(scores[60] - scores[10**9]) < 0.05
 
 
 def test_what_is_served_reads_the_same_numbers_to_the_last_bit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ GATE_SHARE = 0.2
 NEAR, NEAR_TRIES = 1.6, 3
 """A shape whose latency is over what is allowed, but by less than this factor, is measured so many times more at once, and again
 after the screen. Shared machines compute as much slower for seconds."""
+FAR, PAUSES = 10.0, (0.5, 1.0, 2.0, 4.0)
+"""Where no shape fits, and one is over by less than this factor: seconds to wait before measuring again. Machines stall."""
 
 
 OF_SHAPE = ("linear", "mlp")
@@ -31,7 +34,7 @@ class Gate:
     """What lets a size of a family pass; ``sizes`` are those that did.
 
     A shape that misses the target by so little that a slow moment may be the cause is measured again, before and after the
-    screen.
+    screen, and each family's smallest is too.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Gate:
     def measure(self) -> None:
         """Find the sizes of each family that can meet the target; note the others with their latency.
 
-        Those that are near it wait for ``measure_again``.
+        Those that are near it, and each family's smallest, wait for ``measure_again``.
         """
         for family in self.config.families:
             fitting: list[Mapping[str, Any]] = []
@@ -88,25 +91,40 @@ class Gate:
                 smallest = not fitting and missed is None
                 if latency is None or latency <= self.allowed_ms or (self.config.sql and smallest):
                     fitting.append(size)
-                elif artifact is not None and self.is_near(latency):
+                elif artifact is not None and (smallest or self.is_near(latency)):
                     self.refused.append((family, size, artifact, latency))
+                    if not self.is_near(latency):
+                        missed = latency
                 else:
                     self.note_too_slow(family, size, latency)
                     missed = latency
             if fitting:
                 self.sizes[family] = fitting
+        self.wait_for_a_better_moment()
         self.budget.begin()
 
-    def measure_again(self) -> None:
-        """Measure the shapes that were near the target once more, some time later; note those that still miss it."""
-        for family, size, artifact, before in self.refused:
+    def wait_for_a_better_moment(self) -> None:
+        """Where nothing fits, measure again for some seconds: a stalled machine must not end a run before it has begun."""
+        for pause in PAUSES:
+            within_reach = any(latency <= FAR * self.allowed_ms for *_, latency in self.refused)
+            if self.sizes or not within_reach or self.budget.spent > GATE_SHARE * self.budget.wanted:
+                return
+            time.sleep(pause)
+            self.measure_again(last=False)
+
+    def measure_again(self, *, last: bool = True) -> None:
+        """Measure the shapes that wait for it once more, some time later; the ``last`` time note those that still miss it."""
+        refused, self.refused = self.refused, []
+        for family, size, artifact, before in refused:
             latency = min(before, training.latency_ms(artifact, self.problem.select.frame))
             if latency > self.allowed_ms:
-                self.note_too_slow(family, size, latency)
+                if last:
+                    self.note_too_slow(family, size, latency)
+                else:
+                    self.refused.append((family, size, artifact, latency))
                 continue
             fitting = [*self.sizes.get(family, ()), size]
             self.sizes[family] = [other for other in self.all_sizes(family) if other in fitting]
-        self.refused = []
 
     def time_again(self) -> None:
         """Measure the trained students that are near the target once more; the least counts."""

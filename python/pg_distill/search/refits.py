@@ -25,8 +25,9 @@ REFITTED, REFITTED_CONTROLS = 8, 3
 """Students of the frontier, and controls, best first, that are trained again with the select rows added."""
 
 
-LEAST_SECONDS, RELEARN_MARGIN = 5.0, 3.0
-"""What a training on all rows may take: so many seconds, and so many times what the first one took for each row."""
+LEAST_SECONDS, LEAST_TEXT_SECONDS, RELEARN_MARGIN = 5.0, 30.0, 3.0
+"""What a training on all rows may take: so many seconds, and so many times what the first one took for each row. Of texts the
+first may have found numbers that another student had learned (`TextNumbers`): all rows have none yet."""
 WORSE = 0.1
 """What a refitted student may lose more on the select rows than before, as a share."""
 
@@ -116,7 +117,8 @@ class Refitter:
             data = self.runner.rows_for(part, "refit")
             often = part.recipe.repeat * part.tiles
             data = stack([data, *[self.problem.select] * often, *[more] * often])
-            seconds = LEAST_SECONDS + RELEARN_MARGIN * part.fit_seconds * len(data) / max(1, part.fit_rows)
+            least = LEAST_TEXT_SECONDS if data.frame.text_names else LEAST_SECONDS
+            seconds = least + RELEARN_MARGIN * part.fit_seconds * len(data) / max(1, part.fit_rows)
             student = copy.copy(part.student).refit(data, deadline=time.monotonic() + seconds)
             if not getattr(student, "complete_", True):
                 raise InvalidState("its training did not end in its time")

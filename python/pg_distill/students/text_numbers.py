@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ FOLDS, SWEEPS = 4, 5
 """Parts of the texts that are scored by the fit on the others, and Newton steps of a fit."""
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 """L2 penalties on n-grams, strongest first, from which the scores of left out texts choose."""
+JUDGES = 200
+"""Texts left out by whose scores the penalty is chosen, at least: folds beyond them are fitted with it alone."""
 FREE = 1e-6
 """Penalty on the intercept, in rows."""
 LATENESS, LEAST_SECONDS = 3.0, 10.0
@@ -214,8 +217,24 @@ class _Column:
         return isinstance(other, _Column) and self.digest == other.digest
 
 
-@lru_cache(maxsize=KEPT)
+_LOCKS: dict[bytes, Lock] = {}
+_GUARD = Lock()
+
+
 def _learn(column: _Column) -> _Learned:
+    """Learn a column once: who asks for it meanwhile, in another thread, waits."""
+    with _GUARD:
+        lock = _LOCKS.setdefault(column.digest, Lock())
+    try:
+        with lock:
+            return _learn_anew(column)
+    finally:
+        with _GUARD:
+            _LOCKS.pop(column.digest, None)
+
+
+@lru_cache(maxsize=KEPT)
+def _learn_anew(column: _Column) -> _Learned:
     size = len(column.texts) + 1
     some = np.flatnonzero(column.goal.weight > 0)
     every = Strings(np.arange(size, dtype=np.int32), (*column.texts, ""))
@@ -259,38 +278,74 @@ def _fit_scores(
 ) -> tuple[FloatArray, FloatArray]:
     """Return the effects (V, outputs) of n-grams on the targets, and the score (t, outputs) of each text by those of others.
 
-    The effects are the mean of those that score them. The penalty is the one with which texts are scored best that did not
-    take part.
+    The effects are the mean of those that score them. The penalty is the one with which the texts of the first folds, which did
+    not take part, are scored best: of so many as ``JUDGES`` says.
     """
-    whole = _objective(column, texts, objective)
+    outputs = objective.outputs
     fold = np.random.default_rng(column.seed).permutation(len(texts)) % min(FOLDS, max(2, len(texts)))
     folds = [np.flatnonzero(fold == number) for number in range(fold.max(initial=0) + 1)]
-    rests = [np.flatnonzero(fold != number) for number in range(len(folds))]
     if len(folds) < 2:
-        return np.zeros((matrix.shape[1], whole.outputs)), np.zeros((len(texts), whole.outputs))
-    objectives = [_objective(column, texts[rest], objective) for rest in rests]
-    parts = [matrix[rest] for rest in rests]
-    wide = [Widened(part, features) if features else part for part in parts]
+        return np.zeros((matrix.shape[1], outputs)), np.zeros((len(texts), outputs))
     size = matrix.shape[1] + sum(part.shape[1] for part in features)
-    weights = [np.zeros((size, whole.outputs)) for _ in folds]
-    shifts = [np.zeros((1, whole.outputs)) for _ in folds]
-    best, kept = np.inf, weights
-    found, moved = np.zeros((len(texts), whole.outputs)), shifts
+    fits = [_Fit(column, matrix, features, texts, own, objective, size) for own in folds]
+    judges = fits[: min(len(fits), -(-JUDGES // len(folds[0])))]
+    judged = np.concatenate([fit.own for fit in judges])
+    judge = _objective(column, texts[judged], objective)
+    best, chosen = np.inf, PENALTIES[0]
     for penalty in PENALTIES:
         if np.isfinite(best) and column.deadline is not None and time.monotonic() > column.deadline:
             break
-        scores = np.zeros_like(found)
-        weights, shifts = list(weights), list(shifts)
-        for i, own in enumerate(folds):
-            weights[i], shifts[i] = _fit(
-                wide[i], objectives[i], penalty, weights[i], shifts[i], column.deadline
-            )
-            scores[own] = matrix[own] @ _effect(features, weights[i]) + shifts[i]
-        loss = whole.loss(scores)
+        loss = judge.loss(np.concatenate([fit.to(penalty) for fit in judges]))
         if not loss < best:
+            for fit in judges:
+                fit.step_back()
             break
-        best, kept, found, moved = loss, weights, scores, shifts
-    return _effect(features, np.mean(kept, axis=0)), found - np.mean(moved, axis=0)
+        best, chosen = loss, penalty
+    scores = np.zeros((len(texts), outputs))
+    for fit in fits:
+        if fit not in judges:
+            for penalty in PENALTIES[: PENALTIES.index(chosen) + 1]:
+                if penalty in (PENALTIES[0], chosen):  # the strongest has the weakest near it in few steps
+                    fit.to(penalty)
+        scores[fit.own] = fit.scores - fit.shift
+    return _effect(features, np.mean([fit.weights for fit in fits], axis=0)), scores
+
+
+class _Fit:
+    """A fit on all texts but a fold's ``own``, whose ``scores`` (t, outputs) it gives. A penalty starts where the last ended."""
+
+    def __init__(
+        self,
+        column: _Column,
+        matrix: Any,
+        features: list[Any],
+        texts: npt.NDArray[np.int64],
+        own: npt.NDArray[np.int64],
+        objective: Objective,
+        size: int,
+    ) -> None:
+        rest = np.setdiff1d(np.arange(len(texts)), own)
+        self.own, self.features, self.deadline = own, features, column.deadline
+        self._left_out, part = matrix[own], matrix[rest]
+        self._matrix = Widened(part, features) if features else part
+        self._objective = _objective(column, texts[rest], objective)
+        self.weights = np.zeros((size, objective.outputs))
+        self.shift = np.zeros((1, objective.outputs))
+        self.scores = np.zeros((len(own), objective.outputs))
+        self._before = self.weights, self.shift, self.scores
+
+    def to(self, penalty: float) -> FloatArray:
+        """Fit with a penalty; return the scores of the fold."""
+        self._before = self.weights, self.shift, self.scores
+        self.weights, self.shift = _fit(
+            self._matrix, self._objective, penalty, self.weights, self.shift, self.deadline
+        )
+        self.scores = self._left_out @ _effect(self.features, self.weights) + self.shift
+        return self.scores
+
+    def step_back(self) -> None:
+        """Go back to the penalty before."""
+        self.weights, self.shift, self.scores = self._before
 
 
 def _effect(features: list[Any], weights: FloatArray) -> FloatArray:
