@@ -1,7 +1,8 @@
 # make                  joins the SQL sources into the extension's script
 # make install          the extension and its Python module, for the server of PG_CONFIG; uninstall undoes it
 # make demo             one real distillation, start to end; make demo-text: of a transformer on a column of texts
-# make quick            in under a minute: does a change hold? make lint; make bench, bench-sql, bench-text, bench-quality, bench-few, bench-scale, bench-steady
+# make quick            in under a minute: does a change hold? make lint
+# make bench            what serving costs; bench-sql, -sql-students, -text, -quality, -few, -scale, -steady: CONTRIBUTING.md has which
 # make test             the tests, on every server that can be had here, in under 15 minutes
 # make test-all         the same, and then wheels, images, a pooler, dbt, a browser, and what takes longest
 # make fuzz             hostile ONNX files by the thousand; make third-party, which exports of other software are taken
@@ -27,7 +28,7 @@ EXTRA_CLEAN = build docker/certs/*.crt
 
 .DEFAULT_GOAL := all
 .PHONY: all install uninstall clean install-dependencies freeze check-frozen dist \
-	images lock lint test test-all test-extra test-packages test-faults test-long unit quick fuzz third-party docs demo bench bench-sql bench-quality \
+	images lock lint test test-all test-extra test-packages test-faults test-long unit quick fuzz third-party docs demo bench bench-sql bench-sql-students bench-quality \
 	bench-few bench-scale bench-steady bench-text demo-text
 
 all: $(PRODUCTS)
@@ -217,6 +218,10 @@ bench: $(VENV)/.made $(PRODUCTS)
 
 bench-sql: $(VENV)/.made $(PRODUCTS)
 	$(VENV)/bin/python tests/bench/sql_forms.py $(BENCH_FLAGS)
+
+# With --server pg18 networks have pgvector.
+bench-sql-students: $(VENV)/.made $(PRODUCTS)
+	$(VENV)/bin/python tests/bench/sql_students.py $(BENCH_FLAGS)
 
 bench-quality: $(VENV)/.made $(PRODUCTS)
 	$(VENV)/bin/python tests/bench/quality.py $(BENCH_FLAGS)

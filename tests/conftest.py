@@ -117,7 +117,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # that the tests interrupt, were it not handled here.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
-    if once.begin():
+    if once.begin(is_part=hasattr(config, "workerinput")):
         config.add_cleanup(once.end)
     if config.getoption("--second-try"):
         assert config.cache is not None

@@ -18,9 +18,12 @@ FOLDER = "PG_DISTILL_TESTS_MADE"
 T = TypeVar("T")
 
 
-def begin() -> bool:
-    """Make the session's folder; say whether it was this process that did."""
-    if FOLDER in os.environ:
+def begin(*, is_part: bool) -> bool:
+    """Make the session's folder; say whether it was this process that did. One of xdist's processes ``is_part`` of a session.
+
+    A session that a test starts has a folder of its own: it would wait for who waits for that test.
+    """
+    if is_part:
         return False
     os.environ[FOLDER] = tempfile.mkdtemp(prefix="pg_distill_made_")
     return True

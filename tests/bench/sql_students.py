@@ -1,0 +1,150 @@
+"""The best student that is plain SQL within 5 us a row, beside the best that predict serves within 0.1 ms.
+
+For each set the teacher of `make bench-quality` answers its training rows in a log; ``distill_model`` makes a student of it twice, as a
+user would: with SQL asked for and a target that predict cannot meet, then without. Both learn from all training rows
+(``refit_on_all``), and both are scored once on the set's test rows, by a query. Networks use pgvector where the server has it.
+
+Prints a table; writes build/bench/sql_students.json. With ``--server pg18`` networks have pgvector.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import quality  # first: it sets the threads of BLAS
+
+# isort: split
+import datasets
+import numpy as np
+import psycopg
+import servers
+from pg_distill.frame import FloatArray, Frame
+from pg_distill.measure import metrics
+from pg_distill.students.soft_labels import probabilities_of
+from psycopg import sql
+
+FORMS = {
+    "sql": (0.005, "families => '{sql,linear,tree,boosted,mlp}'"),
+    "predict": (0.1, "families => NULL"),
+}
+MOST_ROWS = 50_000
+"""Training rows of a set that are logged."""
+
+
+def cells(frame: Frame) -> list[list[Any]]:
+    """Return the rows of a frame as a table's."""
+    columns: list[Sequence[Any]] = []
+    for name, kind in ((f.name, f.kind) for f in frame.features):
+        if kind == "string":
+            found = frame.strings(name)
+            columns.append([None if code < 0 else found.categories[code] for code in found.codes])
+        else:
+            columns.append([None if np.isnan(v) else float(v) for v in frame.number(name)])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def load(
+    db: psycopg.Connection[Any], data: datasets.DataSet, rows: Any, table: str, answers: FloatArray | None
+) -> None:
+    """Make a table of some rows: id, features, y, and the teacher's answers as p where there are any."""
+    frame, is_regression = data.frame.take(rows), data.task == "regression"
+    kinds = {"id": "int", **{f.name: "text" if f.kind == "string" else "float8" for f in frame.features}}
+    kinds |= {"y": "float8", "p": "float8"} if is_regression else {"y": "text", "p": "float8[]"}
+    columns = sql.SQL(", ").join(sql.Identifier(name) + sql.SQL(f" {kind}") for name, kind in kinds.items())
+    db.execute(sql.SQL("CREATE TABLE {} ({})").format(sql.Identifier(table), columns))
+    with db.cursor().copy(sql.SQL("COPY {} FROM STDIN").format(sql.Identifier(table))) as copy:
+        for i, row in enumerate(cells(frame)):
+            y = float(data.y[rows[i]]) if is_regression else data.classes[int(data.y[rows[i]])]
+            p = None if answers is None else float(answers[i, 0]) if is_regression else answers[i].tolist()
+            copy.write_row((i, *row, y, p))
+
+
+def scored(db: psycopg.Connection[Any], data: datasets.DataSet, truth: Any) -> float:
+    """Return what the student's answers to the test rows are worth."""
+    if data.task == "regression":
+        given = db.execute(
+            "SELECT distill.predict('t_distilled', to_jsonb(a)) FROM asked a ORDER BY id"
+        ).fetchall()
+        return metrics.score("r2", truth, np.array(given, float))
+    given = db.execute(
+        "SELECT distill.predict_class('t_distilled', to_jsonb(a)) FROM asked a ORDER BY id"
+    ).fetchall()
+    return float(np.mean([data.classes.index(name) == y for (name,), y in zip(given, truth, strict=True)]))
+
+
+def of_set(name: str, options: argparse.Namespace, server: servers.Server) -> dict[str, Any]:
+    """Return the figures of one set."""
+    data = datasets.load(name, options.packages)
+    train, test = datasets.split(len(data.y))
+    train = train[:MOST_ROWS]
+    artifact = quality.teacher_of(data, train, name, options.cache, options.teacher)
+    label = quality.Labeller(artifact, data, data.frame.take(train[:64]))
+    answers, asked = (probabilities_of(label(data.frame.take(rows)), data.task) for rows in (train, test))
+    metric = "r2" if data.task == "regression" else "accuracy"
+    row: dict[str, Any] = {"set": name, "metric": metric, "rows": len(train), "test": len(test)}
+    row["teacher"] = metrics.score(metric, data.y[test], asked)
+    servers.create_database(server, "bench_students")
+    try:
+        with server.connect("bench_students", autocommit=True) as db:
+            load(db, data, train, "log", answers)
+            load(db, data, test, "asked", None)
+            names = [f.name for f in data.frame.features]
+            db.execute(
+                "SELECT distill.register_logged_model('t', '{p}', %s, 'log', label => 'y', classes => %s, task => %s, latency_ms => 1)",
+                (names, list(data.classes) or None, data.task),
+            )
+            for form, (target, families) in FORMS.items():
+                db.execute(
+                    f"SELECT distill_model('t', target_latency_ms => {target}, min_accuracy => 0, refit_on_all => true,"  # type: ignore[arg-type]
+                    f" time_budget_s => %s, {families})",
+                    (options.seconds,),
+                )
+                found = db.execute(
+                    "SELECT r.accepted, c.family, c.form, c.avg_latency_ms, r.summary FROM distill.runs r"
+                    " LEFT JOIN distill.candidates c ON c.run_id = r.run_id AND c.chosen ORDER BY r.created_at DESC LIMIT 1"
+                ).fetchone()
+                assert found is not None
+                accepted, family, shape, latency_ms, summary = found
+                row[form] = scored(db, data, data.y[test]) if accepted else None
+                row[f"{form}_family"] = f"{family} as {shape}" if accepted else summary
+                row[f"{form}_us"] = 1000 * float(latency_ms) if accepted else None
+    finally:
+        servers.drop_database(server, "bench_students")
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sets", default=",".join(quality.DEFAULT_SETS), help="names with commas")
+    parser.add_argument("--teacher", default="strong", choices=("strong", "plain"))
+    parser.add_argument("--seconds", type=float, help="time budget of a search (default: by the rows)")
+    options = quality.parsed(parser, "sql_students")
+    with servers.start(options.server) as server:
+        runs = [of_set(name, options, server) for name in options.sets.split(",")]
+    print(
+        "set | teacher | SQL within 5 us | us | family | predict within 0.1 ms | us | family | points between"
+    )
+    for r in runs:
+        shown = [r["set"], f"{r['teacher']:.4f}"]
+        for form in FORMS:
+            met = r[form] is not None
+            shown += [
+                f"{r[form]:.4f}" if met else "-",
+                f"{r[f'{form}_us']:.1f}" if met else "-",
+                r[f"{form}_family"],
+            ]
+        met = r["sql"] is not None and r["predict"] is not None
+        print(" | ".join([*shown, f"{100 * (r['sql'] - r['predict']):+.2f}" if met else "-"]))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(runs, indent=1))
+
+
+if __name__ == "__main__":
+    main()
