@@ -49,17 +49,17 @@ def cells(frame: Frame) -> list[list[Any]]:
 def load(
     db: psycopg.Connection[Any], data: datasets.DataSet, rows: Any, table: str, answers: FloatArray | None
 ) -> None:
-    """Make a table of some rows: id, features, y, and the teacher's answers as p where there are any."""
+    """Make a table of some rows: id, features, y, and the teacher's ``answers`` (n, outputs) as p0 and so on, where there are any."""
     frame, is_regression = data.frame.take(rows), data.task == "regression"
     kinds = {"id": "int", **{f.name: "text" if f.kind == "string" else "float8" for f in frame.features}}
-    kinds |= {"y": "float8", "p": "float8"} if is_regression else {"y": "text", "p": "float8[]"}
+    kinds["y"] = "float8" if is_regression else "text"
+    kinds |= {f"p{k}": "float8" for k in range(0 if answers is None else answers.shape[1])}
     columns = sql.SQL(", ").join(sql.Identifier(name) + sql.SQL(f" {kind}") for name, kind in kinds.items())
     db.execute(sql.SQL("CREATE TABLE {} ({})").format(sql.Identifier(table), columns))
     with db.cursor().copy(sql.SQL("COPY {} FROM STDIN").format(sql.Identifier(table))) as copy:
         for i, row in enumerate(cells(frame)):
             y = float(data.y[rows[i]]) if is_regression else data.classes[int(data.y[rows[i]])]
-            p = None if answers is None else float(answers[i, 0]) if is_regression else answers[i].tolist()
-            copy.write_row((i, *row, y, p))
+            copy.write_row((i, *row, y, *([] if answers is None else answers[i].tolist())))
 
 
 def scored(db: psycopg.Connection[Any], data: datasets.DataSet, truth: Any) -> float:
@@ -89,12 +89,14 @@ def of_set(name: str, options: argparse.Namespace, server: servers.Server) -> di
     servers.create_database(server, "bench_students")
     try:
         with server.connect("bench_students", autocommit=True) as db:
+            if data.task == "binary":
+                answers = answers[:, 1:]
             load(db, data, train, "log", answers)
             load(db, data, test, "asked", None)
             names = [f.name for f in data.frame.features]
             db.execute(
-                "SELECT distill.register_logged_model('t', '{p}', %s, 'log', label => 'y', classes => %s, task => %s, latency_ms => 1)",
-                (names, list(data.classes) or None, data.task),
+                "SELECT distill.register_logged_model('t', %s, %s, 'log', label => 'y', classes => %s, task => %s, latency_ms => 1)",
+                ([f"p{k}" for k in range(answers.shape[1])], names, list(data.classes) or None, data.task),
             )
             for form, (target, families) in FORMS.items():
                 db.execute(
