@@ -16,7 +16,7 @@ from typing import Any
 
 from docs import results
 
-__all__ = ["few", "publish", "quality", "serving", "stored_runs"]
+__all__ = ["FEW_RUNS", "few", "publish", "quality", "serving", "stored_runs"]
 
 RESULTS = Path(__file__).parent / "results"
 Table = dict[str, Any]
