@@ -227,3 +227,15 @@ def test_a_refit_learns_new_rows_at_the_same_size_and_keeps_its_sharpness(family
     np.testing.assert_allclose(softer.predict_logits(select.frame), 0.5 * after, atol=1e-4)
     if family == "tree":
         assert student.ensemble_.n_leaves <= 16
+
+
+@pytest.mark.slow
+def test_where_sql_is_asked_for_small_networks_without_bins_are_trained_and_cross_fitted() -> None:
+    """Bins cost a query more than they cost a session, and a short expression is what is fast there."""
+    config = replace(CONFIG, families=("mlp",), sql=True)
+    found = stages.search(folded("binary"), config, label_of("binary"))
+    with_file = [c for c in found if c.artifact and c.expression]
+    assert any(c.configuration.get("bins") == 0 and c.configuration["hidden"] == [32] for c in with_file)
+    shortest = min(with_file, key=lambda c: len(c.expression or ""))
+    assert shortest in crossed(found)
+    assert shortest.configuration["hidden"] == [32]

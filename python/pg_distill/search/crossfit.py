@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from pg_distill.frame import FloatArray
+from pg_distill.measure import pareto
 from pg_distill.measure.confidence import paired_error
 from pg_distill.search.budget import Budget
 from pg_distill.search.entries import Entry, best_of, choices, frontier, ranked
@@ -82,7 +83,10 @@ class CrossFitter:
             self.settle(finalists, done)
 
     def finalists(self) -> list[Entry]:
-        """Return what can still be the answer or the control, best first, by turns; then what is best within less latency."""
+        """Return what can still be the answer or the control, best first, by turns; then what is best within less latency.
+
+        Where SQL is asked for also what is best within less of it: a query's time goes by that.
+        """
         wanted: list[Entry] = []
         whole = [e for e in self.entries if getattr(e.student, "complete_", True) and not e.is_partial]
         students, controls = (
@@ -90,6 +94,14 @@ class CrossFitter:
             for kind in (False, True)
         )
         fast = [e for e in [*choices(whole), *frontier(whole)] if e.latency_ms <= self.gate.allowed_ms]
+        if self.runner.config.sql:
+            written = [e for e in whole if e.expression and e.artifact]
+            points = [(float(len(e.expression or "")), e.tie_break) for e in written]
+            fast += [
+                e
+                for e, own in zip(written, points, strict=True)
+                if not any(pareto.dominates(p, own) for p in points)
+            ]
         for pair in itertools.zip_longest(students, controls[: FINALISTS // 2]):
             wanted += [e for e in pair if e is not None]
         return list({e.number: e for e in [*wanted[:FINALISTS], *fast]}.values())

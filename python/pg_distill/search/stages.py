@@ -81,6 +81,8 @@ MORE_SEEDS, MORE_SEEDS_CROSSED = 8, 2
 """Rounds in which, while time lasts, the best are trained with another seed, so that blends have parts; the second where
 candidates are cross-fitted, each of them then being as many trainings more."""
 
+PLAIN_SIZES = 2
+"""Smallest sizes of a family that are trained without bins, whatever the screen says of these, where SQL is asked for."""
 FIRST_TURNS = 2
 """Recipes of each family that the screen compares whatever patience says: labels alone, and one that the teacher teaches."""
 Task = tuple[str, Mapping[str, Any], Recipe]
@@ -217,6 +219,10 @@ class Search:
             worth = [s for s in sizes if len(s) == 1 or s.get(VARIANT) == variant.get(VARIANT)]
             if max(e.tie_break for e in ranked) < limit:
                 worth = [size for size in worth if sizes.index(size) < place]
+            if self.runner.config.sql:
+                # Bins cost a query several times as much as they cost a session.
+                plain = [size for size in sizes if len(size) > 1 and size.get(VARIANT) == 0][:PLAIN_SIZES]
+                worth = [size for size in sizes if size in worth or size in plain]
             same = [e.recipe for e in ranked if e.size == tried[family]]
             chosen = same[:2] or [ranked[0].recipe]
             if all(
