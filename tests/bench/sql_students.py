@@ -2,7 +2,7 @@
 
 For each set the teacher of `make bench-quality` answers its training rows in a log, of which ``distill_model`` makes students. Of the
 run's candidates the best on its select rows are promoted: that of SQL whose rows take 5 us each in a query, and that of predict
-within 0.1 ms. Both are scored once on the set's test rows, by a query. Networks use pgvector where the server has it.
+within 0.1 ms. Both are scored once on the set's test rows, by a query.
 
 Prints a table; writes build/bench/sql_students.json. With ``--server pg18`` networks have pgvector.
 """
@@ -33,13 +33,12 @@ MOST_ROWS = 50_000
 
 def cells(frame: Frame) -> list[list[Any]]:
     """Return the rows of a frame as a table's."""
-    columns: list[Sequence[Any]] = []
-    for name, kind in ((f.name, f.kind) for f in frame.features):
-        if kind == "string":
-            found = frame.strings(name)
-            columns.append([None if code < 0 else found.categories[code] for code in found.codes])
-        else:
-            columns.append([None if np.isnan(v) else float(v) for v in frame.number(name)])
+    columns: list[Sequence[Any]] = [
+        frame.strings(f.name).to_objects()
+        if f.is_string
+        else [None if np.isnan(v) else float(v) for v in frame.number(f.name)]
+        for f in frame.features
+    ]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -61,14 +60,11 @@ def load(
 
 def scored(db: psycopg.Connection[Any], data: datasets.DataSet, truth: Any) -> float:
     """Return what the student's answers to the test rows are worth."""
+    function = "predict" if data.task == "regression" else "predict_class"
+    ask = sql.SQL("SELECT distill.{}('t_distilled', to_jsonb(a)) FROM asked a ORDER BY id")
+    given = db.execute(ask.format(sql.Identifier(function))).fetchall()
     if data.task == "regression":
-        given = db.execute(
-            "SELECT distill.predict('t_distilled', to_jsonb(a)) FROM asked a ORDER BY id"
-        ).fetchall()
         return metrics.score("r2", truth, np.array(given, float))
-    given = db.execute(
-        "SELECT distill.predict_class('t_distilled', to_jsonb(a)) FROM asked a ORDER BY id"
-    ).fetchall()
     return float(np.mean([data.classes.index(name) == y for (name,), y in zip(given, truth, strict=True)]))
 
 

@@ -97,11 +97,8 @@ class CrossFitter:
         if self.runner.config.sql:
             written = [e for e in whole if e.expression and e.artifact]
             points = [(float(len(e.expression or "")), e.tie_break) for e in written]
-            fast += [
-                e
-                for e, own in zip(written, points, strict=True)
-                if not any(pareto.dominates(p, own) for p in points)
-            ]
+            best = pareto.frontier(points)
+            fast += [e for e, own in zip(written, points, strict=True) if own in best]
         for pair in itertools.zip_longest(students, controls[: FINALISTS // 2]):
             wanted += [e for e in pair if e is not None]
         return list({e.number: e for e in [*wanted[:FINALISTS], *fast]}.values())

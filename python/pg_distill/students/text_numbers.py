@@ -288,7 +288,7 @@ def _fit_scores(
         return np.zeros((matrix.shape[1], outputs)), np.zeros((len(texts), outputs))
     size = matrix.shape[1] + sum(part.shape[1] for part in features)
     fits = [_Fit(column, matrix, features, texts, own, objective, size) for own in folds]
-    judges = fits[: min(len(fits), -(-JUDGES // len(folds[0])))]
+    judges = fits[: -(-JUDGES // len(folds[0]))]
     judged = np.concatenate([fit.own for fit in judges])
     judge = _objective(column, texts[judged], objective)
     best, chosen = np.inf, PENALTIES[0]
@@ -301,12 +301,11 @@ def _fit_scores(
                 fit.step_back()
             break
         best, chosen = loss, penalty
+    for fit in fits[len(judges) :]:
+        for penalty in dict.fromkeys((PENALTIES[0], chosen)):  # from the strongest it is not far to any other
+            fit.to(penalty)
     scores = np.zeros((len(texts), outputs))
     for fit in fits:
-        if fit not in judges:
-            for penalty in PENALTIES[: PENALTIES.index(chosen) + 1]:
-                if penalty in (PENALTIES[0], chosen):  # the strongest has the weakest near it in few steps
-                    fit.to(penalty)
         scores[fit.own] = fit.scores - fit.shift
     return _effect(features, np.mean([fit.weights for fit in fits], axis=0)), scores
 
