@@ -31,7 +31,7 @@ __all__ = [
     "stands_in",
 ]
 
-MAX_SQL_FORMS = 6  # students in SQL form that are timed in queries
+MAX_SQL_FORMS, MAX_SQL_FORMS_WANTED = 6, 10  # students in SQL form that are timed in queries
 MAX_TIMED = 8  # candidates of the search's frontier that are timed in the backend
 KNEE_LIFT = 0.98  # of the lift over the majority that the answer has: the fastest student that keeps it is at the knee
 ALWAYS_TIMED = 3  # of these, the best within the target
@@ -100,12 +100,13 @@ def predict_name(member: Model) -> str:
     return f"{member.id} predict"
 
 
-def sql_forms(trials: Sequence[Trial], *, pgvector: bool) -> list[Trial]:
+def sql_forms(trials: Sequence[Trial], *, pgvector: bool, wanted: bool) -> list[Trial]:
     """Return candidates in SQL form as candidates of their own, thinned out where they are many.
 
     Of those that have an expression, the ones that no other beats at once in its length, on which planning and roughly
     execution depend, and on the select rows: what is fast as SQL (a single tree) need not be so as a graph. ``pgvector`` tells
-    whether the database has it.
+    whether the database has it. Where SQL is ``wanted`` no other of the same family: a row takes a path of each tree, but all
+    of a network, so that lengths of two families say nothing of what a row costs.
     """
     known, points = [], []
     for t in trials:
@@ -115,13 +116,15 @@ def sql_forms(trials: Sequence[Trial], *, pgvector: bool) -> list[Trial]:
                 known.append(t)
                 points.append((float(len(written)), t.select_accuracy))
     order = sorted(range(len(known)), key=lambda i: (points[i][0], known[i].number))
-    best = [
-        known[i]
-        for i in order
-        if not any(pareto.dominates(p, points[i]) for p in points) and points[i] not in points[:i]
-    ]
-    if len(best) > MAX_SQL_FORMS:
-        best = [best[round(i)] for i in np.linspace(0, len(best) - 1, MAX_SQL_FORMS)]
+    best = []
+    for i in order:
+        rivals = [j for j, t in enumerate(known) if not wanted or t.family == known[i].family]
+        beaten = any(pareto.dominates(points[j], points[i]) for j in rivals)
+        if not beaten and not any(points[j] == points[i] for j in rivals if j < i):
+            best.append(known[i])
+    most = MAX_SQL_FORMS_WANTED if wanted else MAX_SQL_FORMS
+    if len(best) > most:
+        best = [best[round(i)] for i in np.linspace(0, len(best) - 1, most)]
     first = 1 + max((t.number for t in trials), default=0)
     return [
         replace(

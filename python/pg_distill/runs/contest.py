@@ -83,7 +83,7 @@ def sql_forms_of(db: Database, trials: Sequence[Trial], material: Material) -> l
     most_ms = math.inf if material.options.sql_wanted else MOST_STATEMENT_MS
     forms = []
     pgvector = pgvector_schema(db)
-    for trial in choice.sql_forms(trials, pgvector=pgvector is not None):
+    for trial in choice.sql_forms(trials, pgvector=pgvector is not None, wanted=material.options.sql_wanted):
         assert trial.signature is not None
         assert trial.expression is not None
         expression, rows = expression_of(trial.expression, pgvector), material.timing_rows

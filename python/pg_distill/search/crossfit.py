@@ -85,7 +85,7 @@ class CrossFitter:
     def finalists(self) -> list[Entry]:
         """Return what can still be the answer or the control, best first, by turns; then what is best within less latency.
 
-        Where SQL is asked for also what is best within less of it: a query's time goes by that.
+        Where SQL is asked for also what is best of its family within less of it: a query's time goes by that.
         """
         wanted: list[Entry] = []
         whole = [e for e in self.entries if getattr(e.student, "complete_", True) and not e.is_partial]
@@ -95,10 +95,11 @@ class CrossFitter:
         )
         fast = [e for e in [*choices(whole), *frontier(whole)] if e.latency_ms <= self.gate.allowed_ms]
         if self.runner.config.sql:
-            written = [e for e in whole if e.expression and e.artifact]
-            points = [(float(len(e.expression or "")), e.tie_break) for e in written]
-            best = pareto.frontier(points)
-            fast += [e for e, own in zip(written, points, strict=True) if own in best]
+            for family in dict.fromkeys(e.family for e in whole):
+                written = [e for e in whole if e.expression and e.artifact and e.family == family]
+                points = [(float(len(e.expression or "")), e.tie_break) for e in written]
+                best = pareto.frontier(points)
+                fast += [e for e, own in zip(written, points, strict=True) if own in best]
         for pair in itertools.zip_longest(students, controls[: FINALISTS // 2]):
             wanted += [e for e in pair if e is not None]
         return list({e.number: e for e in [*wanted[:FINALISTS], *fast]}.values())

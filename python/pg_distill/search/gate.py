@@ -164,23 +164,30 @@ class Gate:
             latency = min(latency, training.latency_ms(artifact, self.problem.select.frame))
         return latency
 
-    def all_sizes(self, family: str) -> Sequence[Mapping[str, Any]]:
-        """Return a family's sizes; none, with a note, where it cannot be had."""
-        shape = Shape(
+    def shape(self) -> Shape:
+        """Return what families may know before they choose their sizes."""
+        return Shape(
             task=self.problem.task,
             n_classes=self.select.n_classes,
             features=self.problem.fit.frame.features,
             n_rows=len(self.problem.fit),
             teacher=self.problem.teacher,
         )
+
+    def all_sizes(self, family: str) -> Sequence[Mapping[str, Any]]:
+        """Return a family's sizes; none, with a note, where it cannot be had."""
         if self.config.monotone and family not in MONOTONE:
             self.note(family, {}, "not tried: it cannot keep monotone constraints")
             return ()
         try:
-            return load_family(family).sizes(shape)
+            return load_family(family).sizes(self.shape())
         except (ImportError, AttributeError) as error:
             self.note(family, {}, f"not tried: {type(error).__name__}: {error}")
             return ()
+
+    def sql_sizes(self, family: str) -> Sequence[Mapping[str, Any]]:
+        """Return the sizes of a family that are trained because SQL is asked for."""
+        return load_family(family).sql_sizes(self.shape())
 
     def note_too_slow(self, family: str, size: Mapping[str, Any], latency: float) -> None:
         """Record a shape that misses the target."""

@@ -81,8 +81,6 @@ MORE_SEEDS, MORE_SEEDS_CROSSED = 8, 2
 """Rounds in which, while time lasts, the best are trained with another seed, so that blends have parts; the second where
 candidates are cross-fitted, each of them then being as many trainings more."""
 
-PLAIN_SIZES = 2
-"""Smallest sizes of a family that are trained without bins, whatever the screen says of these, where SQL is asked for."""
 FIRST_TURNS = 2
 """Recipes of each family that the screen compares whatever patience says: labels alone, and one that the teacher teaches."""
 Task = tuple[str, Mapping[str, Any], Recipe]
@@ -220,9 +218,7 @@ class Search:
             if max(e.tie_break for e in ranked) < limit:
                 worth = [size for size in worth if sizes.index(size) < place]
             if self.runner.config.sql:
-                # Bins cost a query several times as much as they cost a session.
-                plain = [size for size in sizes if len(size) > 1 and size.get(VARIANT) == 0][:PLAIN_SIZES]
-                worth = [size for size in sizes if size in worth or size in plain]
+                worth = [*worth, *(size for size in self.gate.sql_sizes(family) if size not in worth)]
             same = [e.recipe for e in ranked if e.size == tried[family]]
             chosen = same[:2] or [ranked[0].recipe]
             if all(
@@ -246,20 +242,15 @@ class Search:
                     if rank < len(recipes)
                 }
                 # The larger ones only once the smaller ones have been timed.
-                small = {
-                    family: [
-                        t
-                        for t in tasks
-                        if self.gate.sizes[family].index(t[1]) < len(self.gate.sizes[family]) // 2
-                    ]
-                    for family, tasks in plan.items()
-                }
-                yield list(chain(*small.values()))
+                large = {family: sizes[len(sizes) // 2 :] for family, sizes in self.gate.sizes.items()}
+                yield [t for family, tasks in plan.items() for t in tasks if t[1] not in large[family]]
                 yield [
                     task
                     for family, tasks in plan.items()
-                    for task in tasks[len(small[family]) :]
-                    if not self.is_too_slow(*task[:2]) and not self.is_grown(*task)
+                    for task in tasks
+                    if task[1] in large[family]
+                    and not self.is_too_slow(*task[:2])
+                    and not self.is_grown(*task)
                 ]
 
         return self.run("sizes", rounds())

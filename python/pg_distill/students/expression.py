@@ -29,6 +29,7 @@ from pg_distill.frame import STRINGS, Feature, FloatArray, Kind, Task
 from pg_distill.quoting import quote_identifier, quote_literal
 
 __all__ = [
+    "LEAF_BYTES",
     "MAX_BYTES",
     "Categories",
     "Clipped",

@@ -36,6 +36,11 @@ class Shape:
     teacher: bytes | None = None
 
     @property
+    def has_texts(self) -> bool:
+        """Whether there are texts, which SQL reads more slowly than predict does."""
+        return any(f.kind == "text" for f in self.features)
+
+    @property
     def only_texts(self) -> bool:
         """Whether there is nothing but texts, so that families that read none have nothing to learn from."""
         return all(f.kind == "text" for f in self.features)
@@ -87,6 +92,11 @@ class Student(Protocol):
     @classmethod
     def sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
         """Return constructor keywords (JSON-able), fastest first; none where the family does not apply."""
+        ...
+
+    @classmethod
+    def sql_sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
+        """Return sizes that are good for what a query of SQL takes, trained where that is asked for, in ``sizes()`` or not."""
         ...
 
     def prototype(self, data: TransferSet) -> bytes | None:

@@ -22,6 +22,7 @@ from pg_distill.errors import FeatureNotSupported
 from pg_distill.frame import FloatArray, Frame
 from pg_distill.students import expression
 from pg_distill.students.encoding import CategoryEncoder, codes_of
+from pg_distill.students.ensemble import n_outputs
 from pg_distill.students.export import Graph
 from pg_distill.students.families import Setup, Shape
 from pg_distill.students.mlp_encoding import Encoded, Encoding, Float32
@@ -34,6 +35,8 @@ from pg_distill.students.transfer_set import TransferSet
 __all__ = ["Mlp"]
 PREDICT_ROWS, PREDICT_CELLS = 8192, 1 << 23
 """Rows, and rows times inputs (32 MB), that are computed at once."""
+SQL_PRODUCTS = 98
+"""Units and outputs of a network for SQL: by pgvector each takes some 45 ns, the array that it goes into included."""
 MAX_REPEATED_TABLE = 1 << 20
 """Cells of a look-up table that repeats rows in order to save a node."""
 MAX_DENSE_ENCODING = 1 << 16
@@ -71,6 +74,16 @@ class Mlp(Calibrated):
             if numbers:
                 out.append({"hidden": widths, "bins": 16})
         return out
+
+    @classmethod
+    def sql_sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
+        """Return small networks without bins, which cost a query several times as much as they cost a session.
+
+        The middle one has as many units as 5 us a row have room for.
+        """
+        width = max(16, (SQL_PRODUCTS - n_outputs(shape.task, shape.n_classes)) // 2 // 8 * 8)
+        widths = [[32], [width, width], [64, 64]]
+        return [] if shape.has_texts else [{"hidden": hidden, "bins": 0} for hidden in widths]
 
     def _prepare(
         self, data: TransferSet, *, prototype: bool = False, deadline: float | None = None

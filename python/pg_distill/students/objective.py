@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -14,7 +14,7 @@ from pg_distill.errors import InvalidData
 from pg_distill.frame import FloatArray, Task
 from pg_distill.students.bounded import increments, least_quadratic
 from pg_distill.students.ensemble import n_outputs
-from pg_distill.students.families import Setup
+from pg_distill.students.families import Setup, Shape
 from pg_distill.students.soft_labels import (
     Targets,
     distillation_loss,
@@ -212,6 +212,11 @@ class Calibrated:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+
+    @classmethod
+    def sql_sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
+        """Return no sizes beside those of ``sizes()``: families that have some say so."""
+        return ()
 
     @property
     def task(self) -> Task:
