@@ -1,6 +1,6 @@
 """The best student that is plain SQL within 5 us a row, beside the best that predict serves within 0.1 ms.
 
-For each set the teacher of `make bench-quality` answers its training rows in a log, of which ``distill_model`` makes students. Of the
+For each set the teacher of `make bench-quality` is registered, of which ``distill_model`` makes students. Of the
 run's candidates the best on its select rows are promoted: that of SQL whose rows take 5 us each in a query, and that of predict
 within 0.1 ms. Both are scored once on the set's test rows, by a query.
 
@@ -21,7 +21,7 @@ import datasets
 import numpy as np
 import psycopg
 import servers
-from pg_distill.frame import FloatArray, Frame
+from pg_distill.frame import Frame
 from pg_distill.measure import metrics
 from pg_distill.students.soft_labels import probabilities_of
 from psycopg import sql
@@ -42,20 +42,17 @@ def cells(frame: Frame) -> list[list[Any]]:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def load(
-    db: psycopg.Connection[Any], data: datasets.DataSet, rows: Any, table: str, answers: FloatArray | None
-) -> None:
-    """Make a table of some rows: id, features, truth, and the teacher's ``answers`` (n, outputs), where there are any."""
+def load(db: psycopg.Connection[Any], data: datasets.DataSet, rows: Any, table: str) -> None:
+    """Make a table of some rows: id, features and truth."""
     frame, is_regression = data.frame.take(rows), data.task == "regression"
     kinds = {"id": "int", **{f.name: "text" if f.kind == "string" else "float8" for f in frame.features}}
     kinds["truth"] = "float8" if is_regression else "text"
-    kinds |= {f"answer{k}": "float8" for k in range(0 if answers is None else answers.shape[1])}
     columns = sql.SQL(", ").join(sql.Identifier(name) + sql.SQL(f" {kind}") for name, kind in kinds.items())
     db.execute(sql.SQL("CREATE TABLE {} ({})").format(sql.Identifier(table), columns))
     with db.cursor().copy(sql.SQL("COPY {} FROM STDIN").format(sql.Identifier(table))) as copy:
         for i, row in enumerate(cells(frame)):
             y = float(data.y[rows[i]]) if is_regression else data.classes[int(data.y[rows[i]])]
-            copy.write_row((i, *row, y, *([] if answers is None else answers[i].tolist())))
+            copy.write_row((i, *row, y))
 
 
 def scored(db: psycopg.Connection[Any], data: datasets.DataSet, truth: Any) -> float:
@@ -75,7 +72,7 @@ def of_set(name: str, options: argparse.Namespace, server: servers.Server) -> di
     train = train[:MOST_ROWS]
     artifact = quality.teacher_of(data, train, name, options.cache, options.teacher)
     label = quality.Labeller(artifact, data, data.frame.take(train[:64]))
-    answers, asked = (probabilities_of(label(data.frame.take(rows)), data.task) for rows in (train, test))
+    asked = probabilities_of(label(data.frame.take(test)), data.task)
     metric = "r2" if data.task == "regression" else "accuracy"
     row: dict[str, Any] = {"set": name, "metric": metric, "rows": len(train), "test": len(test)}
     row["teacher"] = metrics.score(metric, data.y[test], asked)
@@ -84,21 +81,12 @@ def of_set(name: str, options: argparse.Namespace, server: servers.Server) -> di
         with server.connect("bench_students", autocommit=True) as db:
             if db.execute("SELECT FROM pg_available_extensions WHERE name = 'vector'").fetchone() is not None:
                 db.execute("CREATE EXTENSION vector")
-            if data.task == "binary":
-                answers = answers[:, -1:]
-            elif data.task == "regression":
-                answers = answers[:, :1]
-            load(db, data, train, "log", answers)
-            load(db, data, test, "asked", None)
+            load(db, data, train, "log")
+            load(db, data, test, "asked")
             names = [f.name for f in data.frame.features]
             db.execute(
-                "SELECT distill.register_logged_model('t', %s, %s, 'log', label => 'truth', classes => %s, task => %s, latency_ms => 1)",
-                (
-                    [f"answer{k}" for k in range(answers.shape[1])],
-                    names,
-                    list(data.classes) or None,
-                    data.task,
-                ),
+                "SELECT distill.register_model('t', %s, %s, 'log', label => 'truth', classes => %s, task => %s)",
+                (artifact, names, list(data.classes) or None, data.task),
             )
             db.execute(
                 "SELECT distill_model('t', target_latency_ms => %s, min_accuracy => 0, time_budget_s => %s,"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,7 +31,7 @@ __all__ = [
     "stands_in",
 ]
 
-MAX_SQL_FORMS, MAX_SQL_FORMS_WANTED = 6, 10  # students in SQL form that are timed in queries
+MAX_SQL_FORMS = 8  # students in SQL form that are timed in queries
 MAX_TIMED = 8  # candidates of the search's frontier that are timed in the backend
 KNEE_LIFT = 0.98  # of the lift over the majority that the answer has: the fastest student that keeps it is at the knee
 ALWAYS_TIMED = 3  # of these, the best within the target
@@ -100,13 +100,17 @@ def predict_name(member: Model) -> str:
     return f"{member.id} predict"
 
 
-def sql_forms(trials: Sequence[Trial], *, pgvector: bool, wanted: bool) -> list[Trial]:
+def sql_forms(
+    trials: Sequence[Trial], *, pgvector: bool, row_ms: Callable[[Trial], float] | None = None
+) -> list[Trial]:
     """Return candidates in SQL form as candidates of their own, thinned out where they are many.
 
     Of those that have an expression, the ones that no other beats at once in its length, on which planning and roughly
     execution depend, and on the select rows: what is fast as SQL (a single tree) need not be so as a graph. ``pgvector`` tells
-    whether the database has it. Where SQL is ``wanted`` no other of the same family: a row takes a path of each tree, but all
-    of a network, so that lengths of two families say nothing of what a row costs.
+    whether the database has it.
+
+    Where ``row_ms`` is given, the milliseconds of a row take the place of lengths, which two families have nothing in common
+    by: a row takes a path of each tree, but all of a network. Lengths leave out only what is of one family.
     """
     known, points = [], []
     for t in trials:
@@ -115,16 +119,16 @@ def sql_forms(trials: Sequence[Trial], *, pgvector: bool, wanted: bool) -> list[
             if written and of_texts(written) is None:  # which is slower than predict
                 known.append(t)
                 points.append((float(len(written)), t.select_accuracy))
-    order = sorted(range(len(known)), key=lambda i: (points[i][0], known[i].number))
-    best = []
-    for i in order:
-        rivals = [j for j, t in enumerate(known) if not wanted or t.family == known[i].family]
-        beaten = any(pareto.dominates(points[j], points[i]) for j in rivals)
-        if not beaten and not any(points[j] == points[i] for j in rivals if j < i):
-            best.append(known[i])
-    most = MAX_SQL_FORMS_WANTED if wanted else MAX_SQL_FORMS
-    if len(best) > most:
-        best = [best[round(i)] for i in np.linspace(0, len(best) - 1, most)]
+    if row_ms is None:
+        best = _unbeaten(known, points)
+    else:
+        of_family = [
+            [i for i, t in enumerate(known) if t.family == f] for f in dict.fromkeys(t.family for t in known)
+        ]
+        known = [t for own in of_family for t in _unbeaten([known[i] for i in own], [points[i] for i in own])]
+        best = _unbeaten(known, [(row_ms(t), t.select_accuracy or 0.0) for t in known])
+    if len(best) > MAX_SQL_FORMS:
+        best = [best[round(i)] for i in np.linspace(0, len(best) - 1, MAX_SQL_FORMS)]
     first = 1 + max((t.number for t in trials), default=0)
     return [
         replace(
@@ -136,6 +140,16 @@ def sql_forms(trials: Sequence[Trial], *, pgvector: bool, wanted: bool) -> list[
             reason=f"candidate {t.number} as a SQL expression",
         )
         for i, t in enumerate(best)
+    ]
+
+
+def _unbeaten(trials: Sequence[Trial], points: Sequence[tuple[float, float]]) -> list[Trial]:
+    """Return those whose point, a cost and a metric, no other dominates, the cheapest first; of equals the first."""
+    order = sorted(range(len(trials)), key=lambda i: (points[i][0], trials[i].number))
+    return [
+        trials[i]
+        for i in order
+        if not any(pareto.dominates(p, points[i]) for p in points) and points[i] not in points[:i]
     ]
 
 

@@ -25,6 +25,7 @@ from pg_distill.serving.timing import (
     contender_for,
     measure_latency,
     predict_contender,
+    rough_ms,
     sql_contender,
     statement_latency_ms,
 )
@@ -83,7 +84,17 @@ def sql_forms_of(db: Database, trials: Sequence[Trial], material: Material) -> l
     most_ms = math.inf if material.options.sql_wanted else MOST_STATEMENT_MS
     forms = []
     pgvector = pgvector_schema(db)
-    for trial in choice.sql_forms(trials, pgvector=pgvector is not None, wanted=material.options.sql_wanted):
+
+    def row_ms(trial: Trial) -> float:
+        assert trial.signature is not None
+        assert trial.expression is not None
+        written = expression_of(trial.expression, pgvector)
+        return rough_ms(
+            db, sql_contender("", written, trial.signature, material.source.types), material.timing_rows
+        )
+
+    timed = row_ms if material.options.sql_wanted else None
+    for trial in choice.sql_forms(trials, pgvector=pgvector is not None, row_ms=timed):
         assert trial.signature is not None
         assert trial.expression is not None
         expression, rows = expression_of(trial.expression, pgvector), material.timing_rows

@@ -85,9 +85,10 @@ class CrossFitter:
     def finalists(self) -> list[Entry]:
         """Return what can still be the answer or the control, best first, by turns; then what is best within less latency.
 
-        Where SQL is asked for also what is best of its family within less of it: a query's time goes by that.
+        Where SQL is asked for also what is best of its family within less of it, by turns with them: a query's time goes by that.
         """
         wanted: list[Entry] = []
+        written: list[Entry] = []
         whole = [e for e in self.entries if getattr(e.student, "complete_", True) and not e.is_partial]
         students, controls = (
             best_of([e for e in whole if e.is_control is kind], self.gate.allowed_ms, FINALISTS)
@@ -96,13 +97,19 @@ class CrossFitter:
         fast = [e for e in [*choices(whole), *frontier(whole)] if e.latency_ms <= self.gate.allowed_ms]
         if self.runner.config.sql:
             for family in dict.fromkeys(e.family for e in whole):
-                written = [e for e in whole if e.expression and e.artifact and e.family == family]
-                points = [(float(len(e.expression or "")), e.tie_break) for e in written]
+                own = [
+                    e
+                    for e in whole
+                    if e.expression and e.artifact and e.family == family and not e.is_control
+                ]
+                points = [(float(len(e.expression or "")), e.tie_break) for e in own]
                 best = pareto.frontier(points)
-                fast += [e for e, own in zip(written, points, strict=True) if own in best]
+                written += [e for e, point in zip(own, points, strict=True) if point in best]
+            written = ranked(written)
         for pair in itertools.zip_longest(students, controls[: FINALISTS // 2]):
             wanted += [e for e in pair if e is not None]
-        return list({e.number: e for e in [*wanted[:FINALISTS], *fast]}.values())
+        turns = itertools.zip_longest(wanted[:FINALISTS], written)
+        return list({e.number: e for e in [*itertools.chain(*turns), *fast] if e is not None}.values())
 
     def plan(self, finalists: Sequence[Entry]) -> tuple[list[Entry], int]:
         """Return the finalists, and how many of the folds, that the time left carries: fewer folds before too few students."""

@@ -23,6 +23,8 @@ TEXT_TIMES = 4.0
 """Augmented texts a real one, at most: a teacher of texts takes long, and what is made is less new each time."""
 SMALL_ROWS, SMALL_TREE_REPEAT = 5000, 10
 """Below so many real rows, trees too get more augmented rows a real one."""
+SQL_TREE_TIMES = 8.0
+"""Augmented rows a real one that teach trees for SQL, at most."""
 MORE, MOST_ROWS, LEAST_MORE = 3, 300_000, 1.5
 """How many times the augmented rows of the screen the best are trained on, up to so many rows; less than the last number of times
 is not worth a training."""
@@ -131,6 +133,14 @@ class Recipes:
         soft = [Recipe(t, real[0].alpha) for t in softer]
         # What differs most comes first: patience may end the screen.
         return [*control[:1], *real[:1], *made[:1], *real[1:], *made[1:], *soft, *rest]
+
+    def as_sql(self, family: str, best: Recipe) -> list[Recipe]:
+        """Return the recipes by which a family's sizes for SQL are trained: its best, and where trees have more leaves than real
+        rows bear out, the teacher's answers to many made-up rows (born-again trees; Breiman and Shang 1996)."""
+        times = min(SQL_TREE_TIMES, MOST_ROWS / self.rows.count_real())
+        if family in ITERATIVE or "hot_deck" not in self.rows.kinds() or times < LEAST_AUGMENTED:
+            return [best]
+        return [best, Recipe(self.temperatures(family)[0], 1.0, (("hot_deck", round(times, 2)),))]
 
     def enlarged(self, recipe: Recipe) -> list[Recipe]:
         """Return a recipe with more augmented rows, if that is worth a training."""

@@ -217,8 +217,6 @@ class Search:
             worth = [s for s in sizes if len(s) == 1 or s.get(VARIANT) == variant.get(VARIANT)]
             if max(e.tie_break for e in ranked) < limit:
                 worth = [size for size in worth if sizes.index(size) < place]
-            if self.runner.config.sql:
-                worth = [*worth, *(size for size in self.gate.sql_sizes(family) if size not in worth)]
             same = [e.recipe for e in ranked if e.size == tried[family]]
             chosen = same[:2] or [ranked[0].recipe]
             if all(
@@ -244,6 +242,13 @@ class Search:
                 # The larger ones only once the smaller ones have been timed.
                 large = {family: sizes[len(sizes) // 2 :] for family, sizes in self.gate.sizes.items()}
                 yield [t for family, tasks in plan.items() for t in tasks if t[1] not in large[family]]
+                if rank == 0 and self.runner.config.sql:
+                    yield [
+                        (family, size, recipe)
+                        for family, (recipes, _) in found.items()
+                        for recipe in self.recipes.as_sql(family, recipes[0])
+                        for size in self.gate.sql_sizes(family)
+                    ]
                 yield [
                     task
                     for family, tasks in plan.items()

@@ -48,6 +48,7 @@ __all__ = [
     "predict_contender",
     "predict_path",
     "require_expressions",
+    "rough_ms",
     "sql_contender",
     "sql_path",
     "statement_latency_ms",
@@ -280,6 +281,13 @@ def measure_latency(
 def _some(rows: Frame, start: int, count: int) -> Frame:
     """Return ``count`` rows from ``start`` on, round and round."""
     return rows.take((start + np.arange(count)) % len(rows))
+
+
+def rough_ms(db: Database, contender: Contender, rows: Frame) -> float:
+    """Return about what a call takes, by the mean of one block: enough to tell what is worth being measured in turns."""
+    calls = _time_block(db, contender, _some(rows, 0, MAX_LEAD_CALLS + MAX_BLOCK_CALLS), MAX_LEAD_CALLS)
+    db.check_interrupts()
+    return float(calls.mean())
 
 
 def describe_machine(db: Database) -> dict[str, Any]:
