@@ -134,13 +134,16 @@ class Recipes:
         # What differs most comes first: patience may end the screen.
         return [*control[:1], *real[:1], *made[:1], *real[1:], *made[1:], *soft, *rest]
 
-    def as_sql(self, family: str, best: Recipe) -> list[Recipe]:
-        """Return the recipes by which a family's sizes for SQL are trained: its best, and where trees have more leaves than real
-        rows bear out, the teacher's answers to many made-up rows (born-again trees; Breiman and Shang 1996)."""
+    def as_sql(self, family: str, best: Recipe) -> Recipe:
+        """Return the recipe by which a family's sizes for SQL are trained: its best.
+
+        Single trees have more leaves there than real rows bear out: the teacher answers many made-up rows for them, where it can
+        (born-again trees; Breiman and Shang 1996).
+        """
         times = min(SQL_TREE_TIMES, MOST_ROWS / self.rows.count_real())
-        if family in ITERATIVE or "hot_deck" not in self.rows.kinds() or times < LEAST_AUGMENTED:
-            return [best]
-        return [best, Recipe(self.temperatures(family)[0], 1.0, (("hot_deck", round(times, 2)),))]
+        if family != "tree" or "hot_deck" not in self.rows.kinds() or times < LEAST_AUGMENTED:
+            return best
+        return Recipe(self.temperatures(family)[0], 1.0, (("hot_deck", round(times, 2)),))
 
     def enlarged(self, recipe: Recipe) -> list[Recipe]:
         """Return a recipe with more augmented rows, if that is worth a training."""

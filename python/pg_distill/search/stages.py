@@ -244,9 +244,8 @@ class Search:
                 yield [t for family, tasks in plan.items() for t in tasks if t[1] not in large[family]]
                 if rank == 0 and self.runner.config.sql:
                     yield [
-                        (family, size, recipe)
+                        (family, size, self.recipes.as_sql(family, recipes[0]))
                         for family, (recipes, _) in found.items()
-                        for recipe in self.recipes.as_sql(family, recipes[0])
                         for size in self.gate.sql_sizes(family)
                     ]
                 yield [

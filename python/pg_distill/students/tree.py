@@ -20,7 +20,7 @@ from pg_distill.students.tree_student import LEAST_ROWS, TreeStudent
 
 __all__ = ["Tree"]
 
-SQL_LEAVES = (512, 1024, 2048)
+SQL_LEAVES = (512, 1024)
 """Leaves of the trees that are tried as SQL, beside the others."""
 BINS = 128
 """Bins of a column while one tree grows."""
