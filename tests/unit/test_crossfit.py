@@ -16,8 +16,9 @@ from pg_distill.search import crossfit, recipes, stages, training
 from pg_distill.search.problem import SELECT_FOLD, Candidate, Config, Problem, best_within
 from pg_distill.search.training import Training
 from pg_distill.students.augment import Augmenter
-from pg_distill.students.families import load_family
+from pg_distill.students.families import Shape, load_family
 from pg_distill.students.transfer_set import AUGMENTED, TransferSet, stack
+from pg_distill.students.tree import Tree
 from student_rows import CLASSES, make, transfer, truth
 
 CLASS_NAMES = {"binary": ("a", "b"), "multiclass": ("a", "b", "c", "d"), "regression": ()}
@@ -239,3 +240,20 @@ def test_where_sql_is_asked_for_small_networks_without_bins_are_trained_and_cros
     shortest = min(with_file, key=lambda c: len(c.expression or ""))
     assert shortest in crossed(found)
     assert shortest.configuration["hidden"] == [32]
+
+
+@pytest.mark.slow
+def test_where_sql_is_asked_for_a_large_tree_is_taught_by_many_made_up_rows() -> None:
+    def largest(problem: Problem, label: Any) -> Candidate:
+        config = replace(CONFIG, families=("tree",), sql=True)
+        found = [c for c in stages.search(problem, config, label) if c.configuration.get("rows")]
+        return max(found, key=lambda c: (c.configuration["leaves"], c.configuration["rows"]))
+
+    problem = folded("binary")
+    tree = largest(problem, label_of("binary"))
+    assert tree.configuration["leaves"] > max(
+        s["leaves"] for s in Tree.sizes(Shape("binary", 2, problem.fit.frame.features, 400))
+    )
+    assert tree.configuration["transfer_set"]["hot_deck"] > recipes.SMALL_TREE_REPEAT / 2
+    # A log has no answers to rows that it has not seen.
+    assert "hot_deck" not in largest(problem, None).configuration["transfer_set"]

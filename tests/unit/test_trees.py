@@ -14,6 +14,7 @@ from pg_distill.students.columns import Columns
 from pg_distill.students.ensemble import floor_float32
 from pg_distill.students.families import Setup, Shape
 from pg_distill.students.first_trees import FirstTrees, _read_onnx
+from pg_distill.students.mlp import Mlp
 from pg_distill.students.soft_labels import logits_from_probabilities
 from pg_distill.students.transfer_set import TransferSet
 from pg_distill.students.tree import Tree
@@ -285,6 +286,21 @@ def test_a_deadline_that_has_passed_still_gives_a_student(family: str) -> None:
     data = transfer(500, "multiclass")
     student = make(family, "multiclass").fit(data, data, deadline=0.0)
     assert difference(student, data.frame) < 1e-5
+
+
+def test_sizes_for_sql_are_few_trees_of_many_leaves() -> None:
+    two, many = (Shape(task, k, FEATURES, 1000) for task, k in (("binary", 2), ("multiclass", 26)))
+    usual, for_sql = Boosted.sizes(two), Boosted.sql_sizes(two)
+    assert for_sql
+    assert all(size not in usual for size in for_sql)
+    most = max(size["rounds"] for size in for_sql)
+    assert max(s["leaves"] for s in for_sql) > max(s["leaves"] for s in usual if s["rounds"] <= 2 * most)
+    assert not Boosted.sql_sizes(many)  # a tree a class and round
+    assert max(s["leaves"] for s in Tree.sql_sizes(two)) > max(s["leaves"] for s in Tree.sizes(two))
+    with_text = Shape("binary", 2, (*FEATURES, Feature("body", "text")), 1000)
+    assert not any(family.sql_sizes(with_text) for family in (Boosted, Tree, Mlp))
+    widths = [{sum(s["hidden"]) for s in Mlp.sql_sizes(shape)} for shape in (two, many)]
+    assert max(widths[0] - {128}) > max(widths[1] - {128})  # outputs take what units do
 
 
 def test_sizes_of_a_tree_grow() -> None:

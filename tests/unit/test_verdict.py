@@ -106,6 +106,22 @@ def test_within_noise_log_loss_decides_and_then_latency() -> None:
     assert [t.number for t in choice.preferred([worse, top, as_sql], sql_wanted=True)] == [4, 0, 3]
 
 
+def test_sql_forms_are_told_apart_by_what_a_row_takes_where_that_is_measured() -> None:
+    """A deep tree's expression is long, and a row takes one path of it; a network's is short, and a row takes all of it."""
+    small = trial(0, 0.80, expression="1" * 100)
+    network = trial(1, 0.88, expression="1" * 200)
+    tree = replace(trial(2, 0.87, expression="1" * 900), family="tree")
+    longer = replace(trial(3, 0.87, expression="1" * 950), family="tree")
+    nothing = trial(4, 0.99)
+    forms = choice.sql_forms([small, network, tree, longer, nothing], pgvector=False)
+    assert [t.twin for t in forms] == [0, 1]
+    took = {0: 0.002, 1: 0.005, 2: 0.001}
+    forms = choice.sql_forms(
+        [small, network, tree, longer, nothing], pgvector=False, row_ms=lambda t: took[t.number]
+    )
+    assert [t.twin for t in forms] == [2, 1]  # and what its own family beats is not measured
+
+
 def test_the_best_within_the_target_are_always_timed() -> None:
     frontier = [trial(i, 0.5 + i / 100, i / 10) for i in range(1, 31)]
     for target in (0.5, 1.25, 2.0, 3.5):

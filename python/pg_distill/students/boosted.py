@@ -21,7 +21,6 @@ from pg_distill.students.ensemble import (
     floor_float32,
     n_outputs,
 )
-from pg_distill.students.expression import LEAF_BYTES, MAX_BYTES
 from pg_distill.students.families import Setup, Shape
 from pg_distill.students.objective import Objective, ordering, resolve_targets, take_targets
 from pg_distill.students.text_numbers import TextNumbers
@@ -42,6 +41,8 @@ Of 2,000 rows of magic the log loss falls from 0.364 to 0.349 (25 x 16), of sati
 of 10,000 rows of letter it rises from 0.165 to 0.189."""
 SQL_SIZES = ((10, 63), (20, 63), (10, 255))
 """Rounds and leaves that are tried as SQL, beside the others."""
+SQL_TREES = 60
+"""Trees there at most, of all classes: more of them take a row longer than a small network does."""
 LEAF_PENALTY, COLUMN_SHARE = 5.0, 0.7
 """L2 penalty on leaf values, in units of the Hessian, and the share of the columns that a tree may split, there."""
 _DEFAULT_LEFT = 2
@@ -97,9 +98,7 @@ class Boosted(TreeStudent):
         """
         each = n_outputs(shape.task, shape.n_classes)
         return [
-            {"rounds": r, "leaves": n}
-            for r, n in SQL_SIZES
-            if r * each * n * LEAF_BYTES <= MAX_BYTES and not shape.has_texts
+            {"rounds": r, "leaves": n} for r, n in SQL_SIZES if r * each <= SQL_TREES and not shape.has_texts
         ]
 
     def prototype(self, data: TransferSet) -> bytes | None:
