@@ -80,9 +80,11 @@ SERVER_PYTHON ?= /usr/bin/python3
 SERVER_USER ?= postgres
 # A constraints file for pip; empty: the newest that pyproject.toml's ranges allow.
 CONSTRAINTS ?=
+# With commas: vectors (static word vectors for students of texts), dask (training on a cluster). What is not named is not kept.
+EXTRAS ?=
 # DESTDIR stages the files elsewhere. prefix is for the setting extension_control_path of PostgreSQL 18, and needs no root.
 INSTALL_PY = $(SERVER_PYTHON) python/install.py --pg-config='$(PG_CONFIG)' --destdir='$(DESTDIR)' --prefix='$(prefix)' \
-	--constraints='$(CONSTRAINTS)' --server-user='$(SERVER_USER)'
+	--constraints='$(CONSTRAINTS)' --extras='$(EXTRAS)' --server-user='$(SERVER_USER)'
 
 install: $(PRODUCTS)
 	@$(INSTALL_PY) install $(DATA)

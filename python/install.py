@@ -35,6 +35,8 @@ CONTROL = ROOT / "extension" / "pg_distill.control"
 PYTHON = "python{}.{}".format(*sys.version_info[:2])
 MIN_SERVER, MIN_PYTHON = 15, (3, 11)
 FIRST_WITH_PREFIX = 18  # whose setting extension_control_path names other folders than its own
+EXTRAS = ("vectors", "dask")  # what a server may have beside what it has to
+ALONE = ("text", "vectors")  # extras that are installed without what they depend on
 STAMP = "dependencies.json"  # in a release: what its dependencies were asked for
 IMPORTS = "import lightgbm, onnx, pg_distill.sqlapi, pg_distill.child.workshop"
 
@@ -137,13 +139,20 @@ def version() -> str:
 # -- the Python module ----------------------------------------------------------------------------------------------
 
 
-def install_dependencies(place: Place, constraints: str) -> Path:
-    """Fill the release's folder with what the module depends on, unless it has just that; return the folder."""
+def install_dependencies(place: Place, constraints: str, extras: Sequence[str] = ()) -> Path:
+    """Fill the release's folder with what the module and ``extras`` depend on, unless it has just that; return the folder."""
     release = place.staged(place.home / version() / PYTHON)
     project = tomllib.loads((ROOT / "python" / "pyproject.toml").read_text())["project"]
-    alone = project["optional-dependencies"]["text"]
+    optional = project["optional-dependencies"]
+    for extra in extras:
+        if extra not in EXTRAS:
+            refuse(f'a server has no extra "{extra}"', f"Name some of {', '.join(EXTRAS)} in EXTRAS.")
+    # Without what these depend on: the tokenizers' library downloads from a hub of models, which a server does not, and of the
+    # word vectors' package only the files are read.
+    alone = sorted({r for extra in ("text", *extras) if extra in ALONE for r in optional[extra]})
+    required = [*project["dependencies"], *(r for e in extras if e not in ALONE for r in optional[e])]
     wanted = {
-        "requirements": project["dependencies"],
+        "requirements": required,
         "alone": alone,
         "constraints": Path(constraints).read_text() if constraints else None,
     }
@@ -161,8 +170,7 @@ def install_dependencies(place: Place, constraints: str) -> Path:
     with replacing(release) as fresh:
         options = ["-qq", "--no-compile", "--target", str(fresh)]
         options += ["--constraint", constraints] if constraints else []
-        # Without what the tokenizer's library depends on: downloads from a hub of models, which a server does not make.
-        for what in (project["dependencies"], ["--no-deps", *alone]):
+        for what in (required, ["--no-deps", *alone]):
             command = [str(pip / "bin" / "python"), "-m", "pip", "install", *options, *what]
             if subprocess.run(command, check=False).returncode != 0:
                 refuse("pip could not install what the module depends on", "See what pip says above.")
@@ -181,9 +189,9 @@ def compile_folder(folder: Path, runs_in: Path) -> bool:
     )
 
 
-def install_module(place: Place, constraints: str) -> None:
+def install_module(place: Place, constraints: str, extras: Sequence[str]) -> None:
     """Install this release beside others, and the loader; a server's running sessions keep what they have imported."""
-    release = install_dependencies(place, constraints)
+    release = install_dependencies(place, constraints, extras)
     with replacing(release / "pg_distill") as fresh:
         copy_folder(ROOT / "python" / "pg_distill", fresh)
         if not compile_folder(fresh, place.home / version() / PYTHON / "pg_distill"):
@@ -364,6 +372,7 @@ def main() -> None:
     parser.add_argument("--destdir", default="")
     parser.add_argument("--prefix", default="")
     parser.add_argument("--constraints", default="")
+    parser.add_argument("--extras", default="", help="with commas")
     parser.add_argument("--server-user", default="postgres")
     parser.add_argument("scripts", nargs="*", type=Path, help="the extension's scripts")
     arguments = parser.parse_args()
@@ -373,14 +382,15 @@ def main() -> None:
         )
     os.umask(0o022)  # whoever installs, the server's user is to read it
     place = find_place(arguments.pg_config, arguments.destdir, arguments.prefix)
+    extras = [extra for extra in arguments.extras.split(",") if extra]
     if arguments.action == "dependencies":
-        install_dependencies(place, arguments.constraints)
+        install_dependencies(place, arguments.constraints, extras)
         return
     if arguments.action == "uninstall":
         uninstall(place, arguments.scripts)
         return
     try:
-        install_module(place, arguments.constraints)
+        install_module(place, arguments.constraints, extras)
         install_extension(place, arguments.scripts)
     except PermissionError as error:
         refuse(

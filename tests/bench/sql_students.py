@@ -28,7 +28,7 @@ from psycopg import sql
 
 SQL_MS, PREDICT_MS = 0.005, 0.1
 MOST_ROWS = 50_000
-"""Training rows of a set that are logged."""
+"""Training rows of a set that students learn from."""
 
 
 def cells(frame: Frame) -> list[list[Any]]:
@@ -81,11 +81,11 @@ def of_set(name: str, options: argparse.Namespace, server: servers.Server) -> di
         with server.connect("bench_students", autocommit=True) as db:
             if db.execute("SELECT FROM pg_available_extensions WHERE name = 'vector'").fetchone() is not None:
                 db.execute("CREATE EXTENSION vector")
-            load(db, data, train, "log")
+            load(db, data, train, "known")
             load(db, data, test, "asked")
             names = [f.name for f in data.frame.features]
             db.execute(
-                "SELECT distill.register_model('t', %s, %s, 'log', label => 'truth', classes => %s, task => %s)",
+                "SELECT distill.register_model('t', %s, %s, 'known', label => 'truth', classes => %s, task => %s)",
                 (artifact, names, list(data.classes) or None, data.task),
             )
             db.execute(

@@ -90,6 +90,7 @@ class Machine:
             "PG_CONFIG": str(self.bindir(server) / "pg_config"),
             "SERVER_PYTHON": str(self.python),
             "CONSTRAINTS": "python/constraints.txt",
+            "EXTRAS": "vectors",
         } | variables
         done = subprocess.run(
             ["make", "--directory", str(source), target, *(f"{key}={value}" for key, value in given.items())],
@@ -399,6 +400,7 @@ def test_a_staged_install_names_no_folder_of_the_stage_and_leaves_nothing(
         env={"PYTHONPATH": str(release)},
     ).stdout.strip()
     assert Path(shown).is_relative_to(release)
+    assert list(release.glob("wordllama/**/*.safetensors"))  # EXTRAS=vectors
     machine.make("uninstall", "second", DESTDIR=str(stage))
     assert [path for path in stage.rglob("*") if not path.is_dir()] == []
 
@@ -505,6 +507,7 @@ def fake_server(folder: Path, *, version: str = "15.9", linked: str | None = Non
         ("has no PL/Python", {}, {}),
         ("runs Python 3.99", {"linked": "3.99"}, {}),
         ("older than PostgreSQL 15", {"version": "14.2"}, {}),
+        ("no extra", {"linked": PYTHON.removeprefix("python")}, {"EXTRAS": "vectors,client"}),
         ("not from a prefix", {"linked": PYTHON.removeprefix("python")}, {"prefix": "/nowhere"}),
         ("cannot be asked", {}, {"PG_CONFIG": "/nowhere/pg_config"}),
     ],

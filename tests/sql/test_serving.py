@@ -519,7 +519,7 @@ def test_score_refuses_what_it_must(versions: psycopg.Connection) -> None:
 
 
 def test_borrowed_functions_do_what_they_are_borrowed_for(versions: psycopg.Connection) -> None:
-    """Should a server change how it keeps arrays or numbers, or what these two do, this fails before anything is wrong."""
+    """Should a server change how it keeps arrays or numbers, or what these do, this fails before anything is wrong."""
     borrowed = versions.execute(
         "SELECT proname, pg_get_function_identity_arguments(oid), prorettype::regtype::text FROM pg_proc"
         " WHERE prosrc IN ('byteasend', 'int8up') AND pronamespace = 'pg_catalog'::regnamespace ORDER BY 1"
@@ -545,6 +545,10 @@ def test_borrowed_functions_do_what_they_are_borrowed_for(versions: psycopg.Conn
         header = struct.unpack("<5i", found[:20])
         assert header == (1, 0, 701, len(expected), 1)  # dimensions, no NULLs, type, size, lower bound
         assert found[20:] == struct.pack(f"<{len(expected)}d", *expected)
+    short = [0.0, -0.0, 1.5, 3.4028235e38, 1e-45, math.inf, -math.inf]
+    found = value(versions, "SELECT distill._vector_bytes(%s::float4[])", short)
+    assert struct.unpack("<5i", found[:20]) == (1, 0, 700, len(short), 1)
+    assert found[20:] == struct.pack(f"<{len(short)}f", *short)
     two = value(versions, "SELECT distill._array_bytes('{{1,2,3},{4,5,6}}')")
     assert struct.unpack("<3i2i2i6d", two) == (2, 0, 701, 2, 3, 1, 1, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 

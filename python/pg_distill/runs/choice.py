@@ -31,7 +31,7 @@ __all__ = [
     "stands_in",
 ]
 
-MAX_SQL_FORMS = 8  # students in SQL form that are timed in queries
+MAX_SQL_FORMS = 6  # students in SQL form that are timed in queries
 MAX_TIMED = 8  # candidates of the search's frontier that are timed in the backend
 KNEE_LIFT = 0.98  # of the lift over the majority that the answer has: the fastest student that keeps it is at the knee
 ALWAYS_TIMED = 3  # of these, the best within the target
@@ -109,8 +109,8 @@ def sql_forms(
     execution depend, and on the select rows: what is fast as SQL (a single tree) need not be so as a graph. ``pgvector`` tells
     whether the database has it.
 
-    Where ``row_ms`` is given, the milliseconds of a row take the place of lengths, which two families have nothing in common
-    by: a row takes a path of each tree, but all of a network. Lengths leave out only what is of one family.
+    Where ``row_ms`` is given, those stay too that no other beats in the milliseconds of a row, which lengths say nothing of
+    where families differ: a row takes a path of each tree, but all of a network.
     """
     known, points = [], []
     for t in trials:
@@ -119,16 +119,14 @@ def sql_forms(
             if written and of_texts(written) is None:  # which is slower than predict
                 known.append(t)
                 points.append((float(len(written)), t.select_accuracy))
-    if row_ms is None:
-        best = _unbeaten(known, points)
-    else:
-        of_family = [
-            [i for i, t in enumerate(known) if t.family == f] for f in dict.fromkeys(t.family for t in known)
-        ]
-        known = [t for own in of_family for t in _unbeaten([known[i] for i in own], [points[i] for i in own])]
-        best = _unbeaten(known, [(row_ms(t), t.select_accuracy or 0.0) for t in known])
-    if len(best) > MAX_SQL_FORMS:
-        best = [best[round(i)] for i in np.linspace(0, len(best) - 1, MAX_SQL_FORMS)]
+    best = _thinned(_unbeaten(known, points))
+    if row_ms is not None:
+        timed: list[Trial] = []
+        for family in dict.fromkeys(t.family for t in known):
+            own = [i for i, t in enumerate(known) if t.family == family]
+            timed += _thinned(_unbeaten([known[i] for i in own], [points[i] for i in own]))
+        quick = _unbeaten(timed, [(row_ms(t), t.select_accuracy or 0.0) for t in timed])
+        best = list({t.number: t for t in [*best, *_thinned(quick)]}.values())
     first = 1 + max((t.number for t in trials), default=0)
     return [
         replace(
@@ -151,6 +149,13 @@ def _unbeaten(trials: Sequence[Trial], points: Sequence[tuple[float, float]]) ->
         for i in order
         if not any(pareto.dominates(p, points[i]) for p in points) and points[i] not in points[:i]
     ]
+
+
+def _thinned(trials: Sequence[Trial]) -> list[Trial]:
+    """Return at most ``MAX_SQL_FORMS`` of them, the first and the last among these."""
+    if len(trials) <= MAX_SQL_FORMS:
+        return list(trials)
+    return [trials[round(i)] for i in np.linspace(0, len(trials) - 1, MAX_SQL_FORMS)]
 
 
 CHOSEN = {

@@ -108,7 +108,7 @@ class CrossFitter:
             written = ranked(written)
         for pair in itertools.zip_longest(students, controls[: FINALISTS // 2]):
             wanted += [e for e in pair if e is not None]
-        turns = itertools.zip_longest(wanted[:FINALISTS], written)
+        turns = itertools.zip_longest(wanted[:FINALISTS], written[:FINALISTS])
         return list({e.number: e for e in [*itertools.chain(*turns), *fast] if e is not None}.values())
 
     def plan(self, finalists: Sequence[Entry]) -> tuple[list[Entry], int]:

@@ -186,8 +186,9 @@ class Gate:
             return ()
 
     def sql_sizes(self, family: str) -> Sequence[Mapping[str, Any]]:
-        """Return the sizes of a family that are trained because SQL is asked for."""
-        return load_family(family).sql_sizes(self.shape())
+        """Return the sizes of a family that are trained because SQL is asked for; none where it has no form over vectors."""
+        shape = self.shape()
+        return () if any(f.is_vector for f in shape.features) else load_family(family).sql_sizes(shape)
 
     def note_too_slow(self, family: str, size: Mapping[str, Any], latency: float) -> None:
         """Record a shape that misses the target."""

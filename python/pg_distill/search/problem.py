@@ -59,8 +59,8 @@ class Config:
     ``call_overhead_ms`` is the cost of a predict call around the model, measured by the parent. ``temperature`` is the softest
     that may be tried, ``patience`` the trainings in a row without gain after which nothing more is begun, ``threads`` the
     candidates trained at once, ``transfer_bytes`` the memory for augmented rows. With ``sql`` students in SQL form may be the
-    answer too: these take less than a session, so that each family's smallest is trained. With ``refit_on_all`` candidates
-    can learn from more rows once they have been judged (``Candidate.relearn``).
+    answer too: these take less than a session, so that each family's smallest is trained, and its sizes for SQL are. With
+    ``refit_on_all`` candidates can learn from more rows once they have been judged (``Candidate.relearn``).
     """
 
     target_latency_ms: float

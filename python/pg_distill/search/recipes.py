@@ -24,7 +24,7 @@ TEXT_TIMES = 4.0
 SMALL_ROWS, SMALL_TREE_REPEAT = 5000, 10
 """Below so many real rows, trees too get more augmented rows a real one."""
 SQL_TREE_TIMES = 8.0
-"""Augmented rows a real one that teach trees for SQL, at most."""
+"""Augmented rows a real one that teach trees for SQL, at most; ``MORE`` times as many where one is among the best."""
 MORE, MOST_ROWS, LEAST_MORE = 3, 300_000, 1.5
 """How many times the augmented rows of the screen the best are trained on, up to so many rows; less than the last number of times
 is not worth a training."""
@@ -141,7 +141,8 @@ class Recipes:
         (born-again trees; Breiman and Shang 1996).
         """
         times = min(SQL_TREE_TIMES, MOST_ROWS / self.rows.count_real())
-        if family != "tree" or "hot_deck" not in self.rows.kinds() or times < LEAST_AUGMENTED:
+        made = "hot_deck" in self.rows.kinds() and "hot_deck" not in {*self.rows.broken, *self.rows.exhausted}
+        if family != "tree" or not made or times < LEAST_AUGMENTED:
             return best
         return Recipe(self.temperatures(family)[0], 1.0, (("hot_deck", round(times, 2)),))
 

@@ -9,6 +9,7 @@ sizes
     trains all sizes by the best recipe; a family that lost the screen by more than ``HOPELESS`` only gets the sizes that
     are smaller than the one it lost with, for the fast end of the frontier;
 finish
+    where SQL is asked for, first trains the sizes that suit a query, once each, whatever the screen said of their family;
     trains the best on larger transfer sets, and their controls (labels alone) at the same size; of a family no more than two
     sizes, but what reads its numbers another way too, where it is nearly as good: blends gain by parts that err elsewhere;
 rescue
@@ -127,6 +128,8 @@ class Search:
         self.gate.measure()
         found = self.screen()
         self.train_sizes(found)
+        if self.runner.config.sql:
+            self.train_for_sql(found)
         self.gate.time_again()
         self.finish(found)
         self.gate.time_again()
@@ -242,12 +245,6 @@ class Search:
                 # The larger ones only once the smaller ones have been timed.
                 large = {family: sizes[len(sizes) // 2 :] for family, sizes in self.gate.sizes.items()}
                 yield [t for family, tasks in plan.items() for t in tasks if t[1] not in large[family]]
-                if rank == 0 and self.runner.config.sql:
-                    yield [
-                        (family, size, self.recipes.as_sql(family, recipes[0]))
-                        for family, (recipes, _) in found.items()
-                        for size in self.gate.sql_sizes(family)
-                    ]
                 yield [
                     task
                     for family, tasks in plan.items()
@@ -258,6 +255,20 @@ class Search:
                 ]
 
         return self.run("sizes", rounds())
+
+    def train_for_sql(self, found: Mapping[str, tuple[list[Recipe], list[Mapping[str, Any]]]]) -> None:
+        """Train each family's sizes for SQL, which patience does not count: it is of what predict gives."""
+        taught = {
+            family: next((r for r in recipes if not r.is_control), recipes[0])
+            for family, (recipes, _) in found.items()
+        }
+        plan = [
+            (family, size, self.recipes.as_sql(family, recipe))
+            for family, recipe in taught.items()
+            for size in self.gate.sql_sizes(family)
+        ]
+        self.runner.run("finish", plan)
+        self.counted = len(self.entries)
 
     def is_too_slow(self, family: str, size: Mapping[str, Any]) -> bool:
         """Whether one no larger of the family was trained, and missed the target clearly."""

@@ -21,6 +21,7 @@ from pg_distill.students.ensemble import (
     floor_float32,
     n_outputs,
 )
+from pg_distill.students.expression import USUAL_LEAF_BYTES
 from pg_distill.students.families import Setup, Shape
 from pg_distill.students.objective import Objective, ordering, resolve_targets, take_targets
 from pg_distill.students.text_numbers import TextNumbers
@@ -41,8 +42,8 @@ Of 2,000 rows of magic the log loss falls from 0.364 to 0.349 (25 x 16), of sati
 of 10,000 rows of letter it rises from 0.165 to 0.189."""
 SQL_SIZES = ((10, 63), (20, 63), (10, 255))
 """Rounds and leaves that are tried as SQL, beside the others."""
-SQL_TREES = 60
-"""Trees there at most, of all classes: more of them take a row longer than a small network does."""
+SQL_TREES, MAX_SQL_BYTES = 60, 300_000
+"""Trees there at most, of all classes, and bytes of their expression: more take a row longer than a small network does."""
 LEAF_PENALTY, COLUMN_SHARE = 5.0, 0.7
 """L2 penalty on leaf values, in units of the Hessian, and the share of the columns that a tree may split, there."""
 _DEFAULT_LEFT = 2
@@ -94,11 +95,15 @@ class Boosted(TreeStudent):
     def sql_sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:
         """Return few trees of many leaves: a row pays for the depth of a tree, not for the length of an expression.
 
-        Of flights 10 trees of 255 leaves have 0.787 of the test rows, 25 of 16 leaves, which take as long, 0.776.
+        Of flights 10 trees of 255 leaves tell 0.787 of the test rows, 25 of 16 leaves, which take as long, 0.776.
         """
         each = n_outputs(shape.task, shape.n_classes)
         return [
-            {"rounds": r, "leaves": n} for r, n in SQL_SIZES if r * each <= SQL_TREES and not shape.has_texts
+            {"rounds": r, "leaves": n}
+            for r, n in SQL_SIZES
+            if r * each <= SQL_TREES
+            and r * each * n * USUAL_LEAF_BYTES <= MAX_SQL_BYTES
+            and not shape.has_texts
         ]
 
     def prototype(self, data: TransferSet) -> bytes | None:

@@ -29,8 +29,8 @@ from pg_distill.frame import STRINGS, Feature, FloatArray, Kind, Task
 from pg_distill.quoting import quote_identifier, quote_literal
 
 __all__ = [
-    "LEAF_BYTES",
     "MAX_BYTES",
+    "USUAL_LEAF_BYTES",
     "Categories",
     "Clipped",
     "Line",
@@ -68,8 +68,8 @@ EXPONENT = 700.0
 PLANNING_MS_PER_KB = 0.12
 """20, 50, 200, 400 kB (310, 800, 3,100 leaves, 3,100 with long lists of strings) took 1.5, 4, 12 to 30, 70 to 90
 ms on PostgreSQL 15 and a busy machine, parsing included."""
-LEAF_BYTES = 30
-"""What a leaf takes at least, with its share of the splits."""
+LEAF_BYTES, USUAL_LEAF_BYTES = 30, 65
+"""What a leaf takes at least, and usually, with its share of the splits."""
 MAX_CHAIN = 4
 """Values that are compared one by one; more are halved first."""
 FLOAT32_TERM = 4.0

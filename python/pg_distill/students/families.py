@@ -37,7 +37,7 @@ class Shape:
 
     @property
     def has_texts(self) -> bool:
-        """Whether there are texts, which SQL reads more slowly than predict does."""
+        """Whether there are texts: what reads them has no form in SQL, or one that is slower than predict."""
         return any(f.kind == "text" for f in self.features)
 
     @property
