@@ -1,6 +1,6 @@
 """Takes over what a full run of a benchmark measured: tests/bench/results, and the documents' tables.
 
-``make bench``, ``make bench-quality`` and ``make bench-few`` call it at their end. A run with ``--quick`` is not taken over, nor one of fewer sets than
+``make bench``, ``make bench-quality``, ``make bench-few`` and ``make bench-sql-students`` call it at their end. A run with ``--quick`` is not taken over, nor one of fewer sets than
 the page shows. Tables that no run makes (the slower day, an earlier profile) stay as they are. Sentences of the page that quote
 figures are for whoever commits the change: git diff shows what moved.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from docs import results
 
-__all__ = ["FEW_RUNS", "few", "publish", "quality", "serving", "stored_runs"]
+__all__ = ["FEW_RUNS", "few", "publish", "quality", "serving", "sql_students", "stored_runs"]
 
 RESULTS = Path(__file__).parent / "results"
 Table = dict[str, Any]
@@ -25,6 +25,7 @@ Report = Mapping[str, Any]
 TIE = -0.005  # the lower bound of a paired difference above which it is a tie
 LARGE = 5000  # test rows of a set whose intervals tell ties from noise
 WIDTHS = (10, 20, 50, 200)
+SQL_SETS = {"letter", "magic", "flights", "diamonds"}
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -353,6 +354,24 @@ def stored_runs() -> list[Report]:
     return found
 
 
+# -- make bench-sql-students
+
+
+def sql_students(report: Report) -> dict[str, Table]:
+    """Return the table of the best students that are SQL, beside the best of predict."""
+    rows = []
+    for run in report["runs"]:
+        cells = [f"{run['set']}, {run['metric']}", f"{run['teacher']:.4f}"]
+        for form in ("sql", "predict"):
+            family = run[f"{form}_family"]
+            had = family is not None
+            cells.append(f"{run[form]:.4f}, {family}, {run[f'{form}_us']:.1f} us" if had else "none")
+        both = run["sql"] is not None and run["predict"] is not None
+        rows.append([*cells, f"{100 * (run['sql'] - run['predict']):+.2f}" if both else ""])
+    columns = ["test rows of", "teacher", "SQL within 5 us a row", "predict within 0.1 ms", "points between"]
+    return {"students": _table(columns, rows)}
+
+
 # -- into the files
 
 
@@ -362,9 +381,11 @@ def publish(name: str, report: Report) -> bool:
         return False
     path = RESULTS / f"{name}.json"
     stored = (
-        json.loads(path.read_text()) if path.exists() else {"command": f"make bench-{name}", "tables": {}}
+        json.loads(path.read_text())
+        if path.exists()
+        else {"command": f"make bench-{name.replace('_', '-')}", "tables": {}}
     )
-    made = {"serving": serving, "quality": quality, "few": few}[name](report)
+    made = {"serving": serving, "quality": quality, "few": few, "sql_students": sql_students}[name](report)
     for key, table in made.items():
         if key == "days":  # beside the slower day, which stays
             for row, [figure] in zip(stored["tables"]["days"]["rows"], table["rows"], strict=True):
@@ -384,7 +405,7 @@ def publish(name: str, report: Report) -> bool:
         text = page.read_text()
         if "<!-- results: few -->" not in text:
             page.write_text(text.replace(NEXT_SECTION, FEW_SECTION + NEXT_SECTION, 1))
-    else:
+    elif name in ("quality", "serving"):
         _summarize(name, report)
     results.main()
     return True
@@ -394,6 +415,8 @@ def _is_full(name: str, report: Report) -> bool:
     if name == "serving":
         method = report["method"]
         return bool(method["backends"] >= 5 and method["rounds"] >= 7 and method["rows"] >= 100_000)
+    if name == "sql_students":
+        return report["pgvector"] and {run["set"] for run in report["runs"]} >= SQL_SETS
     if name == "few":
         tried = {(run["set"], run["split"], run["teacher"]) for run in report["runs"]}
         if report["seconds"] is not None and report["seconds"] < FEW_SECONDS:

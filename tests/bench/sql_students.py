@@ -4,7 +4,8 @@ For each set the teacher of `make bench-quality` is registered, of which ``disti
 run's candidates the best on its select rows are promoted: that of SQL whose rows take 5 us each in a query, and that of predict
 within 0.1 ms. Both are scored once on the set's test rows, by a query.
 
-Prints a table; writes build/bench/sql_students.json. With ``--server pg18`` networks have pgvector.
+Prints a table; writes build/bench/sql_students.json. With ``--server pg18`` networks have pgvector: then the documents' table is
+made anew.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pg_distill.frame import Frame
 from pg_distill.measure import metrics
 from pg_distill.students.soft_labels import probabilities_of
 from psycopg import sql
+from publish import publish
 
 SQL_MS, PREDICT_MS = 0.005, 0.1
 MOST_ROWS = 50_000
@@ -79,7 +81,9 @@ def of_set(name: str, options: argparse.Namespace, server: servers.Server) -> di
     servers.create_database(server, "bench_students")
     try:
         with server.connect("bench_students", autocommit=True) as db:
-            if db.execute("SELECT FROM pg_available_extensions WHERE name = 'vector'").fetchone() is not None:
+            has = db.execute("SELECT FROM pg_available_extensions WHERE name = 'vector'").fetchone()
+            row["pgvector"] = has is not None
+            if has is not None:
                 db.execute("CREATE EXTENSION vector")
             load(db, data, train, "known")
             load(db, data, test, "asked")
@@ -138,7 +142,10 @@ def main() -> None:
         met = r["sql"] is not None and r["predict"] is not None
         print(" | ".join([*shown, f"{100 * (r['sql'] - r['predict']):+.2f}" if met else "-"]))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(runs, indent=1))
+    report = {"runs": runs, "pgvector": all(r["pgvector"] for r in runs)}
+    options.output.write_text(json.dumps(report, indent=1))
+    if publish("sql_students", report):
+        print("written to tests/bench/results and the documents' tables: see git diff")
 
 
 if __name__ == "__main__":
