@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 def learn(data: TransferSet, task: Task) -> TextNumbers:
     goal = resolve_targets(make("mlp", task), data)
-    return TextNumbers.learn(data.frame, goal, task, CLASSES[task], 1.0)
+    return TextNumbers.learn(data.frame, goal, task, CLASSES[task])
 
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -70,7 +70,7 @@ def test_the_deadline_ends_the_fits_and_what_is_had_by_then_is_used(monkeypatch:
 
     monkeypatch.setattr(text_numbers, "_fit", count)
     late = time.monotonic() - 1.0
-    found = TextNumbers.learn(data.frame, goal, "multiclass", CLASSES["multiclass"], 1.0, deadline=late)
+    found = TextNumbers.learn(data.frame, goal, "multiclass", CLASSES["multiclass"], deadline=late)
     assert fits == [text_numbers.PENALTIES[0]] * text_numbers.FOLDS * len(data.frame.text_names)
     assert found.width > 0
     assert np.isfinite(found.transform(data.frame, training=True)).all()

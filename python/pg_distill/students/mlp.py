@@ -123,7 +123,10 @@ class Mlp(Calibrated):
         self.layers_.biases[-1] *= np.float32(factor)
 
     def _train(self, data: TransferSet, select: TransferSet, epochs: int, deadline: float | None) -> Self:
+        _, later = TextNumbers.and_then(self, data, deadline)
         layers = self._prepare(data, deadline=deadline)
+        if len(select):
+            deadline = later
         self.layers_ = layers
         if self.task == "regression":
             self._standardise(data)

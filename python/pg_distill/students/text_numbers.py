@@ -77,7 +77,6 @@ class TextNumbers:
         goal: Targets,
         task: Task,
         n_classes: int,
-        temperature: float,
         *,
         seed: int = 42,
         deadline: float | None = None,
@@ -87,18 +86,16 @@ class TextNumbers:
         After ``deadline`` no other penalty is tried: the best by then scores the texts.
         """
         columns = [
-            _Column(name, frame.strings(name), goal, task, n_classes, temperature, seed, deadline)
+            _Column(name, frame.strings(name), goal, task, n_classes, seed, deadline)
             for name in frame.text_names
         ]
         found = [_learn(column) for column in columns]
         return cls([part for part in found if part.training.shape[1]])
 
     @classmethod
-    def prototype(
-        cls, frame: Frame, goal: Targets, task: Task, n_classes: int, temperature: float
-    ) -> TextNumbers:
+    def prototype(cls, frame: Frame, goal: Targets, task: Task, n_classes: int) -> TextNumbers:
         """Return numbers that say nothing, and take as long to read; ``frame`` has few rows."""
-        objective = Objective(task, n_classes, temperature, goal)
+        objective = Objective(task, n_classes, 1.0, goal)
         effects = [TextEffect.learn(name, frame.strings(name), objective) for name in frame.text_names]
         effects = [e for e in effects if e.tokeniser.size]
         for effect in effects:
@@ -120,13 +117,23 @@ class TextNumbers:
             return cls([])
         if prototype:
             data = data.take(np.arange(min(len(data), PROTOTYPE_TEXTS)))
-        goal = resolve_targets(student, data)
-        asked = data.frame, goal, student.task, student.n_classes, student.setup.temperature
+        # At one temperature, whatever the student's: what texts say is then learned once for all of them.
+        goal = resolve_targets(student, data, temperature=1.0)
+        asked = data.frame, goal, student.task, student.n_classes
         if prototype:
             return cls.prototype(*asked)
         now = time.monotonic()
         until = None if deadline is None else now + max(LEAST_SECONDS, LATENESS * (deadline - now))
         return cls.learn(*asked, deadline=until)
+
+    @classmethod
+    def and_then(
+        cls, student: Any, data: TransferSet, deadline: float | None
+    ) -> tuple[TextNumbers, float | None]:
+        """Return them, and a deadline that is later by what learning them took: who is the first to want them loses no time."""
+        began = time.monotonic()
+        numbers = cls.of(student, data, deadline=deadline)
+        return numbers, None if deadline is None else deadline + time.monotonic() - began
 
     @property
     def width(self) -> int:
@@ -182,13 +189,11 @@ class _Column:
         goal: Targets,
         task: Task,
         n_classes: int,
-        temperature: float,
         seed: int,
         deadline: float | None,
     ) -> None:
         self.deadline = deadline
-        self.name, self.task, self.n_classes = name, task, n_classes
-        self.temperature, self.seed = temperature, seed
+        self.name, self.task, self.n_classes, self.seed = name, task, n_classes, seed
         strings = strings.compact()
         self.texts = strings.categories
         size = len(self.texts) + 1  # the last is NULL
@@ -201,10 +206,14 @@ class _Column:
 
         soft, soft_weight = mean(goal.soft, goal.soft_weight)
         hard, hard_weight = mean(goal.hard, goal.hard_weight)
-        self.goal = Targets(soft, hard, soft_weight, hard_weight)
-        digest = hashlib.sha256(repr((name, task, n_classes, temperature, seed)).encode())
-        for array in (soft, hard, soft_weight, hard_weight):
-            digest.update(np.ascontiguousarray(array).data)
+        # Of 1 in the mean, so that rows that are repeated say what they say once: penalties are in rows.
+        total = soft_weight + hard_weight
+        unit = float(total[total > 0].mean()) if total.any() else 1.0
+        self.goal = Targets(soft, hard, soft_weight / unit, hard_weight / unit)
+        digest = hashlib.sha256(repr((name, task, n_classes, seed)).encode())
+        for array in (soft, hard, self.goal.soft_weight, self.goal.hard_weight):
+            # Sums of what is repeated differ in their last digits.
+            digest.update(np.ascontiguousarray(array, np.float32).data)
         for text in strings.categories:
             digest.update(b"%d " % len(text))
             digest.update(text.encode("utf-8", "surrogatepass"))
@@ -270,7 +279,7 @@ def _learn_anew(column: _Column) -> _Learned:
 def _objective(column: _Column, texts: npt.NDArray[np.int64], like: Objective | None = None) -> Objective:
     goal = column.goal
     own = Targets(goal.soft[texts], goal.hard[texts], goal.soft_weight[texts], goal.hard_weight[texts])
-    return Objective(column.task, column.n_classes, column.temperature, own, like=like)
+    return Objective(column.task, column.n_classes, 1.0, own, like=like)
 
 
 def _fit_scores(
