@@ -12,7 +12,7 @@ from pg_distill.errors import FeatureNotSupported, InvalidParameter, NullNotAllo
 from pg_distill.frame import Frame
 from pg_distill.registry.model import check_name
 from pg_distill.students.families import FAMILIES, MONOTONE
-from pg_distill.students.vocabulary import usual_width
+from pg_distill.students.vocabulary import usual_width, usual_words
 
 __all__ = ["MOST_SECONDS", "PREFERENCES", "Options", "constraints_of", "usual_seconds"]
 
@@ -147,7 +147,8 @@ class Options:
 
 def usual_seconds(rows: Frame) -> float:
     """Return what a search over rows gets where nobody says how long it may take: students of few are found soon."""
-    return FEWEST_SECONDS + len(rows) * (SECONDS_A_ROW + SECONDS_A_CELL * usual_width(rows))
+    words = sum(usual_words(rows.strings(name)) for name in rows.text_names)
+    return FEWEST_SECONDS + len(rows) * (SECONDS_A_ROW + SECONDS_A_CELL * (usual_width(rows) + words))
 
 
 def constraints_of(given: object) -> dict[str, int]:

@@ -89,7 +89,13 @@ class Boosted(TreeStudent):
             (300, 127),
             (300, 255),
         ]
-        return [{"rounds": r, "leaves": n} for r, n in sizes if r * each <= MOST_TREES or (r, n) == sizes[0]]
+        # Of texts alone there are scores and topics, of which few rows fill few leaves; a large shape takes a second to measure.
+        most = max(sizes[3][1], shape.n_rows // LEAST_ROWS) if shape.only_texts else sizes[-1][1]
+        return [
+            {"rounds": r, "leaves": n}
+            for r, n in sizes
+            if (r * each <= MOST_TREES and n <= most) or (r, n) == sizes[0]
+        ]
 
     @classmethod
     def sql_sizes(cls, shape: Shape) -> Sequence[Mapping[str, Any]]:

@@ -117,10 +117,11 @@ class TextEffect:
         self, column: Strings, select: Strings, *, shared: bool = True
     ) -> Callable[[float, FloatArray], NgramLines]:
         """Return what makes a block of a penalty and weights: each n-gram's own, and if ``shared`` those of `word_features`."""
-        matrix, select_matrix = self.matrix(column), self.matrix(select)
+        exact = self.matrix(column)
+        matrix, select_matrix = exact.astype(np.float32), self.matrix(select).astype(np.float32)
         self.features, self.has_vectors = [], False
         if shared:
-            self.features, self.has_vectors = make_features(self.tokeniser, matrix)
+            self.features, self.has_vectors = make_features(self.tokeniser, exact)
         if not self.features:
             return partial(NgramLines, matrix, select_matrix)
         return partial(NgramLines, Widened(matrix, self.features), Widened(select_matrix, self.features))
@@ -191,26 +192,30 @@ class NgramLines:
         )
 
     def improve(self, gradient: FloatArray, hessian: FloatArray, scores: FloatArray) -> None:
-        """Take a Newton step, and add its change to ``scores`` (n, outputs)."""
-        matrix, transposed, penalty = self.matrix, self._transposed, self.penalty
+        """Take a Newton step, and add its change to ``scores`` (n, outputs).
+
+        In float32, which takes half the time: the next step begins at an exact gradient.
+        """
+        matrix, transposed, penalty = self.matrix, self._transposed, np.float32(self.penalty)
         outputs = self.effect.shape[1]
+        gradient, hessian = gradient.astype(np.float32), hessian.astype(np.float32)
         if outputs > 1 and self.coupled:
             # Twice the diagonal is no less than the whole Hessian, whose rows sum to 0 (Gershgorin); what `Objective`
             # gives is the diagonal times K / (K - 1), with which steps overshoot where two classes compete.
-            hessian = hessian * (2 * (outputs - 1) / outputs)
-        residual = -transposed(gradient) - penalty * self.effect
+            hessian = hessian * np.float32(2 * (outputs - 1) / outputs)
+        residual = -transposed(gradient) - penalty * self.effect.astype(np.float32)
         change, direction = np.zeros_like(residual), residual.copy()
         square = _inner(residual, residual)
         enough = TOLERANCE * square
         for _ in range(STEPS):
             bent = transposed(hessian * (matrix @ direction)) + penalty * direction
-            pace = square / np.maximum(_inner(direction, bent), np.finfo(float).tiny)
+            pace = square / np.maximum(_inner(direction, bent), np.finfo(np.float32).tiny)
             change += pace * direction
             residual -= pace * bent
             before, square = square, _inner(residual, residual)
             if (square <= enough).all():
                 break
-            direction = residual + square / np.maximum(before, np.finfo(float).tiny) * direction
+            direction = residual + square / np.maximum(before, np.finfo(np.float32).tiny) * direction
         self.effect += change
         scores += matrix @ change
 

@@ -334,7 +334,7 @@ class _Fit:
     ) -> None:
         rest = np.setdiff1d(np.arange(len(texts)), own)
         self.own, self.features, self.deadline = own, features, column.deadline
-        self._left_out, part = matrix[own], matrix[rest]
+        self._left_out, part = matrix[own], matrix[rest].astype(np.float32)
         self._matrix = Widened(part, features) if features else part
         self._objective = _objective(column, texts[rest], objective)
         self.weights = np.zeros((size, objective.outputs))

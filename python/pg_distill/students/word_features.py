@@ -50,7 +50,7 @@ class Widened:
         self._size = matrix.shape[1]
         self._used = np.unique(matrix.indices)
         matrix = matrix[:, self._used]
-        features = [f[self._used[self._used < f.shape[0]]] for f in features]
+        features = [f[self._used[self._used < f.shape[0]]].astype(matrix.dtype) for f in features]
         self.matrix = matrix
         self.features = features
         self._transposed = matrix.T.tocsr()
@@ -81,7 +81,7 @@ class Widened:
             _times(part, own[: part.shape[1]]) if of_texts is None else _times(of_texts.T, values)
             for part, of_texts in zip(self._features, self._of_texts, strict=True)
         ]
-        every = np.zeros((self._size, own.shape[1]))
+        every = np.zeros((self._size, own.shape[1]), own.dtype)
         every[self._used] = own
         return np.concatenate([every, *parts])
 
