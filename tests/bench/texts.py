@@ -121,7 +121,7 @@ def run_set(name: str, options: argparse.Namespace, server: servers.Server) -> l
     return found
 
 
-def distil(db: Any, target_ms: float, seconds: float) -> dict[str, Any]:
+def distil(db: Any, target_ms: float, seconds: float | None) -> dict[str, Any]:
     """Distil the teacher ``t`` within a target, or within more where nothing fits; return what came of it."""
     for factor in (1, 3, 9, 27):
         began = time.monotonic()
@@ -228,7 +228,7 @@ def on_embeddings(
     try:
         with server.connect("bench_vectors", autocommit=True) as db:
             log_answers(db, "embedding float4[]", train.tolist(), test.tolist(), soft, classes)
-            out = distil(db, options.target, options.seconds / 2)
+            out = distil(db, options.target, options.seconds)
             return {
                 "on_embeddings": float((answers_of(db, classes) == truth).mean()),
                 "embeddings_family": out["family"], "embeddings_ms": out["latency_ms"],
@@ -412,7 +412,9 @@ def main() -> None:
     )
     parser.add_argument("--labels", default="200,1000", help="human labels of the teacher, with commas")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=60.0, help="time budget of a search")
+    parser.add_argument(
+        "--seconds", type=float, help="time budget of a search (default: by the rows, as a distillation has it)"
+    )
     parser.add_argument(
         "--target", type=float, default=0.05, help="ms for 300 characters; for others in proportion"
     )
