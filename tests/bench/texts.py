@@ -413,7 +413,9 @@ def main() -> None:
     parser.add_argument("--labels", default="200,1000", help="human labels of the teacher, with commas")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--seconds", type=float, help="time budget of a search (default: by the rows, as a distillation has it)"
+        "--seconds",
+        type=float,
+        help="time budget of a search (default: by the rows, as a distillation has it)",
     )
     parser.add_argument(
         "--target", type=float, default=0.05, help="ms for 300 characters; for others in proportion"

@@ -143,7 +143,7 @@ class Boosted(TreeStudent):
         goal = take_targets(goal, rows)
         frame = data.frame.take(rows)
         order = ordering(self.task, goal.mean)
-        texts, later = TextNumbers.and_then(self, data.take(rows), deadline)
+        texts, deadline = TextNumbers.and_then(self, data.take(rows), deadline)
         self.columns_ = Columns.fit(frame, order, goal.weight, mean=goal.mean).with_texts(texts)
         objective = Objective(self.task, self.n_classes, self.setup.temperature, goal)
         select_goal = resolve_targets(self, select)
@@ -178,7 +178,6 @@ class Boosted(TreeStudent):
         booster = lightgbm.Booster(parameters, train)
         stopper = None
         if select_goal.weight.any():
-            deadline = later
             select_matrix = np.clip(self.columns_.matrix(select.frame), -limit, limit)
             booster.add_valid(lightgbm.Dataset(select_matrix, reference=train, params=parameters), "select")
             stopper = Objective(

@@ -125,8 +125,7 @@ class Mlp(Calibrated):
     def _train(self, data: TransferSet, select: TransferSet, epochs: int, deadline: float | None) -> Self:
         _, later = TextNumbers.and_then(self, data, deadline)
         layers = self._prepare(data, deadline=deadline)
-        if len(select):
-            deadline = later
+        deadline = later
         self.layers_ = layers
         if self.task == "regression":
             self._standardise(data)
