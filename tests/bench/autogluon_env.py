@@ -22,7 +22,8 @@ from pg_distill.frame import FloatArray, Frame
 __all__ = ["SETS", "distilled"]
 
 SETS = ("banana", "segment", "splice", "contraceptive", "german", "vehicle", "credit_data", "churn")
-REQUIREMENT = "autogluon.tabular[lightgbm,catboost]==1.6.*"
+REQUIREMENTS = ("autogluon.tabular[lightgbm,catboost,xgboost]==1.6.*", "torch")
+"""Its boosted trees and its network; its other network wants fastai, which the first does without."""
 SECONDS = 60
 """Of its fit, and of its distill."""
 METRICS = {"accuracy": "accuracy", "roc_auc": "roc_auc", "average_precision": "average_precision", "r2": "r2"}
@@ -43,7 +44,7 @@ def interpreter(options: argparse.Namespace) -> str:
     python = place / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", REQUIREMENT], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *REQUIREMENTS], check=True)
     return str(python)
 
 

@@ -177,7 +177,7 @@ def main() -> None:
         nargs="?",
         const="make",
         metavar="PYTHON",
-        help="AutoGluon's own distillation too: by an interpreter that has it, or one that is made in build/bench (1 GB)",
+        help="AutoGluon's own distillation too: by an interpreter that has it, or one that is made in build/bench (GBs)",
     )
     parser.add_argument(
         "--merge", action="store_true", help="keep what the output has of other sets, splits, teachers"
