@@ -7,9 +7,9 @@ screen
     finds each family's recipe (temperature, alpha, transfer set) at one size;
 sizes
     trains all sizes by the best recipe; a family that lost the screen by more than ``HOPELESS`` only gets the sizes that
-    are smaller than the one it lost with, for the fast end of the frontier;
+    are smaller than the one it lost with, for the fast end of the frontier; where SQL is asked for, after the smaller ones also
+    those that suit a query, once each, whatever the screen said of their family;
 finish
-    where SQL is asked for, first trains the sizes that suit a query, once each, whatever the screen said of their family;
     trains the best on larger transfer sets, and their controls (labels alone) at the same size; of a family no more than two
     sizes, but what reads its numbers another way too, where it is nearly as good: blends gain by parts that err elsewhere;
 rescue
@@ -39,7 +39,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any
 
 from pg_distill.errors import InvalidData
@@ -128,8 +128,6 @@ class Search:
         self.gate.measure()
         found = self.screen()
         self.train_sizes(found)
-        if self.runner.config.sql:
-            self.train_for_sql(found)
         self.gate.time_again()
         self.finish(found)
         self.gate.time_again()
@@ -245,6 +243,8 @@ class Search:
                 # The larger ones only once the smaller ones have been timed.
                 large = {family: sizes[len(sizes) // 2 :] for family, sizes in self.gate.sizes.items()}
                 yield [t for family, tasks in plan.items() for t in tasks if t[1] not in large[family]]
+                if rank == 0 and self.runner.config.sql:
+                    self.train_for_sql(found)
                 yield [
                     task
                     for family, tasks in plan.items()
@@ -263,11 +263,11 @@ class Search:
             for family, (recipes, _) in found.items()
         }
         plan = [
-            (family, size, self.recipes.as_sql(family, recipe))
+            [(family, size, self.recipes.as_sql(family, recipe)) for size in self.gate.sql_sizes(family)]
             for family, recipe in taught.items()
-            for size in self.gate.sql_sizes(family)
         ]
-        self.runner.run("finish", plan)
+        # By turns, so that a budget that ends early has seen each family.
+        self.runner.run("sizes", [task for turn in zip_longest(*plan) for task in turn if task is not None])
         self.counted = len(self.entries)
 
     def is_too_slow(self, family: str, size: Mapping[str, Any]) -> bool:
