@@ -21,6 +21,8 @@ MOST_SECONDS = 120.0
 """What labelling and search take at most where no time budget is given."""
 FEWEST_SECONDS, SECONDS_A_ROW, SECONDS_A_CELL = 15.0, 1 / 1000, 1 / 20_000
 """What a search gets then: 20 s for 5,000 rows of two columns, 34 s of 57. More rarely found a better student of so few rows."""
+SQL_TIMES = 1.4
+"""How many times as long it takes where SQL is asked for, whose sizes are trained too: the others are then as good as without."""
 PREFERENCES = ("accurate", "knee", "fast")  # which of the candidates that meet target and floor is the answer
 
 
@@ -108,7 +110,8 @@ class Options:
         If none is given it goes by their size, and grows on a slow or a busy machine.
         """
         left = max(self.most_seconds - labelled_s, 1.0)
-        return (left if self.time_budget_s is not None else min(left, usual_seconds(rows))), left
+        usual = usual_seconds(rows) * (SQL_TIMES if self.sql_wanted else 1.0)
+        return (left if self.time_budget_s is not None else min(left, usual)), left
 
     @property
     def student_families(self) -> list[str]:
