@@ -85,11 +85,9 @@ class Mlp(Calibrated):
         widths = [[32], [width, width], [64, 64]]
         return [] if shape.has_texts else [{"hidden": hidden, "bins": 0} for hidden in widths]
 
-    def _prepare(
-        self, data: TransferSet, *, prototype: bool = False, deadline: float | None = None
-    ) -> Layers:
+    def _prepare(self, data: TransferSet, texts: TextNumbers | None = None) -> Layers:
+        texts = TextNumbers.of(self, data) if texts is None else texts
         target = resolve_targets(self, data).mean if data.frame.vector_names else None
-        texts = TextNumbers.of(self, data, prototype=prototype, deadline=deadline)
         self.encoding_ = Encoding(data.frame, self.bins, texts, target)
         layers = Layers([self.encoding_.width, *self.hidden, self.n_classes])
         rng = np.random.default_rng(self.setup.seed)
@@ -105,7 +103,7 @@ class Mlp(Calibrated):
     def prototype(self, data: TransferSet) -> bytes:
         """Return the untrained network: its latency depends on its shape alone."""
         twin = Mlp(self.setup, hidden=self.hidden, bins=self.bins)
-        twin.layers_ = twin._prepare(data, prototype=True)
+        twin.layers_ = twin._prepare(data, TextNumbers.of(self, data, prototype=True))
         return twin.to_onnx()
 
     def fit(self, data: TransferSet, select: TransferSet, *, deadline: float | None = None) -> Self:
@@ -123,9 +121,8 @@ class Mlp(Calibrated):
         self.layers_.biases[-1] *= np.float32(factor)
 
     def _train(self, data: TransferSet, select: TransferSet, epochs: int, deadline: float | None) -> Self:
-        _, later = TextNumbers.and_then(self, data, deadline)
-        layers = self._prepare(data, deadline=deadline)
-        deadline = later
+        texts, deadline = TextNumbers.and_then(self, data, deadline)
+        layers = self._prepare(data, texts)
         self.layers_ = layers
         if self.task == "regression":
             self._standardise(data)

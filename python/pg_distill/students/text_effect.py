@@ -194,7 +194,7 @@ class NgramLines:
     def improve(self, gradient: FloatArray, hessian: FloatArray, scores: FloatArray) -> None:
         """Take a Newton step, and add its change to ``scores`` (n, outputs).
 
-        In float32, which takes half the time: the next step begins at an exact gradient.
+        In float32, which takes less time: the next step begins at an exact gradient.
         """
         matrix, transposed, penalty = self.matrix, self._transposed, np.float32(self.penalty)
         outputs = self.effect.shape[1]
