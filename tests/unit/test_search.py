@@ -18,6 +18,7 @@ from pg_distill.search.problem import Candidate, Config, Problem, best_within
 from pg_distill.search.training import Recipe
 from pg_distill.students.families import FAMILIES, load_family
 from pg_distill.students.soft_labels import softmax
+from pg_distill.students.transfer_set import TransferSet
 from student_rows import CLASSES, TASKS, run, transfer, truth
 
 pytestmark = pytest.mark.slow  # it trains, or waits
@@ -254,6 +255,25 @@ def test_without_labels_agreement_chooses_and_there_is_no_control() -> None:
     assert trained
     assert not any(c.is_control for c in found)
     assert all(c.metric_select == c.fidelity_select for c in trained)
+
+
+def test_where_labels_alone_are_best_the_teacher_gets_a_little_say() -> None:
+    """A teacher that is always wrong: what follows it is poor, and labels that it smooths are not."""
+
+    def wrong(rows: TransferSet) -> TransferSet:
+        assert rows.teacher_logits is not None
+        return rows.with_logits(-rows.teacher_logits)
+
+    given = problem("binary")
+    given = replace(given, fit=wrong(given.fit), select=wrong(given.select))
+    found = stages.search(given, FAST, lambda frame: -truth(frame, "binary"))
+    by_alpha: dict[float, list[float]] = {}
+    for c in found:
+        if c.artifact and c.family != "blend":
+            by_alpha.setdefault(float(str(c.configuration["alpha"])), []).append(c.metric_select)
+            assert c.is_control == (c.configuration["alpha"] == 0)
+    assert 0 < len(by_alpha[recipes.LITTLE]) <= 2 * stages.LABELS_AHEAD
+    assert max(by_alpha[recipes.LITTLE]) > max(by_alpha[0.5] + by_alpha[1.0])
 
 
 def test_a_candidate_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

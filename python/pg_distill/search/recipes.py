@@ -25,6 +25,8 @@ SMALL_ROWS, SMALL_TREE_REPEAT = 5000, 10
 """Below so many real rows, trees too get more augmented rows a real one."""
 SQL_TREE_TIMES = 8.0
 """Augmented rows a real one that teach trees for SQL, at most; ``MORE`` times as many where one is among the best."""
+LITTLE = 0.1
+"""The alpha where labels alone are best: the teacher smooths them, and no more (Yuan et al. 2020)."""
 MORE, MOST_ROWS, LEAST_MORE = 3, 300_000, 1.5
 """How many times the augmented rows of the screen the best are trained on, up to so many rows; less than the last number of times
 is not worth a training."""
@@ -71,6 +73,10 @@ class Recipes:
         often = self.repeats(family, len(self.rows.problem.fit))
         sharp = self.temperatures(family)[0]
         return [Recipe(sharp, 0.0, repeat=n) for n in dict.fromkeys((often, min(often, REPEAT)))]
+
+    def mostly_labels(self, control: Recipe) -> Recipe:
+        """Return the recipe of a control, with a little of the teacher."""
+        return replace(control, alpha=LITTLE, unlabelled=False)
 
     def to_screen(self, family: str) -> list[Recipe]:
         """Return the recipes that *screen* compares; the control first, or where agreement chooses the teacher."""

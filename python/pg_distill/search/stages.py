@@ -12,6 +12,7 @@ sizes
 finish
     trains the best on larger transfer sets, and their controls (labels alone) at the same size; of a family no more than two
     sizes, but what reads its numbers another way too, where it is nearly as good: blends gain by parts that err elsewhere;
+    where labels alone are best, these again with a little of the teacher;
 rescue
     trains the smallest on real rows, only where the budget has ended before there was a student, or a control;
 cross
@@ -39,7 +40,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import chain, zip_longest
+from itertools import chain, takewhile, zip_longest
 from typing import Any
 
 from pg_distill.errors import InvalidData
@@ -78,6 +79,8 @@ TOO_SLOW = 1.1
 """A trained student that takes this many times the latency allowed speaks for the larger ones of its family."""
 FINISHERS, FINISHERS_A_FAMILY = 4, 2
 """Students that are trained again on larger transfer sets, and how many sizes of one family: a third errs as the second does."""
+LABELS_AHEAD = 3
+"""Where labels alone are best: controls that are trained once more with a little of the teacher."""
 MORE_SEEDS, MORE_SEEDS_CROSSED = 8, 2
 """Rounds in which, while time lasts, the best are trained with another seed, so that blends have parts; the second where
 candidates are cross-fitted, each of them then being as many trainings more."""
@@ -314,6 +317,7 @@ class Search:
         self, best: Sequence[Entry], found: Mapping[str, tuple[list[Recipe], list[Mapping[str, Any]]]]
     ) -> Iterator[list[Task]]:
         """Give the rounds of the last trainings: of each of ``best``, most promising first, and then of all."""
+        little = self.mostly_labels()
         for entry in best:
             is_first = entry is next(e for e in best if e.family == entry.family)
             for size in [entry.size, *(self.near_variants(entry) if is_first else ())]:
@@ -321,8 +325,10 @@ class Search:
                 recipes = [*self.recipes.controls(entry.family)[:1], *self.recipes.enlarged(entry.recipe)]
                 if self.recipes.by_agreement:
                     recipes.reverse()
-                yield [(entry.family, size, recipe) for recipe in recipes]
+                yield [*((entry.family, size, recipe) for recipe in recipes), *little]
+                little = []
         yield [(e.family, e.size, recipe) for e in best for recipe in self.recipes.controls(e.family)[1:]]
+        yield self.mostly_labels()
         yield [(entry.family, entry.size, recipe) for entry in best for recipe in found[entry.family][0]]
         rounds = MORE_SEEDS_CROSSED if self.crossfitter.is_wanted else MORE_SEEDS
         for seed in range(1, rounds + 1):
@@ -339,6 +345,11 @@ class Search:
                             (e.family, e.size, replace(e.recipe, seed=seed)),
                         )
             yield list(again.values())
+
+    def mostly_labels(self) -> list[Task]:
+        """Return the trainings of controls that are better than all that the teacher taught, with a little of it."""
+        ahead = takewhile(lambda e: e.is_control, self._best(self.entries, LABELS_AHEAD))
+        return [(e.family, e.size, self.recipes.mostly_labels(e.recipe)) for e in ahead]
 
     def near_variants(self, entry: Entry) -> list[Mapping[str, Any]]:
         """Return the size of the best student of another variant, if that is nearly as good as ``entry``."""
