@@ -86,22 +86,25 @@ def sql_forms_of(db: Database, trials: Sequence[Trial], material: Material) -> l
     pgvector = pgvector_schema(db)
 
     def row_ms(trial: Trial) -> float:
-        assert trial.signature is not None
-        assert trial.expression is not None
-        written = expression_of(trial.expression, pgvector)
         return rough_ms(
-            db, sql_contender("", written, trial.signature, material.source.types), material.timing_rows
+            db, sql_contender("", *written(trial, pgvector), material.source.types), material.timing_rows
         )
 
     timed = row_ms if material.options.sql_wanted else None
     for trial in choice.sql_forms(trials, pgvector=pgvector is not None, row_ms=timed):
-        assert trial.signature is not None
-        assert trial.expression is not None
-        expression, rows = expression_of(trial.expression, pgvector), material.timing_rows
-        took = statement_latency_ms(db, expression, trial.signature, material.source.types, rows)
+        took = statement_latency_ms(
+            db, *written(trial, pgvector), material.source.types, material.timing_rows
+        )
         if took <= most_ms:
             forms.append(replace(trial, statement_latency_ms=took))
     return forms
+
+
+def written(trial: Trial, pgvector: str | None) -> tuple[str, Signature]:
+    """Return a candidate's SQL for a database that has pgvector in this schema, or has none, and what it takes and gives."""
+    assert trial.signature is not None
+    assert trial.expression is not None
+    return expression_of(trial.expression, pgvector), trial.signature
 
 
 def cascades_of(
@@ -253,10 +256,9 @@ def time_all(
         contenders[choice.predict_name(teacher)] = replace(asked, name=choice.predict_name(teacher))
     pgvector = pgvector_schema(db)
     for t in finalists:
-        if t.form == "sql" and t.signature is not None and t.expression is not None:
+        if t.form == "sql":
             name = choice.offer_name(t.number)
-            types = material.source.types
-            contenders[name] = sql_contender(name, expression_of(t.expression, pgvector), t.signature, types)
+            contenders[name] = sql_contender(name, *written(t, pgvector), material.source.types)
     with predict.offer(db, offered, behind) as opened_ms:
         timings = measure_latency(
             db,

@@ -12,7 +12,7 @@ from pg_distill.errors import FeatureNotSupported, InvalidParameter, NullNotAllo
 from pg_distill.frame import Frame
 from pg_distill.registry.model import check_name
 from pg_distill.students.families import FAMILIES, MONOTONE
-from pg_distill.students.vocabulary import usual_width, usual_words
+from pg_distill.students.vocabulary import usual_width
 
 __all__ = ["MOST_SECONDS", "PREFERENCES", "Options", "constraints_of", "usual_seconds"]
 
@@ -21,6 +21,8 @@ MOST_SECONDS = 120.0
 """What labelling and search take at most where no time budget is given."""
 FEWEST_SECONDS, SECONDS_A_ROW, SECONDS_A_CELL = 15.0, 1 / 1000, 1 / 20_000
 """What a search gets then: 20 s for 5,000 rows of two columns, 34 s of 57. More rarely found a better student of so few rows."""
+CELLS_A_WORD = 2
+"""A word costs more than a cell: it is looked up, and its pairs and parts are n-grams too."""
 SQL_TIMES = 1.4
 """How many times as long it takes where SQL is asked for, whose sizes are trained too: the others are then as good as without."""
 PREFERENCES = ("accurate", "knee", "fast")  # which of the candidates that meet target and floor is the answer
@@ -150,8 +152,8 @@ class Options:
 
 def usual_seconds(rows: Frame) -> float:
     """Return what a search over rows gets where nobody says how long it may take: students of few are found soon."""
-    words = sum(usual_words(rows.strings(name)) for name in rows.text_names)
-    return FEWEST_SECONDS + len(rows) * (SECONDS_A_ROW + SECONDS_A_CELL * (usual_width(rows) + words))
+    cells = usual_width(rows, a_word=CELLS_A_WORD)
+    return FEWEST_SECONDS + len(rows) * (SECONDS_A_ROW + SECONDS_A_CELL * cells)
 
 
 def constraints_of(given: object) -> dict[str, int]:

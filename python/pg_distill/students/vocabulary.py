@@ -44,10 +44,10 @@ def usual_words(column: Strings) -> int:
     return characters // (CHARACTERS_A_WORD * max(1, len(some)))
 
 
-def usual_width(frame: Frame) -> int:
-    """Return how many cells a usual row has: columns, with the numbers of its vectors and the words of its texts."""
+def usual_width(frame: Frame, *, a_word: int = 1) -> int:
+    """Return how many cells a usual row has: columns, with the numbers of its vectors; each word of its texts is ``a_word``."""
     words = sum(usual_words(frame.strings(name)) for name in frame.text_names)
-    return sum(f.width for f in frame.features) + words
+    return sum(f.width for f in frame.features) + a_word * words
 
 
 def learn_vocabulary(
