@@ -28,7 +28,7 @@ EXTRA_CLEAN = build docker/certs/*.crt
 
 .DEFAULT_GOAL := all
 .PHONY: all install uninstall clean install-dependencies freeze check-frozen dist \
-	images lock lint test test-all test-extra test-packages test-faults test-long unit quick fuzz third-party docs demo bench bench-sql bench-sql-students bench-quality \
+	images host-certificates lock lint test test-all test-extra test-packages test-faults test-long unit quick fuzz third-party docs demo bench bench-sql bench-sql-students bench-quality \
 	bench-few bench-scale bench-steady bench-text demo-text
 
 all: $(PRODUCTS)
@@ -106,9 +106,12 @@ DOCKER_BUILD_FLAGS ?= --network=host
 HOST_CERTIFICATES = /usr/local/share/ca-certificates
 
 images: $(addprefix image-,$(IMAGES))
-image-%:
-	@for file in $(wildcard $(HOST_CERTIFICATES)/*.crt); do cp -u "$$file" docker/certs/; done
+image-%: host-certificates
 	docker build --force-rm $(DOCKER_BUILD_FLAGS) --file docker/Dockerfile --build-arg DEBIAN=$(DEBIAN_$*) --tag pg_distill:pg$* .
+
+# Once, before all images: of two that copy a file at the same time one fails.
+host-certificates:
+	@for file in $(wildcard $(HOST_CERTIFICATES)/*.crt); do cp -u "$$file" docker/certs/ || exit; done
 
 # --- checks ---
 
