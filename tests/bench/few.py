@@ -86,7 +86,7 @@ def chosen_within(
 ) -> tuple[list[Candidate], dict[str, tuple[Candidate, Any]], dict[str, Any]]:
     """Search for a latency target; return the candidates, what is chosen of each kind, and how the search ended."""
     seconds, most = Options(contest.data.name, time_budget_s=options.seconds).search_seconds(
-        contest.data.frame, labelled_s=0.0
+        contest.data.frame, len(contest.data.classes), labelled_s=0.0
     )
     config = Config(
         target_latency_ms=target,

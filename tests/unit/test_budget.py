@@ -144,10 +144,10 @@ def test_few_rows_get_little_time_unless_a_budget_is_given() -> None:
         return Frame(features, {f.name: np.zeros(n) for f in features})
 
     def search_seconds(n: int, labelled_s: float, budget: float | None = None) -> tuple[float, float]:
-        return Options("teacher", time_budget_s=budget).search_seconds(rows(n, 4), labelled_s)
+        return Options("teacher", time_budget_s=budget).search_seconds(rows(n, 4), 2, labelled_s)
 
     def seconds(n: int, columns: int, labelled_s: float = 0.0) -> float:
-        return Options("teacher").search_seconds(rows(n, columns), labelled_s)[0]
+        return Options("teacher").search_seconds(rows(n, columns), 2, labelled_s)[0]
 
     assert 15 < seconds(500, 4) < seconds(5000, 4) < seconds(5000, 60) < seconds(20_000, 60) < 120
     assert seconds(200_000, 20) == Options("teacher").most_seconds == 120
@@ -160,7 +160,10 @@ def test_few_rows_get_little_time_unless_a_budget_is_given() -> None:
 def test_words_and_numbers_of_a_vector_take_time_as_columns_do() -> None:
     n = 1000
     text = Strings.from_values(["one two three four five six " * 40] * n)
-    of_texts = usual_seconds(Frame((Feature("body", "text"),), {"body": text}))
-    of_words = usual_seconds(Frame((Feature("body", "string"),), {"body": text}))
+    texts = Frame((Feature("body", "text"),), {"body": text})
+    of_texts = usual_seconds(texts, 2)
+    of_words = usual_seconds(Frame((Feature("body", "string"),), {"body": text}), 2)
     vector = Frame((Feature("v", "vector", 384),), {"v": np.zeros((n, 384), np.float32)})
-    assert of_words < of_texts < usual_seconds(vector) < 40
+    assert of_words < of_texts < usual_seconds(vector, 2) < 40
+    assert of_texts == usual_seconds(texts, 9) < usual_seconds(texts, 20) < usual_seconds(texts, 52)
+    assert usual_seconds(vector, 2) == usual_seconds(vector, 52)

@@ -210,7 +210,7 @@ def _search(
     overhead = call_overhead(db, trainer, material.timing_rows, options.seed)
     # What rows of many columns or long texts take longer than others is the search's loss, not the caller's.
     labelled_s += max(time.monotonic() - began - USUAL_PROBE_SECONDS, 0.0)
-    seconds, most = options.search_seconds(material.sample.frame, labelled_s)
+    seconds, most = options.search_seconds(material.sample.frame, len(teacher.signature.classes), labelled_s)
     clock.standing.limit(seconds)
     request = _search_request(db, options, overhead, seconds, most)
     trials, teacher_select, teacher_classes, chosen_by, ended = trainer.search(request)

@@ -23,6 +23,8 @@ FEWEST_SECONDS, SECONDS_A_ROW, SECONDS_A_CELL = 15.0, 1 / 1000, 1 / 20_000
 """What a search gets then: 20 s for 5,000 rows of two columns, 34 s of 57. More rarely found a better student of so few rows."""
 CELLS_A_WORD = 2
 """A word costs more than a cell: it is looked up, and its pairs and parts are n-grams too."""
+CLASSES_A_CELL = 10
+"""And each of its n-grams says something of each class."""
 SQL_TIMES = 1.4
 """How many times as long it takes where SQL is asked for, whose sizes are trained too: the others are then as good as without."""
 PREFERENCES = ("accurate", "knee", "fast")  # which of the candidates that meet target and floor is the answer
@@ -106,13 +108,13 @@ class Options:
         """What labelling and search may take."""
         return MOST_SECONDS if self.time_budget_s is None else self.time_budget_s
 
-    def search_seconds(self, rows: Frame, labelled_s: float) -> tuple[float, float]:
+    def search_seconds(self, rows: Frame, n_classes: int, labelled_s: float) -> tuple[float, float]:
         """Return the budget of a search over a sample's rows, whose labelling took so long, and what it may grow to.
 
         If none is given it goes by their size, and grows on a slow or a busy machine.
         """
         left = max(self.most_seconds - labelled_s, 1.0)
-        usual = usual_seconds(rows) * (SQL_TIMES if self.sql_wanted else 1.0)
+        usual = usual_seconds(rows, n_classes) * (SQL_TIMES if self.sql_wanted else 1.0)
         return (left if self.time_budget_s is not None else min(left, usual)), left
 
     @property
@@ -150,9 +152,9 @@ class Options:
         return "sql" in (self.families or ())
 
 
-def usual_seconds(rows: Frame) -> float:
+def usual_seconds(rows: Frame, n_classes: int) -> float:
     """Return what a search over rows gets where nobody says how long it may take: students of few are found soon."""
-    cells = usual_width(rows, a_word=CELLS_A_WORD)
+    cells = usual_width(rows, a_word=CELLS_A_WORD + n_classes // CLASSES_A_CELL)
     return FEWEST_SECONDS + len(rows) * (SECONDS_A_ROW + SECONDS_A_CELL * cells)
 
 
