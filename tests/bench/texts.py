@@ -92,7 +92,7 @@ def run_set(name: str, options: argparse.Namespace, server: servers.Server) -> l
     truth = np.array([classes.index(label) for label in data.test_labels])
     found = []
     for labels in options.labels:
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             order = np.random.default_rng(seed).permutation(len(y))
             # Of each class two, so that the teacher knows them all.
             first = [i for k in range(len(classes)) for i in order[y[order] == k][:2].tolist()]
@@ -366,6 +366,16 @@ def run_scoring(options: argparse.Namespace, server: servers.Server) -> dict[str
         servers.drop_database(server, "bench_scoring")
 
 
+def merged(earlier: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return earlier rows and new ones, which take the place of those of their set, labels and seed."""
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["set"], row["labels"], row["seed"]
+
+    known = {key(row) for row in new}
+    return [row for row in earlier if key(row) not in known] + new
+
+
 def machine_text(db: Any) -> str:
     """Return what the server runs on, in words."""
     found = db.execute("SELECT distill._describe_machine()").fetchone()[0]
@@ -385,19 +395,20 @@ def summary(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
         "on embeddings",
         "family",
         "µs 50 / 300 / 3,000",
+        "seeds",
     ]
     out = []
     for name, labels in dict.fromkeys((r["set"], r["labels"]) for r in rows):
         mine = [r for r in rows if (r["set"], r["labels"]) == (name, labels)]
 
         def mean(key: str, mine: list[dict[str, Any]] = mine) -> float:
-            return statistics.mean(r[key] for r in mine)
+            return statistics.mean(r[key] for r in mine if key in r)
 
         out.append([
             name, f"{labels:,}", *(f"{mean(k):.3f}" for k in ("teacher", "student")), f"{100 * mean('kept'):.1f} %",
             *(f"{mean(k):.3f}" for k in ("script", "control")),
-            f"{mean('on_embeddings'):.3f}" if "on_embeddings" in mine[0] else "-", ", ".join(sorted({r["family"] for r in mine})),
-            " / ".join(f"{mean(f'us_{n}'):.0f}" for n in LENGTHS),
+            f"{mean('on_embeddings'):.3f}" if any("on_embeddings" in r for r in mine) else "-", ", ".join(sorted({r["family"] for r in mine})),
+            " / ".join(f"{mean(f'us_{n}'):.0f}" for n in LENGTHS), str(len(mine)),
         ])  # fmt: skip
     return columns, out
 
@@ -411,7 +422,7 @@ def main() -> None:
         "--sets", default="reviews,tomatoes,bbc,newsgroups,r8,r52,tweets", help="names with commas"
     )
     parser.add_argument("--labels", default="200,1000", help="human labels of the teacher, with commas")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", default="0,1,2", help="which labels the teacher had, with commas")
     parser.add_argument(
         "--seconds",
         type=float,
@@ -434,11 +445,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "build/bench/texts.json")
     parser.add_argument("--packages", type=Path, default=ROOT / "build/bench/packages")
     parser.add_argument("--cache", type=Path, default=ROOT / "build/bench/texts")
+    parser.add_argument(
+        "--merge", action="store_true", help="into the output: what is not run now stays as it was"
+    )
     parser.add_argument("--record", action="store_true", help="into tests/bench/results, for the documents")
     options = parser.parse_args()
     options.labels = [int(k) for k in options.labels.split(",")]
+    options.seeds = [int(k) for k in options.seeds.split(",")]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = json.loads(options.output.read_text()) if options.merge else []
     wheels = [text_sets.word_vectors(options.packages)] if options.vectors else []
     if wheels and options.server != "local":
         parser.error("--vectors needs --server local: another server's Python has what is installed there")
@@ -447,7 +462,7 @@ def main() -> None:
         with server.connect("bench_machine", autocommit=True) as db:
             machine = machine_text(db)
         for name in filter(None, options.sets.split(",")):
-            rows += run_set(name, options, server)
+            rows = merged(rows, run_set(name, options, server))
             options.output.parent.mkdir(parents=True, exist_ok=True)
             options.output.write_text(json.dumps(rows, indent=1))
         mixed = [] if options.no_columns else run_columns(options, server)
@@ -458,27 +473,27 @@ def main() -> None:
     if scoring is not None:
         print(json.dumps(scoring))
     if options.record:
-        command = "make bench-text"
+        path = ROOT / "tests/bench/results/texts.json"
+        tables = json.loads(path.read_text())["tables"] if options.merge else {}
+        tables["sets"] = {"columns": columns, "rows": table}
         record = {
-            "command": command, "recorded": datetime.now(UTC).date().isoformat(), "machine": machine,
-            "source": " ".join(sys.argv[1:]), "tables": {"sets": {"columns": columns, "rows": table}},
+            "command": "make bench-text", "recorded": datetime.now(UTC).date().isoformat(), "machine": machine,
+            "source": " ".join(sys.argv[1:]), "tables": tables,
         }  # fmt: skip
         if mixed:
-            record["tables"]["columns"] = {  # type: ignore[index]
+            tables["columns"] = {
                 "columns": ["election tweets, read", "accuracy", "standard error", "family"],
                 "rows": [
                     [m["columns"], f"{m['accuracy']:.3f}", f"{m['error']:.3f}", m["family"]] for m in mixed
                 ],
             }
         if scoring is not None:
-            record["tables"]["scoring"] = {  # type: ignore[index]
+            tables["scoring"] = {
                 "columns": ["texts of 80 characters", "score_class", "an application with scikit-learn", "times"],
                 "rows": [[f"{scoring['rows']:,}", f"{scoring['score_class']:,.0f} a second",
                           f"{scoring['application']:,.0f} a second", f"{scoring['times']:.1f}"]],
             }  # fmt: skip
-        (ROOT / "tests/bench/results/texts.json").write_text(
-            json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        )
+        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
