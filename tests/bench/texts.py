@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import signal
 import statistics
 import sys
@@ -376,6 +377,11 @@ def merged(earlier: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dic
     return [row for row in earlier if key(row) not in known] + new
 
 
+def joined(earlier: str | None, new: str, by: str) -> str:
+    """Return what is said of earlier figures and of new ones, once where it is the same."""
+    return new if earlier is None else earlier if earlier.endswith(new) else earlier + by + new
+
+
 def machine_text(db: Any) -> str:
     """Return what the server runs on, in words."""
     found = db.execute("SELECT distill._describe_machine()").fetchone()[0]
@@ -415,8 +421,12 @@ def summary(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 def main() -> None:
     """Run the benchmark."""
+    places = argparse.ArgumentParser(add_help=False)
+    places.add_argument("--output", type=Path, default=ROOT / "build/bench/texts.json")
+    places.add_argument("--packages", type=Path, default=ROOT / "build/bench/packages")
+    places.add_argument("--cache", type=Path, default=ROOT / "build/bench/texts")
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[places]
     )
     parser.add_argument(
         "--sets", default="reviews,tomatoes,bbc,newsgroups,r8,r52,tweets", help="names with commas"
@@ -442,9 +452,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of scoring; medians count")
     parser.add_argument("--rows", type=int, default=1_000_000, help="short texts that are scored; 0: none")
     parser.add_argument("--server", default="local")
-    parser.add_argument("--output", type=Path, default=ROOT / "build/bench/texts.json")
-    parser.add_argument("--packages", type=Path, default=ROOT / "build/bench/packages")
-    parser.add_argument("--cache", type=Path, default=ROOT / "build/bench/texts")
     parser.add_argument(
         "--merge", action="store_true", help="into the output: what is not run now stays as it was"
     )
@@ -453,7 +460,9 @@ def main() -> None:
     options.labels = [int(k) for k in options.labels.split(",")]
     options.seeds = [int(k) for k in options.seeds.split(",")]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    rows: list[dict[str, Any]] = json.loads(options.output.read_text()) if options.merge else []
+    rows: list[dict[str, Any]] = []
+    if options.merge and options.output.exists():
+        rows = json.loads(options.output.read_text())
     wheels = [text_sets.word_vectors(options.packages)] if options.vectors else []
     if wheels and options.server != "local":
         parser.error("--vectors needs --server local: another server's Python has what is installed there")
@@ -474,11 +483,14 @@ def main() -> None:
         print(json.dumps(scoring))
     if options.record:
         path = ROOT / "tests/bench/results/texts.json"
-        tables = json.loads(path.read_text())["tables"] if options.merge else {}
+        kept = json.loads(path.read_text()) if options.merge else {"tables": {}}
+        tables = kept["tables"]
         tables["sets"] = {"columns": columns, "rows": table}
+        # Where files lie on this machine says nothing of the figures.
+        today, said = datetime.now(UTC).date().isoformat(), shlex.join(places.parse_known_args()[1])
         record = {
-            "command": "make bench-text", "recorded": datetime.now(UTC).date().isoformat(), "machine": machine,
-            "source": " ".join(sys.argv[1:]), "tables": tables,
+            "command": "make bench-text", "recorded": joined(kept.get("recorded"), today, " and "), "machine": machine,
+            "source": joined(kept.get("source"), said, "; merged with "), "tables": tables,
         }  # fmt: skip
         if mixed:
             tables["columns"] = {

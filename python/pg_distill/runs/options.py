@@ -24,7 +24,7 @@ FEWEST_SECONDS, SECONDS_A_ROW, SECONDS_A_CELL = 15.0, 1 / 1000, 1 / 20_000
 CELLS_A_WORD = 2
 """A word costs more than a cell: it is looked up, and its pairs and parts are n-grams too."""
 CLASSES_A_CELL = 10
-"""And each of its n-grams says something of each class."""
+"""So many classes make a word cost a cell more: each of its n-grams says something of each class."""
 SQL_TIMES = 1.4
 """How many times as long it takes where SQL is asked for, whose sizes are trained too: the others are then as good as without."""
 PREFERENCES = ("accurate", "knee", "fast")  # which of the candidates that meet target and floor is the answer
