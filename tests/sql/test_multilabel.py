@@ -458,6 +458,8 @@ def test_metrics_of_one_label_are_refused(log: psycopg.Connection, metric: str) 
         ("p", "'{0.1,0.2,0.3}'", ", classes => '{billing,damaged,late,refund}'", errors.DataException),
         ("p", "'{0.1,0.2,0.3,1.5}'", ", classes => '{billing,damaged,late,refund}'", errors.DataException),
         ("p", "'{0.1,0.2,0.3,NaN}'", ", classes => '{billing,damaged,late,refund}'", errors.DataException),
+        ("p", "'{NaN,NaN,NaN,NaN}'", ", classes => '{billing,damaged,late,refund}'", errors.DataException),
+        ("p", "'{NaN,NaN,NaN,NaN}'", "", errors.InvalidParameterValue),  # no class is called NaN
         ("p", "'{0.1,0.2,0.3,NULL}'", ", classes => '{billing,damaged,late,refund}'", errors.DataException),
         ("scores", "'{\"billing\": 2}'", ", task => 'multilabel'", errors.DataException),
         ("p", "p", "", errors.InvalidParameterValue),  # which class is which nobody knows

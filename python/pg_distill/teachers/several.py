@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 JSON = ("json", "jsonb")
+FLOATS = ("_float4", "_float8")  # arrays that have no names, though JSON writes their NaN as one
+NO_NUMBERS = frozenset({"NaN", "Infinity", "-Infinity"})
 SHOWN = 200  # characters of a value in an error's detail
 
 
@@ -95,7 +97,7 @@ def names_of(db: Database, source: Source, columns: Sequence[str | None]) -> lis
     """Return the classes that columns of several labels name, all of their rows read, in order; None where they name none."""
     found: set[str] = set()
     for column in columns:
-        if column is None or column not in source.columns:
+        if column is None or column not in source.columns or source.columns[column].base in FLOATS:
             continue
         j = f"pg_catalog.to_jsonb(s.{quote_identifier(column)})"
         kind = f"pg_catalog.jsonb_typeof({j}) OPERATOR(pg_catalog.=)"
@@ -185,6 +187,8 @@ def _row(given: object, places: Mapping[str, int], n_classes: int) -> FloatArray
     if any(value is None for value in given):
         raise ValueError("an array with NULL")
     if all(isinstance(value, str) for value in given):
+        if NO_NUMBERS.difference(places).intersection(given):
+            raise ValueError("a probability that is no number")
         if len(set(given)) < len(given):
             raise ValueError("a class twice")
         out[[_place(name, places) for name in given]] = 1.0
