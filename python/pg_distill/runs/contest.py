@@ -230,6 +230,7 @@ def time_all(
 ) -> dict[str, Timing]:
     """Time teacher, family and finalists in turns, for so many seconds in all; keys are model ids and ``verdict``'s names.
 
+    What may meet the target and may not, by its interval, is timed longer: a run should not be refused for too few calls.
     What is timed in SQL form is timed by predict too, which can also be called for it. Members are offered as candidates
     are, so that one which others drop meanwhile ends nothing.
     """
@@ -266,6 +267,7 @@ def time_all(
             material.timing_rows,
             seed=options.seed,
             seconds=seconds,
+            target_ms=options.target_latency_ms,
         )
     timings = _with_opening(timings, opened_ms)
     return {key: timings[contender.name] for key, contender in contenders.items()}

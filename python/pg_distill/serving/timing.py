@@ -11,6 +11,7 @@ contender before has filled the processor's caches with its own model, for which
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import random
@@ -56,6 +57,7 @@ __all__ = [
 ]
 
 BLOCKS = 20  # a contender: enough for a t interval over block means
+MOST_TIMES = 3  # as many blocks of a contender of which it is open whether it meets the target
 BLOCK_SECONDS = 0.06  # long against the clock's step and a time slice of the scheduler's
 LEAD_SHARE = 0.4  # of a block, at its beginning, that does not count
 MIN_BLOCK_CALLS, MAX_BLOCK_CALLS, MAX_LEAD_CALLS = 3, 500, 200
@@ -231,7 +233,13 @@ def _time_block(db: Database, contender: Contender, rows: Frame, lead: int = 0) 
 
 
 def measure_latency(
-    db: Database, contenders: Sequence[Contender], rows: Frame, *, seed: int, seconds: float
+    db: Database,
+    contenders: Sequence[Contender],
+    rows: Frame,
+    *,
+    seed: int,
+    seconds: float,
+    target_ms: float = math.nan,
 ) -> Mapping[str, Timing]:
     """Time the contenders in turns over ``rows``, which have the features of each of them.
 
@@ -239,6 +247,8 @@ def measure_latency(
     ----------
     seconds
         About how long this may take; blocks become shorter, then fewer, where a contender is slow.
+    target_ms
+        A contender whose interval has this in it is measured `MOST_TIMES` as long, at most: its blocks are too few to tell.
     """
     order = random.Random(seed)
     share = seconds / max(1, len(contenders))
@@ -268,15 +278,23 @@ def measure_latency(
         blocks = max(3, min(BLOCKS, int(share / max(a_block, 1e-9))))
         plan[contender.name] = lead, calls, blocks
     timed: dict[str, list[FloatArray]] = {c.name: [] for c in contenders}
-    for turn in range(BLOCKS):
-        for contender in order.sample(list(contenders), len(contenders)):
+    measured = list(contenders)
+    for turn in range(MOST_TIMES * BLOCKS):
+        if turn > 0 and turn % BLOCKS == 0:
+            measured = [c for c in measured if _is_open(latency_statistics(timed[c.name]), target_ms)]
+        for contender in order.sample(measured, len(measured)):
             lead, calls, blocks = plan[contender.name]
-            if turn < blocks:
+            if turn % BLOCKS < blocks:
                 # Fresh rows: trees take longer for some.
                 block_rows = _some(rows, order.randrange(len(rows)), lead + calls)
                 timed[contender.name].append(_time_block(db, contender, block_rows, lead))
                 db.check_interrupts()
     return {c.name: Timing(latency_statistics(timed[c.name]), cold[c.name], c.path) for c in contenders}
+
+
+def _is_open(latency: Latency, target_ms: float) -> bool:
+    """Whether a latency may be below a target and above it, by its interval; not where there is no target."""
+    return latency.low_ms <= target_ms < latency.high_ms
 
 
 def _some(rows: Frame, start: int, count: int) -> Frame:
