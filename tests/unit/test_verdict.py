@@ -413,3 +413,21 @@ def test_what_need_not_be_monotone_takes_no_place_of_what_is() -> None:
     assert accepted(held, {"age": 1})
     assert not accepted(held, {"income": 1})
     assert not accepted(held, {"income": 1, "age": -1})
+
+
+def test_a_search_without_a_student_says_why() -> None:
+    """Shapes that were measured and never trained speak of the target; what had its turn planned speaks of time."""
+    refused = [
+        replace(trial(n, 0.0, ms, reason="not trained"), artifact=None, select_accuracy=None, signature=None)
+        for n, ms in ((0, 0.0437), (1, 0.0191))
+    ]
+    unmeasured = replace(refused[0], trainer_latency_ms=None)
+    planned = replace(unmeasured, configuration={"stage": "screen"})
+    late = verdict.why_none([*refused, planned], 0.0123, 0.0031)
+    slow = verdict.why_none([*refused, unmeasured], 0.0123, 0.0031)
+    assert all(figure in slow for figure in ("0.0191", "0.0031", "0.0123"))
+    assert "0.0191" not in late
+    assert (
+        verdict.why_none([replace(unmeasured, reason="no such library")], 0.0123, 0.0031) == "no such library"
+    )
+    assert verdict.why_none([], 0.0123, 0.0031) == late

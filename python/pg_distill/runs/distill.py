@@ -266,6 +266,8 @@ def _search(
         options, metric, teacher, members, candidates, timings, figures, student_name, judged_for
     )
     chosen = decision.chosen
+    if chosen is None:
+        decision = replace(decision, reason=verdict.why_none(trials, options.target_latency_ms, overhead))
     compared = Compared(intervals={}, versus={})
     if chosen is not None:
         compared = trainer.compare(chosen, control)

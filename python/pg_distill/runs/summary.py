@@ -119,7 +119,7 @@ def summarise(
     """Return the run in a sentence; ``compared`` is what ``Judge.compare`` says of teacher, control and student."""
     chosen = decision.chosen
     if chosen is None:
-        return "no student could be trained within the time budget"
+        return f"no student was trained: {decision.reason}"
     theirs, ours = figures["teacher"], figures["candidates"][str(chosen.scored_as)]
     if theirs["score"] is None or ours["score"] is None:
         return f"no student accepted: {decision.reason}"

@@ -32,6 +32,7 @@ __all__ = [
     "is_out_of_reach",
     "not_compared",
     "reached",
+    "why_none",
 ]
 
 MAX_NAMED = 3  # members that a summary names
@@ -159,6 +160,21 @@ def decide(
     return Verdict(
         False, nearest, refused[nearest.number], _pareto_score(teacher, nearest, timings, figures), refused
     )
+
+
+def why_none(trials: Sequence[Trial], target_ms: float, overhead_ms: float) -> str:
+    """Return why a search has no student: its shapes are too slow as the machine is now, they failed alike, or time was over."""
+    if not any("stage" in t.configuration for t in trials):  # nothing came so far as to be trained
+        measured = [t.trainer_latency_ms for t in trials if t.trainer_latency_ms is not None]
+        if measured:
+            return (
+                f"the fastest shape of a student takes {min(measured):.4g} ms, and predict {overhead_ms:.4g} ms around it:"
+                f" together more than the target of {target_ms:.4g} ms"
+            )
+        reasons = {t.reason for t in trials}
+        if len(reasons) == 1:
+            return reasons.pop()
+    return "no candidate could be trained within the time budget"
 
 
 def _misses(
