@@ -276,8 +276,10 @@ def latency_again(session: Session, models: dict[str, str], report: dict[str, An
 def measured_anew(session: Session, models: dict[str, str]) -> dict[str, float]:
     """Have the product measure the family as the machine is now; return the call latencies in ms that it stores."""
     say("  the machine is not as it was in the run: remeasure times the whole family as it is now")
-    session.show("SELECT name, avg_latency_ms, previous_latency_ms FROM distill.remeasure('flight_delay')")
-    stored = dict(session.quietly("SELECT name, avg_latency_ms FROM distill.models WHERE active"))
+    rows, _ = session.show(
+        "SELECT name, avg_latency_ms, previous_latency_ms FROM distill.remeasure('flight_delay')"
+    )
+    stored = {name: ms for name, ms, _ in rows}
     return {role: stored[model] for role, model in models.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -33,18 +34,15 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return means
 
 
-def measured(blocks: dict[str, Any], **means: list[float]) -> dict[str, Any]:
+def measured(blocks: dict[str, Any], target_ms: float, **means: list[float]) -> Any:
     contenders = [timing.Contender(name, "", "", lambda rows: ("", ())) for name in means]
     blocks |= {name: itertools.cycle(values) for name, values in means.items()}
-    return {
-        asked: timing.measure_latency(Backend(), contenders, ROWS, seed=1, seconds=60, target_ms=asked)  # type: ignore[arg-type]
-        for asked in (1.0, float("nan"))
-    }
+    return timing.measure_latency(Backend(), contenders, ROWS, seed=1, seconds=60, target_ms=target_ms)  # type: ignore[arg-type]
 
 
 def test_what_may_meet_the_target_or_not_is_timed_longer(blocks: dict[str, Any]) -> None:
-    found = measured(blocks, fast=[0.3, 0.5], near=[0.8, 1.11], over=[0.8, 1.3], slow=[2.0, 2.2])
-    with_target, without = found.values()
+    means = {"fast": [0.3, 0.5], "near": [0.8, 1.11], "over": [0.8, 1.3], "slow": [2.0, 2.2]}
+    with_target, without = (measured(blocks, target_ms, **means) for target_ms in (1.0, math.nan))
     counts = {name: timed.latency.n_blocks for name, timed in with_target.items()}
     assert counts["fast"] == counts["slow"] == timing.BLOCKS
     assert timing.BLOCKS < counts["near"] <= timing.MOST_TIMES * timing.BLOCKS

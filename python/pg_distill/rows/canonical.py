@@ -44,7 +44,9 @@ from pg_distill.quoting import array_text, number_array_text, quote_identifier, 
 __all__ = [
     "EXACT",
     "EXACT_SECONDS",
+    "FLOAT_ARRAYS",
     "SEVERAL",
+    "SPECIAL_NUMBERS",
     "TYPES_QUERY",
     "NamedColumn",
     "SqlType",
@@ -101,7 +103,8 @@ _KINDS: Mapping[str, Kind] = {
     "halfvec": "vector",
 }
 
-SEVERAL = frozenset({"array", "_float4", "_float8"})
+FLOAT_ARRAYS = ("_float4", "_float8")
+SEVERAL = frozenset({"array", *FLOAT_ARRAYS})
 """Types of several values, read as a string where they are labels and not features: JSON, whose NULL is NULL."""
 
 _PGVECTOR = ("vector", "halfvec", "sparsevec")
@@ -338,7 +341,7 @@ def _array_of_vector(column: str, sql_type: SqlType | None, as_type: str | None)
     base = sql_type.base if sql_type is not None else ""
     if base == "_float8" and as_type is not None and is_single(as_type):
         base = ""
-    return column if base in ("_float4", "_float8") else f"({column})::pg_catalog._float4"
+    return column if base in FLOAT_ARRAYS else f"({column})::pg_catalog._float4"
 
 
 def label_text(column: str, sql_type: SqlType) -> str | None:
@@ -464,7 +467,7 @@ class NamedColumn(Protocol):
         """Whether its values are strings, not numbers."""
 
 
-_SPECIAL_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+SPECIAL_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 """What to_jsonb makes of the numbers that JSON lacks."""
 
 # Without json.loads' search for blanks around the value: jsonb's text has none.
@@ -514,8 +517,8 @@ def read_number(name: str, kind: Kind, value: Any) -> float:
     if value is None:
         return math.nan
     if isinstance(value, str):
-        if value in _SPECIAL_NUMBERS:
-            return _SPECIAL_NUMBERS[value]
+        if value in SPECIAL_NUMBERS:
+            return SPECIAL_NUMBERS[value]
         if kind == "timestamp":
             return _timestamp(name, value)
         raise _wrong_type(name, kind, "string")

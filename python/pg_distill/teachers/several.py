@@ -13,7 +13,7 @@ from pg_distill.database.protocol import Database
 from pg_distill.errors import DatatypeMismatch, InvalidData, InvalidParameter
 from pg_distill.frame import MAX_LABELS, FloatArray, Strings, Task, label_sets
 from pg_distill.quoting import quote_identifier
-from pg_distill.rows.canonical import SEVERAL, match_labels
+from pg_distill.rows.canonical import FLOAT_ARRAYS, SEVERAL, SPECIAL_NUMBERS, match_labels
 from pg_distill.rows.source import Source
 
 __all__ = [
@@ -29,8 +29,6 @@ __all__ = [
 ]
 
 JSON = ("json", "jsonb")
-FLOATS = ("_float4", "_float8")  # arrays that have no names, though JSON writes their NaN as one
-NO_NUMBERS = frozenset({"NaN", "Infinity", "-Infinity"})
 SHOWN = 200  # characters of a value in an error's detail
 
 
@@ -97,8 +95,10 @@ def names_of(db: Database, source: Source, columns: Sequence[str | None]) -> lis
     """Return the classes that columns of several labels name, all of their rows read, in order; None where they name none."""
     found: set[str] = set()
     for column in columns:
-        if column is None or column not in source.columns or source.columns[column].base in FLOATS:
+        if column is None or column not in source.columns:
             continue
+        if source.columns[column].base in FLOAT_ARRAYS:
+            continue  # it has no names, though JSON writes its NaN as one
         j = f"pg_catalog.to_jsonb(s.{quote_identifier(column)})"
         kind = f"pg_catalog.jsonb_typeof({j}) OPERATOR(pg_catalog.=)"
         array = f"CASE WHEN {kind} 'array'::pg_catalog.text THEN {j} ELSE '[]'::pg_catalog.jsonb END"
@@ -187,7 +187,7 @@ def _row(given: object, places: Mapping[str, int], n_classes: int) -> FloatArray
     if any(value is None for value in given):
         raise ValueError("an array with NULL")
     if all(isinstance(value, str) for value in given):
-        if NO_NUMBERS.difference(places).intersection(given):
+        if any(value in SPECIAL_NUMBERS and value not in places for value in given):
             raise ValueError("a probability that is no number")
         if len(set(given)) < len(given):
             raise ValueError("a class twice")
